@@ -16,6 +16,8 @@ struct State {
     /// Whether somebody else has removed the rules.
     flushed: bool,
     fails: bool,
+    /// Whether the kernel cannot count connections.
+    cannot_count: bool,
 }
 
 impl MemoryFirewall {
@@ -28,6 +30,11 @@ impl MemoryFirewall {
     pub fn flush(&self) {
         let mut state = self.state.lock();
         (state.rules, state.flushed) = (None, true);
+    }
+
+    /// Lets the kernel be one that cannot count connections.
+    pub fn set_cannot_count(&self) {
+        self.state.lock().cannot_count = true;
     }
 
     /// Lets every change fail from now on, or succeed again.
@@ -54,5 +61,9 @@ impl Firewall for MemoryFirewall {
     async fn check(&self) -> Result<Option<String>> {
         let flushed = std::mem::take(&mut self.state.lock().flushed);
         Ok(flushed.then(|| "the tables are missing".to_owned()))
+    }
+
+    fn counts_connections(&self) -> bool {
+        !self.state.lock().cannot_count
     }
 }

@@ -156,4 +156,7 @@ pub trait Firewall: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When the host's rules could not be read.
     async fn check(&self) -> Result<Option<String>>;
+
+    /// Returns false when the rules that were applied limit connections, and this kernel cannot count them.
+    fn counts_connections(&self) -> bool;
 }

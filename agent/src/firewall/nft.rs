@@ -126,6 +126,11 @@ impl Firewall for NftFirewall {
         *applied = None;
         Ok(Some(differences.join(", ")))
     }
+
+    fn counts_connections(&self) -> bool {
+        // Tried only where there is a limit.
+        *self.counts.lock() != Some(false)
+    }
 }
 
 impl NftFirewall {

@@ -161,6 +161,7 @@ async fn rules_without_counting_are_applied_where_the_kernel_cannot_count() {
     let one = rules([(100_002, entry(2))]);
     firewall.apply(&one).await.expect("applied");
     assert!(!namespace.run("list ruleset").contains("ct count"));
+    assert!(!firewall.counts_connections());
     assert_eq!(firewall.check().await, Ok(None));
     firewall.apply(&rules([(100_003, entry(3))])).await.expect("changed");
     assert_eq!(firewall.check().await, Ok(None));
@@ -176,6 +177,7 @@ async fn connections_that_are_counted_are_no_difference() {
     let firewall = NftFirewall::of(net.path(), &namespace.nft());
     firewall.apply(&rules([(100_002, entry(2))])).await.expect("applied");
     assert!(namespace.run("list ruleset").contains("ct count over 4096"), "this kernel can count");
+    assert!(firewall.counts_connections());
     namespace
         .run(&format!("add element inet {TABLE} connections {{ 10.100.1.2 ct count over 4096 }}"));
     assert_eq!(firewall.check().await, Ok(None));

@@ -203,7 +203,13 @@ impl Sandboxes {
             let detail = format!("isolation rules are not in force: {why}");
             Finding::new(Invariant::I5, subject, detail)
         });
-        restored.into_iter().chain(broken).collect()
+        let uncounted = !isolation.firewall.counts_connections();
+        let uncounted = uncounted.then(|| {
+            let detail = "this kernel cannot count connections (nft_connlimit): the connections of sandboxes are \
+                          not limited";
+            Finding::new(Invariant::Unchecked, subject, detail)
+        });
+        restored.into_iter().chain(broken).chain(uncounted).collect()
     }
 
     /// Makes the rules for the records as they are.

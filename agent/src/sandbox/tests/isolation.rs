@@ -224,3 +224,16 @@ async fn node_without_isolation_closes_no_sandbox() {
     let error = node.sandboxes.start(&record.id, LONG).await.expect_err("refused");
     assert_eq!(error.reason, Reason::IsolationFailed);
 }
+
+#[tokio::test(start_paused = true)]
+async fn kernel_that_cannot_count_connections_is_a_finding() {
+    let node = Node::new().await;
+    let firewall = node.isolated();
+    node.running(1).await;
+    node.assert_sound().await;
+    firewall.set_cannot_count();
+    let (findings, _) = node.sandboxes.check().await;
+    let [finding] = &findings[..] else { panic!("{findings:?}") };
+    assert_eq!(finding.invariant, proto::Invariant::Unchecked);
+    assert!(finding.detail.contains("nft_connlimit"), "{finding:?}");
+}
