@@ -2,7 +2,11 @@
 //! `Signs::read` touches files.
 
 use std::{
-    collections::BTreeMap, fs, io::ErrorKind::NotFound, net::IpAddr, os::unix::fs::PermissionsExt,
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::ErrorKind::NotFound,
+    net::IpAddr,
+    os::unix::fs::PermissionsExt,
     path::Path,
 };
 
@@ -10,6 +14,9 @@ use proto::{id::Vmid, name::NodeName};
 use serde::Deserialize;
 
 use super::{Cluster, Member};
+
+/// File of pmxcfs with the configuration of corosync.
+pub const COROSYNC_CONF: &str = "corosync.conf";
 
 /// Content of `.members`. It has `nodename` alone on a node without a cluster, and also on a member
 /// whose pmxcfs was started while corosync was down.
@@ -64,7 +71,7 @@ impl Signs {
             Err(error) => error.kind() == NotFound,
         };
         Self {
-            corosync_conf: root.join("corosync.conf").try_exists().unwrap_or(true),
+            corosync_conf: root.join(COROSYNC_CONF).try_exists().unwrap_or(true),
             writable: writable(root) && writable(&root.join("nodes")),
         }
     }
@@ -134,6 +141,19 @@ struct Manager {
     node_status: BTreeMap<NodeName, String>,
 }
 
+/// Reads the nodes' addresses on all links from `corosync.conf`. A link may have a name instead, which is left
+/// out: whom a name leads to is not the cluster's to say.
+pub fn links(corosync_conf: &[u8]) -> BTreeSet<IpAddr> {
+    let text = String::from_utf8_lossy(corosync_conf);
+    let addresses = text.lines().filter_map(|line| {
+        let (key, value) = line.trim().split_once(':')?;
+        let number = key.trim().strip_prefix("ring")?.strip_suffix("_addr")?;
+        number.parse::<u8>().ok()?;
+        value.trim().parse().ok()
+    });
+    addresses.collect()
+}
+
 /// Reads the cluster's state. Without `.members`, pmxcfs is down: not quorate, nothing known.
 pub fn cluster(
     members: Option<&[u8]>,
@@ -161,6 +181,7 @@ pub fn cluster(
         number: quorum.number(),
         members: nodes,
         maintenance,
+        links: BTreeSet::new(),
         guests: guests
             .ids
             .into_iter()
@@ -195,6 +216,18 @@ mod tests {
     /// Signs of a healthy node without a cluster.
     const FINE: Signs = Signs { corosync_conf: false, writable: true };
     const BARE: &[u8] = b"{\n\"nodename\": \"pve1\",\n\"version\": 0\n}\n";
+
+    #[test]
+    fn all_links_of_all_nodes_are_read() {
+        let text = "logging {\n  debug: off\n}\nnodelist {\n  node {\n    name: pve1\n    nodeid: 1\n    \
+                    ring0_addr: 10.99.0.11\n    ring1_addr: 203.0.113.11\n  }\n  node {\n    name: pve2\n    \
+                    ring0_addr: pve2.example.org\n    ring7_addr: 2001:db8::2\n  }\n}\ntotem {\n  \
+                    interface {\n    linknumber: 0\n  }\n  version: 2\n}\n# ring0_addr: 10.0.0.1\n";
+        let expected = ["10.99.0.11", "203.0.113.11", "2001:db8::2"];
+        let expected = expected.map(|text| text.parse().expect("an address"));
+        assert_eq!(links(text.as_bytes()), expected.into());
+        assert!(links(b"").is_empty());
+    }
 
     fn node(name: &str) -> NodeName {
         name.parse().expect("valid")

@@ -35,7 +35,11 @@ pub mod template_mark;
 pub mod volume;
 pub mod worker;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use proto::{
     id::{SandboxId, Vmid},
@@ -165,6 +169,8 @@ pub struct Cluster {
     pub number: Option<u32>,
     /// Nodes of the cluster; at least this node.
     pub members: BTreeMap<NodeName, Member>,
+    /// Addresses of all nodes on all links of corosync, beside those of `members`.
+    pub links: BTreeSet<IpAddr>,
     /// All guests of the cluster, of any kind, with their node.
     pub guests: BTreeMap<Vmid, NodeName>,
     /// Whether PVE's HA manager has this node in maintenance.
@@ -175,7 +181,7 @@ pub struct Cluster {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Member {
     /// Cluster address; absent when the node is offline.
-    pub ip: Option<std::net::IpAddr>,
+    pub ip: Option<IpAddr>,
     /// Whether corosync says that the node is online.
     pub online: bool,
 }

@@ -62,6 +62,7 @@ impl Pve for FakePve {
         let world = self.shared.world.lock();
         let (members, signs) = world.members(&self.node);
         Cluster {
+            links: world.links.clone(),
             guests: world.guests.iter().map(|(id, guest)| (*id, guest.node.clone())).collect(),
             ..cluster::cluster(Some(members.as_bytes()), None, None, signs)
         }

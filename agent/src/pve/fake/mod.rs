@@ -187,6 +187,7 @@ impl FakeCluster {
             next_pid: 1000,
             mutation: None,
             limiting: Limiting::default(),
+            links: BTreeSet::new(),
         };
         Self(Arc::new(Shared {
             world: Mutex::new(world),
@@ -337,6 +338,11 @@ impl FakeCluster {
     /// Sets what the hosts' kernels do when a limit is written to a cgroup.
     pub fn set_limiting(&self, limiting: Limiting) {
         self.0.world.lock().limiting = limiting;
+    }
+
+    /// Adds an address of a node on a further link of corosync.
+    pub fn add_link(&self, address: std::net::IpAddr) {
+        self.0.world.lock().links.insert(address);
     }
 
     /// Sets whether the cluster has quorum.

@@ -99,6 +99,8 @@ pub(super) struct World {
     pub mutation: Option<Mutation>,
     /// Behaviour of the hosts' kernels when a limit is written to a cgroup.
     pub limiting: Limiting,
+    /// Addresses of the nodes on further links of corosync.
+    pub links: BTreeSet<std::net::IpAddr>,
 }
 
 /// Remains that `destroy_owned` finds.

@@ -99,10 +99,11 @@ impl Host {
         let read = |name| self.files.read(self.places.root.join(name));
         let root = self.places.root.clone();
         let signs = self.files.blocking(move || Ok(cluster::Signs::read(&root)));
-        let (members, guests, manager, signs) = tokio::join!(
+        let (members, guests, manager, corosync, signs) = tokio::join!(
             read(pmxcfs::MEMBERS),
             read(pmxcfs::GUESTS),
             read("ha/manager_status"),
+            read(cluster::COROSYNC_CONF),
             signs
         );
         let members = members.inspect_err(|error| tracing::warn!(%error, "could not read pmxcfs"));
@@ -110,7 +111,11 @@ impl Host {
             (members.ok().flatten(), guests.ok().flatten(), manager.ok().flatten());
         // Signs that cannot be read allow no change.
         let signs = signs.unwrap_or(cluster::Signs { corosync_conf: true, writable: false });
-        cluster::cluster(members.as_deref(), guests.as_deref(), manager.as_deref(), signs)
+        let links = corosync.ok().flatten().map(|bytes| cluster::links(&bytes));
+        Cluster {
+            links: links.unwrap_or_default(),
+            ..cluster::cluster(members.as_deref(), guests.as_deref(), manager.as_deref(), signs)
+        }
     }
 
     /// Refuses a change without quorum: `pct destroy` would then remove the volume and keep the

@@ -148,10 +148,11 @@ impl Sandboxes {
     }
 
     async fn enforce(&self, isolation: &Isolation) -> Result<Option<String>> {
-        let members = self.pve.cluster().await.members;
-        let addresses = members.values().filter_map(|member| match member.ip {
-            Some(IpAddr::V4(ip)) => Some(ip),
-            Some(IpAddr::V6(_)) | None => None,
+        let cluster = self.pve.cluster().await;
+        let members = cluster.members.values().filter_map(|member| member.ip);
+        let addresses = members.chain(cluster.links).filter_map(|address| match address {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
         });
         let _turn = isolation.turn.lock().await;
         isolation.memory.lock().nodes.extend(addresses);

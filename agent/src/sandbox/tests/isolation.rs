@@ -226,6 +226,21 @@ async fn node_without_isolation_closes_no_sandbox() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn addresses_of_nodes_on_all_links_are_out_of_reach() {
+    let node = Node::new().await;
+    let firewall = node.isolated();
+    node.running(1).await;
+    let closed = |ip: &str| {
+        let rules = firewall.rules().expect("applied");
+        rules.grounds.closed.contains(&format!("{ip}/32").parse().expect("a network"))
+    };
+    assert!(!closed("203.0.113.12"));
+    node.cluster.add_link([203, 0, 113, 12].into());
+    node.reconcile().await;
+    assert!(closed("203.0.113.12"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn kernel_that_cannot_count_connections_is_a_finding() {
     let node = Node::new().await;
     let firewall = node.isolated();
