@@ -17,6 +17,7 @@ pub mod listen;
 pub mod logs;
 pub mod peer;
 pub mod replace;
+pub mod seal;
 pub mod sever;
 pub mod shares;
 pub mod status;
