@@ -1,14 +1,23 @@
 //! Values of arguments that several verbs take.
 
-use std::{str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
+
+use proto::secret::HIDDEN;
 
 /// `K=V`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Pair {
     /// Before the first `=`.
     pub(crate) key: String,
     /// After it.
     pub(crate) value: String,
+}
+
+/// The value is not shown: it may be a secret.
+impl fmt::Debug for Pair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={HIDDEN}", self.key)
+    }
 }
 
 impl FromStr for Pair {

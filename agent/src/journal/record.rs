@@ -9,6 +9,7 @@ use proto::{
     lifetime::{Action, LifetimePatch},
     name::{Port, RequestId, SandboxName, ServiceName, SnapshotId, Team},
     sandbox::v1::StopResult,
+    secret::Env,
     spec::{Egress, Network, Size},
 };
 use serde::{Deserialize, Serialize};
@@ -228,7 +229,7 @@ pub struct Record {
     /// Metadata of the caller.
     pub metadata: BTreeMap<String, String>,
     /// Environment variables of every command.
-    pub env: BTreeMap<String, String>,
+    pub env: Env,
     /// Number of starts: +1 at each.
     pub boot: u32,
     /// Start time of its container's init in this boot, in ticks since the boot of the host that

@@ -27,6 +27,7 @@ pub mod sqlite_look;
 use proto::{
     id::SandboxId,
     name::{NodeName, RequestId, Team, UserLabel},
+    secret::Secret,
 };
 
 pub use access::{AccessStore, Added, Token, TokenFilter, TokenPlace};
@@ -74,7 +75,7 @@ pub struct Row {
     /// SHA-256 of the request body, hex; empty when the row was rebuilt from a node.
     pub digest: String,
     /// Request body, protobuf; empty likewise.
-    pub request: Vec<u8>,
+    pub request: Secret<Vec<u8>>,
     /// State of the creation.
     pub state: State,
     /// Node of the current attempt.

@@ -34,7 +34,7 @@ pub(super) fn to_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         user: (!user.is_empty()).then(|| parsed(row, 14)).transpose()?,
         request_id: parsed(row, 2)?,
         digest: row.get(3)?,
-        request: row.get(4)?,
+        request: row.get::<_, Vec<u8>>(4)?.into(),
         state: match row.get::<_, String>(5)?.as_str() {
             "placing" => State::Placing,
             "done" => State::Done,

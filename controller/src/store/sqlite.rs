@@ -144,7 +144,7 @@ fn insert(connection: &Connection, row: &Row) -> rusqlite::Result<()> {
         .execute(named_params! {
             ":id": row.id.to_string(), ":team": row.team.as_str(),
             ":request_id": row.request_id.as_str(), ":digest": row.digest,
-            ":request": row.request, ":state": state(row.state),
+            ":request": *row.request, ":state": state(row.state),
             ":node": row.node.as_ref().map(NodeName::as_str), ":attempt": row.attempt,
             ":decision": row.decision, ":cancelled": row.cancelled, ":released": row.released,
             ":created_ms": row.created_ms, ":ended_ms": row.ended_ms, ":last": row.last,
@@ -209,7 +209,7 @@ fn put_states(connection: &Connection, seen: KnownState) -> rusqlite::Result<()>
                     user: None,
                     request_id: seen.request_id,
                     digest: String::new(),
-                    request: Vec::new(),
+                    request: Vec::new().into(),
                     state: State::Done,
                     node: Some(seen.node),
                     attempt: seen.attempt,

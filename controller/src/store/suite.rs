@@ -15,7 +15,7 @@ fn row(n: u8, request: &str) -> Row {
         user: n.is_multiple_of(2).then(|| "ada".parse().expect("user")),
         request_id: request.parse().expect("request"),
         digest: format!("d{n}"),
-        request: vec![1, 2, 3],
+        request: vec![1, 2, 3].into(),
         state: State::Placing,
         node: Some("n1".parse().expect("node")),
         attempt: 1,
