@@ -147,6 +147,7 @@ impl Sandboxes {
             name: None,
             metadata: BTreeMap::new(),
             env: Default::default(),
+            env_lost: false,
             // Facts about earlier boots do not apply to this one.
             boot: 1,
             created_ms,

@@ -122,6 +122,7 @@ impl Sandboxes {
             }
         }
         findings.extend(self.against_the_journal(&all));
+        findings.extend(self.lost_environments());
         findings.extend(self.isolation_findings().await);
         let (no_controller, unlimited) = self.unlimited();
         if no_controller {
@@ -133,6 +134,14 @@ impl Sandboxes {
         findings.extend(unlimited.map(|(id, why)| Finding::new(Invariant::Unchecked, id, why)));
         findings.sort();
         (findings, looked_at)
+    }
+
+    /// Checks I6 for environments: each can be read.
+    fn lost_environments(&self) -> Vec<Finding> {
+        let lost = self.live().into_iter().filter(|record| record.env_lost);
+        let detail = "its environment cannot be read, because the key that sealed it is lost: \
+                      no command starts in it";
+        lost.map(|record| Finding::new(Invariant::I6, record.id, detail)).collect()
     }
 
     /// Checks I12: the records in memory equal those in the journal.
