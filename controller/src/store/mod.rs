@@ -18,6 +18,7 @@ pub mod memory;
 mod memory_access;
 mod memory_enrolments;
 mod rows;
+mod sealed;
 pub mod sqlite;
 mod sqlite_access;
 mod sqlite_enrolments;
@@ -242,6 +243,8 @@ pub trait Store: AccessStore + enrolments::Enrolments {
 
 #[cfg(test)]
 mod enrolments_suite;
+#[cfg(test)]
+mod sealed_suite;
 #[cfg(test)]
 mod suite;
 #[cfg(test)]
