@@ -6,6 +6,7 @@ pub mod chain;
 pub mod channel;
 pub mod clock;
 pub mod config;
+pub mod core_dumps;
 pub mod disk;
 pub mod doctor;
 pub mod flow;
