@@ -5,6 +5,33 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message;
 
+/// Messages with secrets: `src/redact.rs` shows them without.
+const SECRET: &[&str] = &[
+    ".sandbox.v1.CreateSandboxRequest",
+    ".sandbox.v1.FileContent",
+    ".sandbox.v1.ReadFileResponse",
+    ".sandbox.v1.UploadArchiveRequest",
+    ".sandbox.v1.DownloadArchiveResponse",
+    ".sandbox.v1.ExecStart",
+    ".sandbox.v1.Argv",
+    ".sandbox.v1.ExecRequest",
+    ".sandbox.v1.ExecResponse",
+    ".sandbox.v1.WriteExecStdinRequest",
+    ".sandbox.v1.ExecCommandRequest",
+    ".sandbox.v1.ExecCommandResponse",
+    ".sandbox.v1.ExecInfo",
+    ".sandbox.v1.CreateTokenResponse",
+    ".sandbox.v1.JoinRequest",
+    ".sandbox.v1.CreateNodeTokenResponse",
+    ".agent.v1.FilesRequest",
+    ".agent.v1.FilesResponse",
+    ".agent.v1.ExportSandboxResponse",
+    ".agent.v1.ImportSandboxRequest",
+    ".shim.v1.Start",
+    ".shim.v1.Stdin",
+    ".shim.v1.Response",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "sandbox/v1/access.proto",
@@ -29,6 +56,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     // Bytes keep exec output from being copied; BTreeMap keeps iteration order the same everywhere.
-    tonic_prost_build::configure().btree_map(".").bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .btree_map(".")
+        .bytes(".")
+        .skip_debug(SECRET)
+        .compile_fds(descriptors)?;
     Ok(())
 }

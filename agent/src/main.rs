@@ -55,6 +55,10 @@ fn order(init: &TemplateInit, config: &Config) -> Result<Order> {
 
 fn main() -> ExitCode {
     agent::sys::heap::keep_small();
+    // Also in the shims: they hold environments, input and output of commands.
+    if let Err(error) = daemon::core_dumps::forbid() {
+        eprintln!("pve-sandbox-agent: a crash may write secrets to the disk: {error}");
+    }
     match execute(&Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {

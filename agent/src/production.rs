@@ -331,7 +331,8 @@ fn parts(
     })
 }
 
-/// Creates a private directory: the journal contains the environment of sandboxes.
+/// Creates a private directory: the journal has what tenants say of their sandboxes, and the key that
+/// seals their environments is beside it.
 fn private_dir(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)

@@ -10,6 +10,7 @@ use std::{
 };
 
 use daemon::replace::{Access, replace};
+use proto::secret::Secret;
 use serde::Deserialize;
 use toml_edit::{DocumentMut, Item, Table, TableLike};
 
@@ -25,7 +26,7 @@ pub struct File {
     /// Address of the controller, where no context is chosen.
     pub endpoint: Option<String>,
     /// Bearer token.
-    pub token: Option<String>,
+    pub token: Option<Secret<String>>,
     /// File that holds the bearer token.
     pub token_file: Option<PathBuf>,
     /// CA of the controller's certificate.

@@ -77,6 +77,10 @@ pub fn of(reason: Reason) -> Hint {
             exit::REFUSED,
             "`sandboxctl top ID` shows what it uses; give it more, or end something in it first",
         ),
+        Reason::EnvLost => (
+            exit::REFUSED,
+            "copy its files out with `sandboxctl cp`, and create another; an operator who has the node's secret.key puts it back",
+        ),
         Reason::NameTaken => (
             exit::REFUSED,
             "use another name, or `sandboxctl rename ID NEW` for the sandbox that has it",

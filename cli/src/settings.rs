@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::{ArgMatches, Args, parser::ValueSource};
+use proto::secret::Secret;
 
 use crate::{config_file, failure::Failure};
 
@@ -37,7 +38,7 @@ pub struct Connection {
         value_name = "TOKEN",
         help_heading = "Connection"
     )]
-    pub token: Option<String>,
+    pub token: Option<Secret<String>>,
     /// File that holds the bearer token
     #[arg(
         long,
@@ -174,9 +175,9 @@ impl Settings {
         let given =
             (flags.token.clone(), flags.token_file.as_deref().or(chosen.token_file.as_deref()));
         let token = match (given, file.token, &file.token_file) {
-            ((Some(token), _), ..) => token,
+            ((Some(token), _), ..) => token.reveal(),
             ((None, Some(path)), ..) => read_token(path)?,
-            (_, Some(token), _) => token,
+            (_, Some(token), _) => token.reveal(),
             (_, None, Some(path)) => read_token(path)?,
             (_, None, None) => return Err(missing("the token")),
         };

@@ -1,14 +1,23 @@
 //! Values of arguments that several verbs take.
 
-use std::{str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
+
+use proto::secret::HIDDEN;
 
 /// `K=V`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Pair {
     /// Before the first `=`.
     pub(crate) key: String,
     /// After it.
     pub(crate) value: String,
+}
+
+/// The value is not shown: it may be a secret.
+impl fmt::Debug for Pair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={HIDDEN}", self.key)
+    }
 }
 
 impl FromStr for Pair {
@@ -21,6 +30,19 @@ impl FromStr for Pair {
             }
             _ => Err("must be KEY=VALUE".into()),
         }
+    }
+}
+
+/// `K=V`, or `K` alone for the value that it has here: such a value is in no command line, which others
+/// on this machine can read.
+pub(crate) fn variable(text: &str) -> Result<Pair, String> {
+    if text.is_empty() || text.contains('=') {
+        return text.parse();
+    }
+    match std::env::var_os(text).map(std::ffi::OsString::into_string) {
+        Some(Ok(value)) => Ok(Pair { key: text.to_owned(), value }),
+        Some(Err(_)) => Err("its value here is no UTF-8".into()),
+        None => Err("must be KEY=VALUE, or the KEY of a variable that is set here".into()),
     }
 }
 
@@ -84,6 +106,18 @@ pub(crate) fn duration_or_zero(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variable_without_a_value_has_the_one_that_is_set_here() {
+        let pair = |key: &str, value: &str| Pair { key: key.into(), value: value.into() };
+        assert_eq!(variable("A=b=c"), Ok(pair("A", "b=c")));
+        assert_eq!(variable("A="), Ok(pair("A", "")));
+        let here = variable("PATH").expect("it is set");
+        assert!(!here.value.is_empty() && !format!("{here:?}").contains(&here.value), "{here:?}");
+        for wrong in ["", "=b", "NOT_SET_ANYWHERE_5E1F"] {
+            assert!(variable(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn times_are_parsed_with_units() {

@@ -20,5 +20,8 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
+    if let Err(error) = daemon::core_dumps::forbid() {
+        eprintln!("pve-sandbox-controller: a crash may write secrets to the disk: {error}");
+    }
     Arguments::parse().command.execute().await
 }

@@ -4,7 +4,8 @@
 //! Code map: `id` has the identities, `name` the other names, `spec` the checked creation,
 //! `lifetime` its lifetime rules, `limits` those of a team, `exec` the checks of a command, `phase` and `cause` questions
 //! about a phase, a cause and a step, `reason` the constants of `ErrorInfo.reason`, `reattach` the
-//! positions in a command's streams, `scope` and `token` what a caller's token allows and looks like.
+//! positions in a command's streams, `scope` and `token` what a caller's token allows and looks like, `secret`
+//! what is never shown.
 //! Depends on no other crate of the workspace.
 
 pub mod cause;
@@ -18,7 +19,9 @@ pub mod name;
 mod phase;
 pub mod reason;
 pub mod reattach;
+mod redact;
 pub mod scope;
+pub mod secret;
 pub mod spec;
 pub mod token;
 pub mod update;

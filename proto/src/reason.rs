@@ -8,13 +8,16 @@ pub use crate::sandbox::v1::Reason;
 /// Value of `ErrorInfo.domain` in every error of this product.
 pub const DOMAIN: &str = "pve-sandbox";
 
+/// Largest number of a reason; not all below it are in use.
+const NUMBERS_MAX: i32 = 127;
+
 /// Prefix of each name in the enum's definition, which the style guide of protobuf requires.
 const PREFIX: &str = "REASON_";
 
 impl Reason {
     /// Returns every reason except UNSPECIFIED, in the order of their numbers.
     pub fn all() -> impl Iterator<Item = Self> {
-        (1..).map_while(|number| Self::try_from(number).ok())
+        (1..=NUMBERS_MAX).filter_map(|number| Self::try_from(number).ok())
     }
 
     /// Returns the name for `ErrorInfo.reason`, in UPPER_SNAKE.
@@ -62,6 +65,7 @@ impl Reason {
             | Self::FreezeFailed
             | Self::NeverFits
             | Self::MemoryInUse
+            | Self::EnvLost
             | Self::FileRefused => Code::FailedPrecondition,
             Self::NoCapacity
             | Self::NodeCordoned
@@ -164,7 +168,7 @@ mod tests {
         for reason in Reason::all() {
             assert_eq!(Reason::named(reason.name()), Some(reason));
         }
-        assert_eq!(Reason::all().last(), Some(Reason::EgressRefused), "their numbers have no gap");
+        assert_eq!(Reason::all().last(), Some(Reason::EnvLost), "none is larger than NUMBERS_MAX");
         assert_eq!((Reason::named("UNSPECIFIED"), Reason::named("")), (None, None));
     }
 

@@ -10,6 +10,7 @@ use crate::{
     lifetime::LifetimePatch,
     name::{Label, NodeName, Port, RequestId, SandboxName, ServiceName, SnapshotId},
     sandbox::v1 as wire,
+    secret::Env,
 };
 
 /// Limits of a request. The comments of the .proto files state the same.
@@ -161,7 +162,7 @@ pub struct Spec {
     /// Key/value pairs of the caller.
     pub metadata: BTreeMap<String, String>,
     /// Environment variables of every command.
-    pub env: BTreeMap<String, String>,
+    pub env: Env,
     /// Source of the IP address.
     pub network: Network,
     /// Reach of a sandbox outside of itself; `None`: by default.
@@ -237,7 +238,7 @@ impl TryFrom<&wire::CreateSandboxRequest> for Spec {
             snapshot: request.snapshot_id.parse()?,
             size,
             metadata: request.metadata.clone(),
-            env: request.env.clone(),
+            env: request.env.clone().into(),
             network,
             egress: Egress::read(request.egress, "egress")?,
             services: services(&request.services)?,

@@ -243,7 +243,7 @@ fn order(number: u32) -> Result<Order> {
             snapshot: "base_v1".parse()?,
             size: Size::default(),
             metadata: BTreeMap::new(),
-            env: BTreeMap::new(),
+            env: Default::default(),
             network: Network::Static,
             egress: None,
             services: BTreeMap::new(),

@@ -85,6 +85,7 @@ fn record(id: SandboxId) -> Result<Record> {
         name: None,
         metadata: [("text".to_owned(), "x".repeat(900))].into(),
         env: Default::default(),
+        env_lost: false,
         boot: 0,
         created_ms: 0,
         started_ms: 0,

@@ -121,7 +121,7 @@ impl World {
         let made = self.enrolment().create_node_token(request).await.expect("a token").into_inner();
         Line {
             controller: format!("https://{}", self.address),
-            token: made.token,
+            token: made.token.into(),
             ca_sha256: made.ca_sha256,
             address: None,
             no_bridge: true,

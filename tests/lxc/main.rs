@@ -30,6 +30,7 @@ mod parallel;
 mod pause;
 mod recover;
 mod resize;
+mod secrets;
 mod shims;
 mod stalls;
 mod stop;

@@ -65,6 +65,7 @@ fn agent_unit_shares_host_mounts_and_does_not_end_its_children() {
         "ProtectHostname",
         "UMask",
         "Nice",
+        "LimitCORE",
     ];
     for key in banned {
         assert_eq!(value(&agent, key), None, "{key} in the agent's unit");
@@ -119,9 +120,21 @@ fn network_facing_units_are_locked_down() {
             ("NoNewPrivileges", "yes"),
             ("ProtectSystem", "strict"),
             ("CapabilityBoundingSet", ""),
+            ("LimitCORE", "0"),
         ] {
             assert_eq!(value(&unit, key).as_deref(), Some(expected), "{name}: {key}");
         }
+    }
+}
+
+#[test]
+fn every_program_with_secrets_forbids_core_dumps_of_itself() {
+    for (program, call) in [
+        ("agent/src/main.rs", "core_dumps::forbid()"),
+        ("controller/src/main.rs", "core_dumps::forbid()"),
+        ("agent/helper/src/main.rs", "set_dumpable(false)"),
+    ] {
+        assert!(read(program).contains(call), "{program} may be dumped");
     }
 }
 

@@ -4,6 +4,8 @@
 //!
 //! Both ends come from one build, so the protocol has no versions: a shim brings its own helper.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// Descriptor of the socket in the helper.
@@ -111,7 +113,7 @@ pub fn up_ms() -> u64 {
 }
 
 /// Command that the helper is to start.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     pub task: Task,
     /// User that the task runs as.
@@ -122,12 +124,30 @@ pub struct Order {
     pub env: Vec<(String, String)>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Variables are not shown: they may be secrets.
+impl fmt::Debug for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { task, user, cwd: _, env } = self;
+        write!(f, "Order({task:?}, {user:?}, {} variables)", env.len())
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Task {
     /// A program, found by PATH, and its arguments.
     Program(Vec<String>),
     /// A file operation, which the helper does itself.
     Files(FileTask),
+}
+
+/// Arguments are not shown: they may be secrets.
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Program(argv) => write!(f, "Program({} words)", argv.len()),
+            Self::Files(task) => write!(f, "Files({task:?})"),
+        }
+    }
 }
 
 /// User that a task runs as, looked up inside the sandbox: its /etc/passwd means nothing outside.

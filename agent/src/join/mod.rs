@@ -21,7 +21,7 @@ use daemon::{
     key_files::KeyFiles,
     replace::{Access, replace},
 };
-use proto::{name::NodeName, sandbox::v1::JoinRequest};
+use proto::{name::NodeName, sandbox::v1::JoinRequest, secret::Secret};
 
 use crate::{
     certificates::{access_of, request},
@@ -42,7 +42,7 @@ pub struct Line {
     pub controller: String,
     /// One-time token of this node, from `sandboxctl node token NODE`
     #[arg(long, env = "PVE_SANDBOX_JOIN_TOKEN", hide_env_values = true)]
-    pub token: String,
+    pub token: Secret<String>,
     /// SHA-256 of the CA certificate of the controller, hex
     #[arg(long, value_name = "HEX")]
     pub ca_sha256: String,

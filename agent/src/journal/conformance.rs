@@ -52,6 +52,7 @@ pub(crate) fn record(number: u8) -> Record {
         name: None,
         metadata: [("a".into(), "b".into())].into(),
         env: [("A".into(), "b\nc".into())].into(),
+        env_lost: false,
         boot: 0,
         created_ms: 7,
         started_ms: 0,

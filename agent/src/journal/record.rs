@@ -9,6 +9,7 @@ use proto::{
     lifetime::{Action, LifetimePatch},
     name::{Port, RequestId, SandboxName, ServiceName, SnapshotId, Team},
     sandbox::v1::StopResult,
+    secret::Env,
     spec::{Egress, Network, Size},
 };
 use serde::{Deserialize, Serialize};
@@ -227,8 +228,11 @@ pub struct Record {
     pub name: Option<SandboxName>,
     /// Metadata of the caller.
     pub metadata: BTreeMap<String, String>,
-    /// Environment variables of every command.
-    pub env: BTreeMap<String, String>,
+    /// Environment variables of every command. The journal's file has them sealed; a tombstone has none.
+    pub env: Env,
+    /// Whether its environment cannot be read, because the key that sealed it is lost.
+    #[serde(default)]
+    pub env_lost: bool,
     /// Number of starts: +1 at each.
     pub boot: u32,
     /// Start time of its container's init in this boot, in ticks since the boot of the host that
@@ -277,6 +281,13 @@ pub struct Record {
 }
 
 impl Record {
+    /// Drops what a tombstone does not keep: the secrets of a sandbox end with it.
+    pub(super) fn drop_secrets(&mut self) {
+        if self.phase.ended() {
+            (self.env, self.env_lost) = (Env::default(), false);
+        }
+    }
+
     /// True for a tombstone that may be replaced by `record`, which comes from another node.
     pub fn gives_way_to(&self, record: &Self) -> bool {
         self.was_released() || self.phase.ended() && self.attempt < record.attempt

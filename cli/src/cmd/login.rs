@@ -115,7 +115,7 @@ fn check_file(ca: &Path) -> Result<(), Failure> {
 async fn token(connection: &Connection) -> Result<String, Failure> {
     let from_stdin = connection.token_file.as_deref() == Some(Path::new("-"));
     match (&connection.token, &connection.token_file) {
-        (Some(token), _) => Ok(token.clone()),
+        (Some(token), _) => Ok(token.clone().reveal()),
         (None, Some(path)) if !from_stdin => read_token(path),
         _ if ask::is_possible() => ask::secret("Token (not shown): ").await,
         _ => ask::first_line()?.ok_or_else(|| {

@@ -13,7 +13,7 @@ use crate::{
     client::Controller,
     failure::Failure,
     output::Output,
-    values::{Pair, duration},
+    values::{Pair, duration, variable},
 };
 
 /// Arguments of `shell`.
@@ -37,8 +37,8 @@ pub(crate) struct Shell {
     /// Working directory [default: the user's home]
     #[arg(short = 'w', long, visible_alias = "workdir", value_name = "DIR")]
     cwd: Option<String>,
-    /// Variable for the shell; may be given often
-    #[arg(short, long, value_name = "K=V")]
+    /// Variable for the shell, or K alone for its value here; may be given often
+    #[arg(short, long, value_name = "K[=V]", value_parser = variable)]
     env: Vec<Pair>,
     /// Kill the shell and all it started after this time [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration)]

@@ -17,7 +17,7 @@ use crate::{
     exit,
     failure::Failure,
     sizes::{cores, disk, memory},
-    values::Pair,
+    values::{Pair, variable},
 };
 
 /// Environment variable that names the snapshot where no flag does.
@@ -44,8 +44,8 @@ pub(crate) struct Wanted {
     /// Size by its name in the controller's configuration; --cpus, --memory and --disk win
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     size: String,
-    /// Variable for every command that is run in it; may be given often
-    #[arg(short, long, value_name = "K=V")]
+    /// Variable for every command in it, or K alone for its value here; may be given often
+    #[arg(short, long, value_name = "K[=V]", value_parser = variable)]
     env: Vec<Pair>,
     /// Key and value of your own to find it by; may be given often
     #[arg(long, value_name = "K=V")]

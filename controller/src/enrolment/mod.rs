@@ -19,6 +19,7 @@ use proto::{
     Reason,
     name::NodeName,
     sandbox::v1::{EventKind, JoinRequest, JoinResponse},
+    secret::Secret,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -56,7 +57,7 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 pub struct Issue {
     /// Text of the token.
-    pub text: String,
+    pub text: Secret<String>,
     /// End of its life, milliseconds since 1970.
     pub expires_ms: u64,
 }
@@ -107,7 +108,7 @@ impl Enrolment {
         let expires_ms = token.expires_ms;
         self.store.add_node_token(token).await?;
         self.log(EventKind::NodeTokenCreated, &caller.token, node, String::new());
-        Ok(Issue { text, expires_ms })
+        Ok(Issue { text: text.into(), expires_ms })
     }
 
     /// Admits a node.

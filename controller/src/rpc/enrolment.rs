@@ -71,7 +71,7 @@ impl EnrolmentService for Rpc {
         let enrolment = self.enrolment()?;
         let issue = enrolment.create_token(&caller, &node, ttl_s).await?;
         Ok(Response::new(CreateNodeTokenResponse {
-            token: issue.text,
+            token: issue.text.reveal(),
             expires_at: Some(convert::timestamp(issue.expires_ms)),
             ca_sha256: enrolment.fingerprint(),
             names: enrolment.names().to_vec(),

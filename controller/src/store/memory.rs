@@ -318,7 +318,7 @@ impl Store for Memory {
                     user: None,
                     request_id: seen.request_id,
                     digest: String::new(),
-                    request: Vec::new(),
+                    request: Vec::new().into(),
                     state: State::Done,
                     node: Some(seen.node),
                     attempt: seen.attempt,

@@ -18,6 +18,7 @@ pub mod memory;
 mod memory_access;
 mod memory_enrolments;
 mod rows;
+mod sealed;
 pub mod sqlite;
 mod sqlite_access;
 mod sqlite_enrolments;
@@ -27,6 +28,7 @@ pub mod sqlite_look;
 use proto::{
     id::SandboxId,
     name::{NodeName, RequestId, Team, UserLabel},
+    secret::Secret,
 };
 
 pub use access::{AccessStore, Added, Token, TokenFilter, TokenPlace};
@@ -74,7 +76,7 @@ pub struct Row {
     /// SHA-256 of the request body, hex; empty when the row was rebuilt from a node.
     pub digest: String,
     /// Request body, protobuf; empty likewise.
-    pub request: Vec<u8>,
+    pub request: Secret<Vec<u8>>,
     /// State of the creation.
     pub state: State,
     /// Node of the current attempt.
@@ -241,6 +243,8 @@ pub trait Store: AccessStore + enrolments::Enrolments {
 
 #[cfg(test)]
 mod enrolments_suite;
+#[cfg(test)]
+mod sealed_suite;
 #[cfg(test)]
 mod suite;
 #[cfg(test)]

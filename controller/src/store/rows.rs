@@ -1,8 +1,9 @@
 //! Converts rows of the store's tables to values, and back.
 
+use daemon::seal::Key;
 use rusqlite::{Error::FromSqlConversionFailure, types::Type};
 
-use super::{Row, State};
+use super::{Row, State, sealed};
 
 /// Returns the stored name of a state.
 pub(super) fn state(state: State) -> &'static str {
@@ -26,7 +27,9 @@ where
         .map_err(|error| FromSqlConversionFailure(at, Type::Text, Box::new(error)))
 }
 
-pub(super) fn to_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+/// Reads a creation; its request is empty when the key did not seal it.
+pub(super) fn to_row(row: &rusqlite::Row<'_>, key: &Key) -> rusqlite::Result<Row> {
+    let (id, request): (String, Vec<u8>) = (row.get(0)?, row.get(4)?);
     let (node, user): (Option<String>, String) = (row.get(6)?, row.get(14)?);
     Ok(Row {
         id: parsed(row, 0)?,
@@ -34,7 +37,7 @@ pub(super) fn to_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         user: (!user.is_empty()).then(|| parsed(row, 14)).transpose()?,
         request_id: parsed(row, 2)?,
         digest: row.get(3)?,
-        request: row.get(4)?,
+        request: sealed::open_request(key, &id, &request).into(),
         state: match row.get::<_, String>(5)?.as_str() {
             "placing" => State::Placing,
             "done" => State::Done,

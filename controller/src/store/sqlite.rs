@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use daemon::group_commit::{self, Bounds, Handle};
+use daemon::{
+    group_commit::{self, Bounds, Handle},
+    seal::{Db, Key, OVERHEAD},
+};
 use proto::{
     id::SandboxId,
     name::{NodeName, RequestId, Team, UserLabel},
@@ -19,7 +22,7 @@ use super::{
     Begun, Choice, Error, Event, EventPage, FILES_BYTES_MAX, Filter, KnownState, Result, Row,
     State, Store,
     rows::{parsed, state, to_row},
-    sqlite_events as events,
+    sealed, sqlite_events as events,
 };
 
 /// Schema changes in order; the file's `user_version` is the number of those applied.
@@ -30,6 +33,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0004_token_names.sql"),
     include_str!("migrations/0005_quotas.sql"),
     include_str!("migrations/0006_enrolments.sql"),
+    include_str!("migrations/0007_sealed.sql"),
 ];
 /// Bounds of the queues.
 const BOUNDS: Bounds = Bounds { queue: 4096, group: 256 };
@@ -44,32 +48,39 @@ const STATEMENTS: usize = 64;
 pub struct Sqlite {
     write: Handle,
     read: Handle,
+    key: Arc<Key>,
     /// Epoch that this handle has claimed; 0: none.
     claimed: Arc<AtomicU64>,
 }
 
 impl Sqlite {
-    /// Opens the file; creates it or migrates its schema where needed.
+    /// Opens the file; creates it or migrates its schema where needed. The controller's key,
+    /// `secret.key`, is beside it.
     ///
     /// # Errors
     /// When it cannot be opened, or a later version of the program has written it.
     pub fn open(path: &Path) -> Result<Self> {
         let mut writer = group_commit::open(path, LOG_PAGES).map_err(failed)?;
-        migrate(&mut writer)?;
+        let key = Arc::new(sealed::key_beside(path)?);
+        migrate(&mut writer, &key)?;
+        sealed::scrub(&writer);
+        sealed::tell_lost(&Db { connection: &writer, key: &key }).map_err(failed)?;
         let reader = group_commit::open_to_read(path).map_err(failed)?;
         for db in [&writer, &reader] {
             db.set_prepared_statement_cache_capacity(STATEMENTS);
         }
         let write = Handle::writer("store-write", writer, BOUNDS, ()).map_err(failed)?;
         let read = Handle::reader("store-read", reader, BOUNDS.queue).map_err(failed)?;
-        Ok(Self { write, read, claimed: Arc::default() })
+        Ok(Self { write, read, key, claimed: Arc::default() })
     }
 
     pub(super) async fn write<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        F: FnOnce(&Db<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
+        let key = Arc::clone(&self.key);
+        let work = move |connection: &Connection| work(&Db { connection, key: &key });
         self.write.run(work).await.map_err(failed)?.map_err(failed)
     }
 
@@ -77,7 +88,7 @@ impl Sqlite {
     pub(super) async fn write_as_claimed<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        F: FnOnce(&Db<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
         let claimed = Arc::clone(&self.claimed);
         let written = self.write(move |db| {
@@ -91,8 +102,10 @@ impl Sqlite {
     pub(super) async fn read<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        F: FnOnce(&Db<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
+        let key = Arc::clone(&self.key);
+        let work = move |connection: &Connection| work(&Db { connection, key: &key });
         self.read.run(work).await.map_err(failed)?.map_err(failed)
     }
 }
@@ -110,7 +123,7 @@ pub(super) fn failed(error: impl std::fmt::Display) -> Error {
     Error::Failed(error.to_string())
 }
 
-fn migrate(connection: &mut Connection) -> Result<()> {
+fn migrate(connection: &mut Connection, key: &Key) -> Result<()> {
     // Exclusive, so that a command and the daemon may start at the same time.
     let transaction = connection
         .transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive)
@@ -127,13 +140,16 @@ fn migrate(connection: &mut Connection) -> Result<()> {
         transaction.execute_batch(sql).map_err(failed)?;
         transaction.pragma_update(None, "user_version", at + 1).map_err(failed)?;
     }
+    sealed::seal_the_plain(&Db { connection: &transaction, key }, version).map_err(failed)?;
     transaction.commit().map_err(failed)
 }
 
 const COLUMNS: &str = "id, team, request_id, digest, request, state, node, attempt, decision, \
                        cancelled, released, created_ms, ended_ms, last, user";
 
-fn insert(connection: &Connection, row: &Row) -> rusqlite::Result<()> {
+fn insert(connection: &Db<'_>, row: &Row) -> rusqlite::Result<()> {
+    let id = row.id.to_string();
+    let request = sealed::seal_request(connection.key, &id, &row.request)?;
     connection
         .prepare_cached(
             "INSERT INTO sandboxes (id, team, request_id, digest, request, state, node, attempt, \
@@ -142,9 +158,9 @@ fn insert(connection: &Connection, row: &Row) -> rusqlite::Result<()> {
              :released, :created_ms, :ended_ms, :last, :user)",
         )?
         .execute(named_params! {
-            ":id": row.id.to_string(), ":team": row.team.as_str(),
+            ":id": id, ":team": row.team.as_str(),
             ":request_id": row.request_id.as_str(), ":digest": row.digest,
-            ":request": row.request, ":state": state(row.state),
+            ":request": request, ":state": state(row.state),
             ":node": row.node.as_ref().map(NodeName::as_str), ":attempt": row.attempt,
             ":decision": row.decision, ":cancelled": row.cancelled, ":released": row.released,
             ":created_ms": row.created_ms, ":ended_ms": row.ended_ms, ":last": row.last,
@@ -154,23 +170,26 @@ fn insert(connection: &Connection, row: &Row) -> rusqlite::Result<()> {
 }
 
 /// Keeps the files of a creation. False when there would be too many.
-fn add_files(connection: &Connection, row: &Row, files: &[u8]) -> rusqlite::Result<bool> {
+fn add_files(connection: &Db<'_>, row: &Row, files: &[u8]) -> rusqlite::Result<bool> {
     // SQLite reads no content for its length, and there are few rows.
     let kept = |team: Option<&str>| {
         connection
             .prepare_cached(
-                "SELECT coalesce(sum(length(content)), 0) FROM files WHERE team = ?1 OR ?1 IS NULL",
+                "SELECT coalesce(sum(length(content) - ?2), 0) FROM files \
+                 WHERE team = ?1 OR ?1 IS NULL",
             )?
-            .query_row([team], |row| row.get::<_, u64>(0))
+            .query_row(params![team, OVERHEAD], |row| row.get::<_, u64>(0))
     };
     let (of_team, of_all) = FILES_BYTES_MAX;
     let more = files.len() as u64;
     if kept(Some(row.team.as_str()))? + more > of_team || kept(None)? + more > of_all {
         return Ok(false);
     }
+    let id = row.id.to_string();
+    let content = sealed::seal_files(connection.key, &id, files)?;
     connection
         .prepare_cached("INSERT INTO files (id, team, content) VALUES (?1, ?2, ?3)")?
-        .execute(params![row.id.to_string(), row.team.as_str(), files])?;
+        .execute(params![id, row.team.as_str(), content])?;
     Ok(true)
 }
 
@@ -178,16 +197,16 @@ fn drop_files(connection: &Connection, id: &str) -> rusqlite::Result<()> {
     connection.prepare_cached("DELETE FROM files WHERE id = ?1")?.execute([id]).map(drop)
 }
 
-fn holder(connection: &Connection, team: &str, request: &str) -> rusqlite::Result<Option<Row>> {
+fn holder(connection: &Db<'_>, team: &str, request: &str) -> rusqlite::Result<Option<Row>> {
     connection
         .prepare_cached(&format!(
             "SELECT {COLUMNS} FROM sandboxes WHERE team = ?1 AND request_id = ?2 AND released = 0"
         ))?
-        .query_row(params![team, request], to_row)
+        .query_row(params![team, request], |row| to_row(row, connection.key))
         .optional()
 }
 
-fn put_states(connection: &Connection, seen: KnownState) -> rusqlite::Result<()> {
+fn put_states(connection: &Db<'_>, seen: KnownState) -> rusqlite::Result<()> {
     let id = seen.id.to_string();
     let known = connection
         .prepare_cached("SELECT state FROM sandboxes WHERE id = ?1")?
@@ -209,7 +228,7 @@ fn put_states(connection: &Connection, seen: KnownState) -> rusqlite::Result<()>
                     user: None,
                     request_id: seen.request_id,
                     digest: String::new(),
-                    request: Vec::new(),
+                    request: Vec::new().into(),
                     state: State::Done,
                     node: Some(seen.node),
                     attempt: seen.attempt,
@@ -247,7 +266,7 @@ impl Store for Sqlite {
         let id = id.to_string();
         self.read(move |db| {
             db.prepare_cached("SELECT content FROM files WHERE id = ?1")?
-                .query_row([id], |row| row.get(0))
+                .query_row([&id], |row| sealed::open_files(db.key, &id, &row.get::<_, Vec<u8>>(0)?))
                 .optional()
         })
         .await
@@ -262,7 +281,7 @@ impl Store for Sqlite {
         let id = id.to_string();
         self.read(move |db| {
             db.prepare_cached(&format!("SELECT {COLUMNS} FROM sandboxes WHERE id = ?1"))?
-                .query_row([id], to_row)
+                .query_row([id], |row| to_row(row, db.key))
                 .optional()
         })
         .await
@@ -274,7 +293,7 @@ impl Store for Sqlite {
             db.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM sandboxes WHERE id > ?1 ORDER BY id LIMIT ?2"
             ))?
-            .query_map(params![after, limit], to_row)?
+            .query_map(params![after, limit], |row| to_row(row, db.key))?
             .collect()
         })
         .await

@@ -4,18 +4,18 @@ use proto::sandbox::v1::EventKind;
 
 use super::{memory::Memory, sqlite::Sqlite, *};
 
-fn id(n: u8) -> SandboxId {
+pub(super) fn id(n: u8) -> SandboxId {
     SandboxId::new(1000 + u64::from(n), &[n; 10])
 }
 
-fn row(n: u8, request: &str) -> Row {
+pub(super) fn row(n: u8, request: &str) -> Row {
     Row {
         id: id(n),
         team: "red".parse().expect("team"),
         user: n.is_multiple_of(2).then(|| "ada".parse().expect("user")),
         request_id: request.parse().expect("request"),
         digest: format!("d{n}"),
-        request: vec![1, 2, 3],
+        request: vec![1, 2, 3].into(),
         state: State::Placing,
         node: Some("n1".parse().expect("node")),
         attempt: 1,
@@ -46,7 +46,7 @@ fn seen(n: u8, ended_ms: u64) -> KnownState {
     }
 }
 
-fn event(n: u8, kind: EventKind) -> Event {
+pub(super) fn event(n: u8, kind: EventKind) -> Event {
     Event {
         at_ms: 100 * u64::from(n),
         sandbox: Some(id(n)),

@@ -220,6 +220,7 @@ impl Book {
         }
         self.revision += 1;
         record.revision = self.revision;
+        record.drop_secrets();
         if self.mutation == Some(Mutation::Tombstones) && record.phase.ended() {
             self.records.remove(&record.id);
         } else {

@@ -25,6 +25,8 @@ pub(super) struct Opened {
     pub(super) id: String,
     pub(super) writer: Connection,
     pub(super) reader: Connection,
+    /// Whether the file is new.
+    pub(super) new: bool,
     /// Lock held while the journal is open: two writers would corrupt it.
     pub(super) lock: File,
 }
@@ -32,13 +34,13 @@ pub(super) struct Opened {
 pub(super) fn open(path: &Path) -> Result<Opened> {
     let lock = lock(path)?;
     let mut writer = group_commit::open(path, LOG_PAGES).map_err(failed)?;
-    migrate(&mut writer)?;
+    let new = migrate(&mut writer)?;
     let id = journal_id(&writer)?;
     let reader = look(path)?;
     for db in [&writer, &reader] {
         db.pragma_update(None, "cache_size", CACHE).map_err(storage)?;
     }
-    Ok(Opened { id, writer, reader, lock })
+    Ok(Opened { id, writer, reader, new, lock })
 }
 
 /// Opens a read-only connection, whether or not another process has the journal open.
@@ -82,7 +84,8 @@ pub(super) fn private(path: &Path) -> Result<File> {
         .map_err(|error| Error::Storage(format!("{}: {error}", path.display())))
 }
 
-fn migrate(db: &mut Connection) -> Result<()> {
+/// Brings the file to the newest schema; true when it is a new file.
+fn migrate(db: &mut Connection) -> Result<bool> {
     let version: u16 =
         db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(storage)?;
     let version = usize::from(version);
@@ -99,7 +102,7 @@ fn migrate(db: &mut Connection) -> Result<()> {
         transaction.pragma_update(None, "user_version", version).map_err(storage)?;
         transaction.commit().map_err(storage)?;
     }
-    Ok(())
+    Ok(version == 0)
 }
 
 fn journal_id(db: &Connection) -> Result<String> {

@@ -3,12 +3,16 @@
 
 mod connection;
 mod reserve;
+mod sealed;
 mod tables;
 mod writer;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use daemon::group_commit::Handle;
+use daemon::{
+    group_commit::Handle,
+    seal::{Db, Key},
+};
 use proto::id::{SandboxId, Vmid};
 use rusqlite::Connection;
 use tokio::sync::watch;
@@ -27,11 +31,13 @@ pub struct SqliteJournal {
     pools: Pools,
     writer: Writer,
     reader: Handle,
+    key: Arc<Key>,
     revision: watch::Receiver<u64>,
 }
 
 impl SqliteJournal {
-    /// Opens the file, creating it if absent.
+    /// Opens the file, creating it if absent. The key of the node, `secret.key`, is beside it; a
+    /// journal whose key is lost opens too, and its records have no environment then.
     ///
     /// # Errors
     /// When the file cannot be opened, is in use by another process, or was written by a version
@@ -39,15 +45,24 @@ impl SqliteJournal {
     pub fn open(path: &Path, pools: Pools) -> Result<Self> {
         // Comes first, because a full disk may have no room to open a journal either.
         let reserve = Reserve::beside(path);
-        let opened = connection::open(path)?;
+        let mut opened = connection::open(path)?;
         let revision = tables::revision(&opened.writer)?;
+        let key = Arc::new(sealed::key_beside(path)?);
+        sealed::seal_the_plain(&mut opened.writer, &key, opened.new)?;
+        sealed::tell_lost(&tables::all(&Db { connection: &opened.writer, key: &key })?);
         let (changes, watched) = watch::channel(revision);
         Ok(Self {
             id: opened.id,
             pools,
-            writer: Writer::start(opened.writer, opened.lock, reserve, changes)?,
+            writer: Writer::start(
+                (opened.writer, Arc::clone(&key)),
+                opened.lock,
+                reserve,
+                changes,
+            )?,
             reader: Handle::reader("journal-read", opened.reader, READS_MAX)
                 .map_err(|error| Error::Storage(format!("no thread for the journal: {error}")))?,
+            key,
             revision: watched,
         })
     }
@@ -67,8 +82,10 @@ impl SqliteJournal {
 
     async fn read<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&Db<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        let key = Arc::clone(&self.key);
+        let work = move |connection: &Connection| work(&Db { connection, key: &key });
         self.reader.run(work).await.map_err(connection::failed)?
     }
 }
@@ -97,19 +114,19 @@ impl Feed for SqliteJournal {
     }
 
     async fn revision(&self) -> Result<u64> {
-        self.read(tables::revision).await
+        self.read(|db| tables::revision(db)).await
     }
 
     async fn horizon(&self) -> Result<u64> {
-        self.read(tables::horizon).await
+        self.read(|db| tables::horizon(db)).await
     }
 
     async fn scheduling(&self) -> Result<scheduling::Scheduling> {
-        self.read(tables::scheduling).await
+        self.read(|db| tables::scheduling(db)).await
     }
 
     async fn node(&self) -> Result<Option<Node>> {
-        self.read(tables::node).await
+        self.read(|db| tables::node(db)).await
     }
 
     async fn cancelled(&self, id: &SandboxId) -> Result<u32> {
@@ -146,8 +163,7 @@ impl Journal for SqliteJournal {
         now_ms: u64,
     ) -> Result<Record> {
         let (pools, record) = (self.pools.clone(), record.clone());
-        let work = move |db: &_| tables::import(db, &pools, &record, &taken_ips, now_ms);
-        self.writer.run_new(work).await
+        self.writer.run_new(move |db| tables::import(db, &pools, &record, &taken_ips, now_ms)).await
     }
 
     async fn next_vmid(&self, record: &Record, taken: BTreeSet<Vmid>) -> Result<Record> {
@@ -184,5 +200,7 @@ impl Journal for SqliteJournal {
     }
 }
 
+#[cfg(test)]
+mod sealed_tests;
 #[cfg(test)]
 mod tests;

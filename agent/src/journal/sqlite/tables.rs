@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
+use daemon::seal::Db;
 use proto::{
     id::{SandboxId, Vmid},
     spec::Network,
 };
 use rusqlite::{Connection, OptionalExtension, Params, Row, params, types::FromSql};
 
-use super::connection::storage;
+use super::{connection::storage, sealed};
 use crate::journal::{Error, Intent, Node, Pools, Record, Result, ring, scheduling};
 
 /// Counters of `meta`; absent means 0.
@@ -25,12 +26,7 @@ const ADDRESS_CURSOR: &str = "address_cursor";
 /// Writes an entry of `meta`.
 const SET: &str = "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)";
 
-pub(super) fn begin(
-    db: &Connection,
-    pools: &Pools,
-    intent: &Intent,
-    now_ms: u64,
-) -> Result<Record> {
+pub(super) fn begin(db: &Db<'_>, pools: &Pools, intent: &Intent, now_ms: u64) -> Result<Record> {
     let mut record = intent.record.clone();
     let before = get(db, &record.id)?;
     if let Some(before) = &before {
@@ -46,7 +42,7 @@ pub(super) fn begin(
     put(db, record)
 }
 
-pub(super) fn adopt(db: &Connection, record: &Record) -> Result<Record> {
+pub(super) fn adopt(db: &Db<'_>, record: &Record) -> Result<Record> {
     if let Some(known) = get(db, &record.id)? {
         return Err(Error::Conflict { id: record.id, expected: 0, found: known.revision });
     }
@@ -54,7 +50,7 @@ pub(super) fn adopt(db: &Connection, record: &Record) -> Result<Record> {
 }
 
 pub(super) fn import(
-    db: &Connection,
+    db: &Db<'_>,
     pools: &Pools,
     record: &Record,
     taken_ips: &BTreeSet<Ipv4Addr>,
@@ -71,7 +67,7 @@ pub(super) fn import(
 }
 
 /// Writes the record of a container that existed before it.
-fn write_found(db: &Connection, record: &Record) -> Result<Record> {
+fn write_found(db: &Db<'_>, record: &Record) -> Result<Record> {
     let (team, request) = (record.team.to_string(), record.request_id.to_string());
     let known: Option<i64> = find(
         db,
@@ -86,7 +82,7 @@ fn write_found(db: &Connection, record: &Record) -> Result<Record> {
 }
 
 pub(super) fn next_vmid(
-    db: &Connection,
+    db: &Db<'_>,
     pools: &Pools,
     record: &Record,
     taken: &BTreeSet<Vmid>,
@@ -99,7 +95,7 @@ pub(super) fn next_vmid(
     put(db, record)
 }
 
-pub(super) fn update(db: &Connection, pools: &Pools, record: &Record) -> Result<Record> {
+pub(super) fn update(db: &Db<'_>, pools: &Pools, record: &Record) -> Result<Record> {
     let before = at_revision(db, record)?;
     if let (false, true, Some(lease)) =
         (before.phase.ended(), record.phase.ended(), lease_of(&before))
@@ -134,20 +130,20 @@ pub(super) fn forget(db: &Connection, before_ms: u64) -> Result<usize> {
     execute(db, "DELETE FROM records WHERE ended = 1 AND ended_ms < ?1", [before])
 }
 
-pub(super) fn get(db: &Connection, id: &SandboxId) -> Result<Option<Record>> {
-    body_of(db, id)?.map(|body| record(&body)).transpose()
+pub(super) fn get(db: &Db<'_>, id: &SandboxId) -> Result<Option<Record>> {
+    body_of(db, id)?.map(|body| sealed::decode(db.key, &body)).transpose()
 }
 
-pub(super) fn all(db: &Connection) -> Result<Vec<Record>> {
+pub(super) fn all(db: &Db<'_>) -> Result<Vec<Record>> {
     let mut sql = db.prepare_cached("SELECT body FROM records ORDER BY id").map_err(storage)?;
-    collect(sql.query_map([], body))
+    collect(db, sql.query_map([], body))
 }
 
-pub(super) fn changed_since(db: &Connection, revision: u64, limit: usize) -> Result<Vec<Record>> {
+pub(super) fn changed_since(db: &Db<'_>, revision: u64, limit: usize) -> Result<Vec<Record>> {
     let mut sql = db
         .prepare_cached("SELECT body FROM records WHERE revision > ?1 ORDER BY revision LIMIT ?2")
         .map_err(storage)?;
-    collect(sql.query_map(params![int(revision), int(limit as u64)], body))
+    collect(db, sql.query_map(params![int(revision), int(limit as u64)], body))
 }
 
 pub(super) fn revision(db: &Connection) -> Result<u64> {
@@ -284,7 +280,7 @@ fn lease_address(
     Ok(address.into())
 }
 
-fn at_revision(db: &Connection, record: &Record) -> Result<Record> {
+fn at_revision(db: &Db<'_>, record: &Record) -> Result<Record> {
     let found = get(db, &record.id)?;
     match found {
         Some(found) if found.revision == record.revision => Ok(found),
@@ -296,10 +292,11 @@ fn at_revision(db: &Connection, record: &Record) -> Result<Record> {
     }
 }
 
-fn put(db: &Connection, mut record: Record) -> Result<Record> {
+fn put(db: &Db<'_>, mut record: Record) -> Result<Record> {
     let revision = revision(db)? + 1;
     set_counter(db, REVISION, revision)?;
     record.revision = revision;
+    record.drop_secrets();
     let body = merged(db, &record)?;
     execute(
         db,
@@ -327,27 +324,24 @@ fn put(db: &Connection, mut record: Record) -> Result<Record> {
 
 /// Returns the record as JSON, with the fields of a later version that the file has: a downgrade
 /// must not lose them.
-fn merged(db: &Connection, record: &Record) -> Result<String> {
-    let json = |error: serde_json::Error| Error::Storage(error.to_string());
+fn merged(db: &Db<'_>, record: &Record) -> Result<String> {
     let before = body_of(db, &record.id)?;
-    let mut body = serde_json::to_value(record).map_err(json)?;
-    if let (Some(before), Some(body)) = (before, body.as_object_mut()) {
-        let before: serde_json::Map<_, _> = serde_json::from_str(&before).map_err(json)?;
+    let mut body = sealed::encode(db.key, record)?;
+    if let Some(before) = before {
+        let before = serde_json::from_str::<serde_json::Map<_, _>>(&before)
+            .map_err(|error| Error::Storage(error.to_string()))?;
         let same_attempt = before.get("attempt") == body.get("attempt");
         for (key, value) in before.into_iter().filter(|_| same_attempt) {
-            body.entry(key).or_insert(value);
+            if sealed::is_inherited(record, &key) {
+                body.entry(key).or_insert(value);
+            }
         }
     }
-    Ok(body.to_string())
+    Ok(serde_json::Value::from(body).to_string())
 }
 
 fn lease_of(record: &Record) -> Option<u32> {
     record.lease().map(u32::from)
-}
-
-fn record(body: &str) -> Result<Record> {
-    serde_json::from_str(body)
-        .map_err(|error| Error::Storage(format!("a record cannot be read: {error}")))
 }
 
 fn body_of(db: &Connection, id: &SandboxId) -> Result<Option<String>> {
@@ -376,9 +370,10 @@ fn body(row: &Row<'_>) -> Result<String, rusqlite::Error> {
 }
 
 fn collect(
+    db: &Db<'_>,
     rows: Result<impl Iterator<Item = Result<String, rusqlite::Error>>, rusqlite::Error>,
 ) -> Result<Vec<Record>> {
-    rows.map_err(storage)?.map(|row| record(&row.map_err(storage)?)).collect()
+    rows.map_err(storage)?.map(|row| sealed::decode(db.key, &row.map_err(storage)?)).collect()
 }
 
 /// Converts to SQLite's signed integer. Times and counters stay below 2^63.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{super::conformance as suite, *};
 use crate::journal::Phase;
 
-fn open(path: &Path) -> SqliteJournal {
+pub(super) fn open(path: &Path) -> SqliteJournal {
     SqliteJournal::open(path, suite::pools()).expect("opens")
 }
 
@@ -29,7 +29,7 @@ async fn acknowledged_writes_survive_a_reopen() {
 }
 
 /// Opens the file once the thread of the dropped handle has released it.
-async fn reopened(path: &Path) -> SqliteJournal {
+pub(super) async fn reopened(path: &Path) -> SqliteJournal {
     let opened = async {
         loop {
             match SqliteJournal::open(path, suite::pools()) {

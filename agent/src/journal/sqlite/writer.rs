@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use daemon::group_commit::{Around, Bounds, Handle};
+use daemon::{
+    group_commit::{Around, Bounds, Handle},
+    seal::{Db, Key},
+};
 use rusqlite::Connection;
 use tokio::sync::watch;
 
@@ -23,11 +26,12 @@ const BOUNDS: Bounds = Bounds { queue: 256, group: 128 };
 pub(super) struct Writer {
     thread: Handle,
     room: Arc<AtomicBool>,
+    key: Arc<Key>,
 }
 
 impl Writer {
     pub(super) fn start(
-        db: Connection,
+        (db, key): (Connection, Arc<Key>),
         lock: File,
         reserve: Reserve,
         changes: watch::Sender<u64>,
@@ -36,25 +40,28 @@ impl Writer {
         let around = Journaling { reserve, room: Arc::clone(&room), changes, _lock: lock };
         let thread = Handle::writer("journal", db, BOUNDS, around)
             .map_err(|error| Error::Storage(format!("no thread for the journal: {error}")))?;
-        Ok(Self { thread, room })
+        Ok(Self { thread, room, key })
     }
 
     /// Writes an end, or something small; also when the disk is nearly full.
     pub(super) async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&Db<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        let key = Arc::clone(&self.key);
+        let work = move |connection: &Connection| work(&Db { connection, key: &key });
         self.thread.run(work).await.map_err(failed)?
     }
 
     /// Writes a beginning: refused while the remaining space is kept for ends.
     pub(super) async fn run_new<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&Db<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let room = Arc::clone(&self.room);
-        let new =
-            move |db: &_| if room.load(Ordering::Acquire) { work(db) } else { Err(Error::Full) };
+        let new = move |db: &Db<'_>| {
+            if room.load(Ordering::Acquire) { work(db) } else { Err(Error::Full) }
+        };
         self.run(new).await
     }
 }

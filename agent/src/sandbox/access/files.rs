@@ -39,7 +39,7 @@ const MODE: u32 = 0o644;
 const MESSAGES: usize = 4;
 
 /// File to write.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct FileContent {
     /// Absolute path.
     pub path: String,
@@ -47,6 +47,14 @@ pub struct FileContent {
     pub content: Bytes,
     /// Permission bits; `None` leaves those of a file that is written over, and is 0644 for a new one.
     pub mode: Option<u32>,
+}
+
+/// The content is not shown: it may be a secret.
+impl std::fmt::Debug for FileContent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { path, content, mode } = self;
+        write!(f, "FileContent({path:?}, {} bytes, mode {mode:?})", content.len())
+    }
 }
 
 /// Rules for what an archive is unpacked as.

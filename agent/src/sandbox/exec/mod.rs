@@ -35,7 +35,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Error, Sandboxes, Wake, drift::fsck::Finding};
+use super::{Error, Known, Sandboxes, Wake, drift::fsck::Finding};
 use crate::{
     journal::Record,
     shim::client::{self, Attachment, Refused},
@@ -133,10 +133,27 @@ impl Execs {
     ) -> Result<(Started, Outputs), Error> {
         let timeout = order::timeout(order.timeout, self.0.sandboxes.options.limits.exec);
         order.timeout = timeout.map_err(|why| Error::new(Reason::FieldInvalid, why.to_string()))?;
+        self.check_env(&order.sandbox)?;
         let limits = self.limits();
         let record = in_time(limits.answer_by, self.awake(&order.sandbox)).await?;
         let start = start(&record, &order, self.0.sandboxes.now_ms())?;
         self.begin(record, start, limits, input).await
+    }
+
+    /// Refuses to start a command in a sandbox whose environment cannot be read: without its variables
+    /// it would be another command. Comes before a paused sandbox is woken for it.
+    fn check_env(&self, sandbox: &SandboxRef) -> Result<(), Error> {
+        match self.0.sandboxes.known(sandbox) {
+            Some(Known::Live(record)) if record.env_lost => {
+                let message = format!(
+                    "the environment of {} cannot be read, because its node has lost the key that \
+                     sealed it: no command starts in it",
+                    record.id
+                );
+                Err(Error::new(Reason::EnvLost, message))
+            }
+            Some(Known::Live(_) | Known::Ended(_)) | None => Ok(()),
+        }
     }
 
     /// Attaches to a command.

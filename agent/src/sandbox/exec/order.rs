@@ -1,11 +1,12 @@
 //! Requests of callers about commands, after they have been checked.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use bytes::Bytes;
 use proto::{
     exec,
     id::{Invalid, SandboxRef},
+    secret::{Env, HIDDEN},
     spec,
 };
 
@@ -26,7 +27,7 @@ pub struct Order {
     /// Working directory; `None` is the user's home.
     pub cwd: Option<String>,
     /// Variables that are added to the sandbox's environment.
-    pub env: BTreeMap<String, String>,
+    pub env: Env,
     /// User to run as.
     pub user: User,
     /// Time after which everything that it started is ended; `None`: no limit of the caller's.
@@ -53,7 +54,7 @@ pub struct Attach {
 }
 
 /// Control request for a command, from outside of its stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Control {
     /// Bytes for its stdin.
     Stdin {
@@ -71,7 +72,7 @@ pub enum Control {
 }
 
 /// Program to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Command {
     /// A program and its arguments, passed on as they are.
     Argv(Vec<String>),
@@ -89,7 +90,7 @@ pub enum User {
 }
 
 /// Message from the caller to a command that runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Input {
     /// Bytes for its stdin.
     Stdin(Bytes),
@@ -102,7 +103,7 @@ pub enum Input {
 }
 
 /// Message from a command that runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Output {
     /// Bytes of its stdout; of its terminal, if it has one.
     Stdout(Bytes),
@@ -110,6 +111,49 @@ pub enum Output {
     Stderr(Bytes),
     /// End of the command. The last message.
     Exit(Exit),
+}
+
+/// Bytes and command lines are not shown: they may be secrets.
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdin { offset, data, eof } => {
+                write!(f, "Stdin({} bytes at {offset}, eof: {eof})", data.len())
+            }
+            Self::Resize(window) => write!(f, "Resize({window:?})"),
+            Self::Signal(number) => write!(f, "Signal({number})"),
+        }
+    }
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argv(_) => write!(f, "Argv({HIDDEN})"),
+            Self::Shell(_) => write!(f, "Shell({HIDDEN})"),
+        }
+    }
+}
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdin(bytes) => write!(f, "Stdin({} bytes)", bytes.len()),
+            Self::Eof => f.write_str("Eof"),
+            Self::Resize(window) => write!(f, "Resize({window:?})"),
+            Self::Signal(number) => write!(f, "Signal({number})"),
+        }
+    }
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdout(bytes) => write!(f, "Stdout({} bytes)", bytes.len()),
+            Self::Stderr(bytes) => write!(f, "Stderr({} bytes)", bytes.len()),
+            Self::Exit(exit) => write!(f, "Exit({exit:?})"),
+        }
+    }
 }
 
 /// Exit of a command.
@@ -201,9 +245,9 @@ pub fn cwd(text: String) -> Result<Option<String>, Invalid> {
 ///
 /// # Errors
 /// As `spec::check_env`.
-pub fn env(env: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Invalid> {
+pub fn env(env: BTreeMap<String, String>) -> Result<Env, Invalid> {
     spec::check_env(&env)?;
-    Ok(env)
+    Ok(env.into())
 }
 
 /// Checks the name of a run.

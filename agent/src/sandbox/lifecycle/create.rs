@@ -223,6 +223,7 @@ impl Sandboxes {
             name: spec.name.clone(),
             metadata: spec.metadata.clone(),
             env: spec.env.clone(),
+            env_lost: false,
             boot: 0,
             created_ms: now_ms,
             started_ms: 0,

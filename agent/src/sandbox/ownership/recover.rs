@@ -146,7 +146,8 @@ impl Sandboxes {
             services: BTreeMap::new(),
             name: None,
             metadata: BTreeMap::new(),
-            env: BTreeMap::new(),
+            env: Default::default(),
+            env_lost: false,
             // Facts about earlier boots do not apply to this one.
             boot: 1,
             created_ms,

@@ -79,7 +79,7 @@ pub(crate) fn order(number: u8) -> Order {
             // The disk size makes the creation run every step that one can have.
             size: Size { disk_gib: 8, ..Size::default() },
             metadata: BTreeMap::new(),
-            env: BTreeMap::new(),
+            env: Default::default(),
             network: Network::Static,
             egress: None,
             services: BTreeMap::new(),

@@ -30,7 +30,7 @@ use crate::{
     session::{Ended, Session},
     sink::Sink,
     terminal,
-    values::{Pair, duration},
+    values::{Pair, duration, variable},
 };
 
 /// Arguments of `exec`.
@@ -56,8 +56,8 @@ pub(crate) struct Exec {
     /// Way to run it.
     #[command(flatten)]
     how: How,
-    /// Variable for the command; may be given often
-    #[arg(short, long, value_name = "K=V")]
+    /// Variable for the command, or K alone for its value here; may be given often
+    #[arg(short, long, value_name = "K[=V]", value_parser = variable)]
     env: Vec<Pair>,
     /// Name of the run: it runs once however often it is asked for [default: random]
     #[arg(long, value_name = "KEY")]

@@ -201,7 +201,7 @@ impl Sandboxes {
             user: user.clone(),
             request_id: spec.request_id.clone(),
             digest: digest.clone(),
-            request: request.encode_to_vec(),
+            request: request.encode_to_vec().into(),
             state: State::Placing,
             node: node.clone(),
             attempt,
@@ -268,7 +268,7 @@ impl Sandboxes {
         if self.view(&id).is_some_and(|sandbox| sandbox.phase() == Phase::Deleting) {
             return Err(taken(name, &id, "and is being deleted: try again").retry(RETRY));
         }
-        let known = row.and_then(|row| CreateSandboxRequest::decode(&*row.request).ok());
+        let known = row.and_then(|row| CreateSandboxRequest::decode(row.request.as_slice()).ok());
         let differ = match known.filter(|known| !known.request_id.is_empty()) {
             Some(known) => Some(differences(&known, request)),
             // Its row was rebuilt from its node.

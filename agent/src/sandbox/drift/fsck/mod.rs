@@ -122,6 +122,7 @@ impl Sandboxes {
             }
         }
         findings.extend(self.against_the_journal(&all));
+        findings.extend(self.lost_environments());
         findings.extend(self.isolation_findings().await);
         let node = self.pve.node();
         findings.extend(self.unlimited().into_iter().map(|(id, why)| {
@@ -130,6 +131,14 @@ impl Sandboxes {
         }));
         findings.sort();
         (findings, looked_at)
+    }
+
+    /// Checks I6 for environments: each can be read.
+    fn lost_environments(&self) -> Vec<Finding> {
+        let lost = self.live().into_iter().filter(|record| record.env_lost);
+        let detail = "its environment cannot be read, because the key that sealed it is lost: \
+                      no command starts in it";
+        lost.map(|record| Finding::new(Invariant::I6, record.id, detail)).collect()
     }
 
     /// Checks I12: the records in memory equal those in the journal.

@@ -79,7 +79,7 @@ fn shell(line: &str) -> Order {
         sandbox: SandboxRef::Id(id(1)),
         command: Command::Shell(line.to_owned()),
         cwd: None,
-        env: BTreeMap::new(),
+        env: Default::default(),
         user: User::Id(0),
         timeout: Some(DEADLINE),
         tty: None,
@@ -201,10 +201,11 @@ impl Rig {
         .await
         .expect("opens");
         let mut creation = creation(1);
-        creation.spec.env = BTreeMap::from([
+        creation.spec.env = [
             ("FROM_SANDBOX".to_owned(), "1".to_owned()),
             ("BOTH".to_owned(), "sandbox".to_owned()),
-        ]);
+        ]
+        .into();
         let record = sandboxes.create(creation, LONG).await.expect("admitted");
         assert_eq!(record.phase, crate::journal::Phase::Running, "{record:?}");
         let shims = serving.unwrap_or_else(|| {
@@ -336,7 +337,7 @@ async fn stdin_and_outputs_pass_bytes_unchanged() {
 async fn command_inherits_nothing_from_the_host() {
     let rig = Rig::new().await;
     let mut order = shell("env; pwd; ls /proc/self/fd; echo bound=$#$0");
-    order.env = BTreeMap::from([("BOTH".to_owned(), "caller\nline two".to_owned())]);
+    order.env = [("BOTH".to_owned(), "caller\nline two".to_owned())].into();
     let ran = rig.run(order).await;
     let text = ran.out();
     for line in [

@@ -122,3 +122,23 @@ async fn exec_id_taken_by_another_shim_is_refused() {
     let error = rig.start(named("build", argv(&["true"]))).await.expect_err("another's");
     assert_eq!(error.reason, Reason::ExecIdReused, "{error}");
 }
+
+#[tokio::test]
+async fn no_command_starts_without_the_environment_of_its_sandbox() {
+    let rig = Rig::new().await;
+    let (_, input, outputs) = rig.start(named("before", argv(&["cat"]))).await.expect("it starts");
+    let lose = |record: &mut Record| (record.env, record.env_lost) = (Default::default(), true);
+    rig.sandboxes.records.change(&id(1), lose).await.expect("written");
+    let error = rig.start(shell("echo ran")).await.expect_err("refused");
+    assert_eq!(error.reason, Reason::EnvLost, "{error}");
+    assert!(error.message.contains(&id(1).to_string()), "{error}");
+    // What runs goes on, and files can be copied out.
+    input.send(Input::Eof).await.expect("taken");
+    assert_eq!(drain(outputs).await.code(), 0);
+    let sandbox = SandboxRef::Id(id(1));
+    rig.execs.files(&sandbox, &User::Id(0)).stat("/etc/passwd".into()).await.expect("a file");
+    let (found, _) = rig.sandboxes.check().await;
+    let lost = |finding: &&Finding| finding.subject == id(1).to_string();
+    let lost: Vec<_> = found.iter().filter(lost).map(|finding| finding.invariant).collect();
+    assert!(lost.contains(&Invariant::I6), "{found:?}");
+}
