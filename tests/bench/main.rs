@@ -7,10 +7,12 @@
 
 #![expect(clippy::disallowed_methods, reason = "a bench measures the real clock")]
 
+mod abuse;
 mod figures;
 mod fleet;
 mod hand;
 mod inside;
+mod isolation;
 mod pause;
 mod placement;
 mod recovery;
@@ -34,7 +36,18 @@ const BURST_S: u64 = 180;
 const KNOWN: usize = 50;
 
 /// Parts that can be measured alone, in the order of a full run.
-const PARTS: [&str; 8] = ["create", "exec", "inside", "pause", "burst", RECOVERY, PLACEMENT, FLEET];
+const PARTS: [&str; 10] = [
+    "create",
+    "exec",
+    "inside",
+    "pause",
+    "burst",
+    "abuse",
+    "isolation",
+    RECOVERY,
+    PLACEMENT,
+    FLEET,
+];
 /// Part that needs no lab, as are the next two.
 const RECOVERY: &str = "recovery";
 const PLACEMENT: &str = "placement";
@@ -71,6 +84,8 @@ async fn main() -> Result<()> {
             "exec" => exec_true(&world, &mut figures).await?,
             "inside" => inside::measure(&world, &mut figures).await?,
             "pause" => pause::pause_and_resume(&world, &mut figures).await?,
+            "isolation" => isolation::measure(&world, &mut figures).await?,
+            "abuse" => abuse::measure(&world, &mut figures).await?,
             RECOVERY => recovery::measure(&mut figures).await?,
             PLACEMENT => placement::measure(&mut figures)?,
             FLEET => Box::pin(fleet::measure(&mut figures)).await?,

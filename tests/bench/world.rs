@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use daemon::{flow::Leg, tls::Identity};
-use lab::Lab;
+use lab::{Lab, layout::HUB_IP};
 use proto::{
     agent::v1::{self as agent, agent_service_client::AgentServiceClient},
     sandbox::v1::{
@@ -36,17 +36,28 @@ impl World {
     pub(crate) fn open() -> Result<Self> {
         let lab = Lab::open(Lab::default_dir())?;
         ensure!(lab.is_up(), "no lab is up: `make bench` sees to that");
-        let ca = lab.layout().dir().join("controller/ca/ca.crt");
-        let tls = daemon::tls::client_with_roots(&ca)?;
-        let hub = lab::layout::HUB_IP;
-        let channel = daemon::channel::tls(Leg::Api, &format!("{hub}:7443"), hub, tls)?;
+        Self::of_team(lab, "SANDBOXCTL_TOKEN")
+    }
+
+    /// Connects with the token in that variable of the lab's `env`.
+    fn of_team(lab: Lab, variable: &str) -> Result<Self> {
         let env = std::fs::read_to_string(lab.layout().dir().join("env")).context("env")?;
         let token = env
             .lines()
-            .find_map(|line| line.strip_prefix("export SANDBOXCTL_TOKEN="))
-            .context("a token in target/lab/env")?;
+            .find_map(|line| line.strip_prefix(&format!("export {variable}=")))
+            .with_context(|| format!("{variable} in target/lab/env"))?;
         let token = token.trim_matches('\'').to_owned();
-        Ok(Self { lab, api: SandboxServiceClient::new(channel), token })
+        Ok(Self { api: connect(&lab)?, lab, token })
+    }
+
+    /// Returns the same lab as another team sees it.
+    pub(crate) fn other_team(&self) -> Result<Self> {
+        Self::of_team(self.lab.clone(), "LAB_OTHER_TEAM_TOKEN")
+    }
+
+    /// Opens a connection of its own to the controller.
+    pub(crate) fn client(&self) -> Result<SandboxServiceClient<Channel>> {
+        connect(&self.lab)
     }
 
     /// Returns the path of the results.
@@ -54,7 +65,7 @@ impl World {
         self.lab.layout().dir().join("../bench/results.json")
     }
 
-    fn authorised<T>(&self, message: T) -> Result<Request<T>> {
+    pub(crate) fn authorised<T>(&self, message: T) -> Result<Request<T>> {
         let mut request = Request::new(message);
         let value = MetadataValue::try_from(format!("Bearer {}", self.token))?;
         request.metadata_mut().insert("authorization", value);
@@ -124,7 +135,7 @@ impl World {
         let mut command = tokio::process::Command::new(dir.join("bin/sandboxctl"));
         command
             .args(args)
-            .env("SANDBOXCTL_ENDPOINT", format!("https://{}:7443", lab::layout::HUB_IP))
+            .env("SANDBOXCTL_ENDPOINT", format!("https://{}", api_address()))
             .env("SANDBOXCTL_CA", dir.join("controller/ca/ca.crt"))
             .env("SANDBOXCTL_TOKEN", &self.token)
             .stdin(Stdio::null())
@@ -162,14 +173,36 @@ impl World {
 
     /// Returns the resident memory of a node's agent.
     pub(crate) fn agent_rss_mib(&self, node: &str) -> Result<f64> {
-        let output = self.lab.node(node)?.shell(
+        self.agent_memory_mib(node, "VmRSS")
+    }
+
+    /// Returns the most memory that a node's agent has had since it started.
+    pub(crate) fn agent_peak_mib(&self, node: &str) -> Result<f64> {
+        self.agent_memory_mib(node, "VmHWM")
+    }
+
+    fn agent_memory_mib(&self, node: &str, line: &str) -> Result<f64> {
+        let output = self.lab.node(node)?.shell(&format!(
             "for p in /proc/[0-9]*; do grep -zqx run $p/cmdline 2>/dev/null \
              && [ \"$(readlink $p/exe)\" = /usr/bin/pve-sandbox-agent ] \
-             && grep VmRSS $p/status && break; done",
-        )?;
-        let text = String::from_utf8(output.stdout)?;
-        let kib: f64 = text.split_whitespace().nth(1).context("VmRSS of the agent")?.parse()?;
-        Ok(kib / 1024.0)
+             && grep {line} $p/status && break; done",
+        ))?;
+        memory_mib(&String::from_utf8(output.stdout)?, line)
+    }
+
+    /// Returns the most memory that the lab's controller has had since it started.
+    pub(crate) fn controller_peak_mib(&self) -> Result<f64> {
+        let dir = self.lab.layout().dir().canonicalize()?;
+        for process in std::fs::read_dir("/proc")?.flatten() {
+            let ours = std::fs::read_link(process.path().join("exe")).is_ok_and(|exe| {
+                exe.starts_with(&dir) && exe.ends_with("bin/pve-sandbox-controller")
+            });
+            if ours {
+                let status = std::fs::read_to_string(process.path().join("status"))?;
+                return memory_mib(&status, "VmHWM");
+            }
+        }
+        bail!("the lab's controller does not run")
     }
 
     /// Returns the mean memory that the access to a sandbox takes on the host, and the number of
@@ -189,6 +222,30 @@ impl World {
         ensure!(shims > 0.0, "no shim runs on {node}");
         Ok((kib / 1024.0 / shims, shims))
     }
+}
+
+/// Returns the address of the controller's API in the lab's network.
+pub(crate) fn api_address() -> String {
+    format!("{HUB_IP}:7443")
+}
+
+/// Returns the address at which a node's Caddy answers.
+pub(crate) fn ingress_address(lab: &Lab, node: &str) -> Result<String> {
+    Ok(format!("{}:8480", lab.node(node)?.id().ip()))
+}
+
+fn connect(lab: &Lab) -> Result<SandboxServiceClient<Channel>> {
+    let ca = lab.layout().dir().join("controller/ca/ca.crt");
+    let tls = daemon::tls::client_with_roots(&ca)?;
+    let channel = daemon::channel::tls(Leg::Api, &api_address(), HUB_IP, tls)?;
+    Ok(SandboxServiceClient::new(channel))
+}
+
+/// Reads a line of /proc/PID/status.
+fn memory_mib(status: &str, name: &str) -> Result<f64> {
+    let line = status.lines().find(|line| line.starts_with(name));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)).context("memory of a daemon")?;
+    Ok(kib.parse::<f64>()? / 1024.0)
 }
 
 /// Returns what a caller sends to run `true`.

@@ -13,7 +13,7 @@
 //! - `node`: namespaces, root, entering. `disk`, `net`, `cgroup`: the parts of a node.
 //! - `pmxcfs`: /etc/pve. `pve`: what the lab writes there. `template`: builds the sandboxes' Debian.
 //! - `image`: the templates as data. `lxcfs`, `way_out`: what makes sandboxes a place to work in.
-//! - `machine`: packages and devices. `forward`: ports on the loopback.
+//! - `probes`: what a sandbox reaches. `machine`: packages and devices. `forward`: ports on the loopback.
 //! - `layout`, `settings`, `owner`: paths, settings, and which lab has the machine. `process`,
 //!   `run`, `mounts`, `sources`, `wire`, `progress`: small helpers for the rest.
 //!
@@ -46,6 +46,7 @@ pub mod net;
 pub mod node;
 pub mod owner;
 pub mod pmxcfs;
+pub mod probes;
 pub mod process;
 pub mod progress;
 pub mod pve;

@@ -1,0 +1,34 @@
+//! Probes from inside a sandbox: number tried, and number that got through.
+
+use anyhow::{Result, ensure};
+use lab::probes::{self, Lan, Seen};
+
+use crate::{figures::Figures, world::World};
+
+const NODE: &str = "node1";
+
+pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> {
+    let other_team = world.other_team()?;
+    let (own, other) = (world.create(NODE).await?, other_team.create(NODE).await?);
+    let of = |sandbox: proto::sandbox::v1::Sandbox| Seen::new(sandbox.vmid.into(), &sandbox.ip);
+    let (from, victim) = (of(world.get(&own).await?)?, of(other_team.get(&other).await?)?);
+    let node = world.lab.node(NODE)?;
+    let lan = Lan::new(&node)?;
+    // Blocks on programs in the node; nothing else runs here.
+    let reached = probes::reach(&node, from.vmid, &probes::closed(&node, &victim)?)?;
+    let drawn = probes::spoofs(&node, &from, &victim)?;
+    let open = probes::reach(&node, from.vmid, &probes::open())?;
+    drop(lan);
+    ensure!(open.values().all(|reached| *reached), "the way out is closed: {open:?}");
+    let words = reached.iter().map(|(name, through)| (name.as_str(), *through));
+    let all: Vec<_> = words.chain(drawn.iter().map(|(name, through)| (*name, *through))).collect();
+    for (name, _) in all.iter().filter(|(_, through)| *through) {
+        println!("isolation: {name} got through");
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a count of some dozens")]
+    let count = |through: bool| all.iter().filter(|probe| !through || probe.1).count() as f64;
+    figures.alone("isolation_probes", count(false), "tried");
+    figures.alone("isolation_probes_through", count(true), "of them");
+    world.delete(&own).await?;
+    other_team.delete(&other).await
+}
