@@ -1,5 +1,6 @@
 //! `pve-sandbox-agent`: flags, configuration, logs, run.
 
+mod node_removal;
 mod node_setup;
 mod production;
 
@@ -81,6 +82,10 @@ fn execute(command: &Command) -> Result<ExitCode> {
         }
         Command::Bridge { command: BridgeCommand::Init { subnet, config, no_start } } => {
             node_setup::make_bridge(*subnet, config, !no_start)?;
+        }
+        Command::Uninstall { flags, config } => {
+            daemon::logs::init("error", false);
+            node_removal::uninstall(flags, config)?;
         }
         Command::Shim { options } => {
             daemon::logs::init("info", false);
