@@ -10,14 +10,17 @@ use lab::{image::MINIMAL, layout::Layout, template};
 
 use crate::{
     booted::Booted,
+    removal,
     root::{Base, said, target},
     wanted,
 };
 
-const AGENT: &str = "pve-sandbox-agent";
-const CONTROLLER: &str = "pve-sandbox-controller";
-const INGRESS: &str = "pve-sandbox-ingress";
-const CLI: &str = "sandboxctl";
+pub(crate) const AGENT: &str = "pve-sandbox-agent";
+pub(crate) const CONTROLLER: &str = "pve-sandbox-controller";
+pub(crate) const INGRESS: &str = "pve-sandbox-ingress";
+pub(crate) const CLI: &str = "sandboxctl";
+/// Looks, a tenth of a second apart at least, until something is up.
+pub(crate) const UNTIL: u32 = 600;
 /// Highest exposure of the controller's unit by `systemd-analyze security`, in tenths.
 const EXPOSURE: &str = "--threshold=20";
 /// Lines of a command that runs while its agent is replaced twice; one each tenth of a second.
@@ -49,7 +52,7 @@ fn from_packages_to_a_sandbox_and_back(base: Base) {
     assert!(inside.contains("systemd") && inside.contains(&id), "{inside}");
     agent_is_replaced_under_load(&node, &id);
 
-    assert!(node.ok(&[CLI, "rm", &id]).is_empty() || !node.ok(&[CLI, "ls", "-q"]).contains(&id));
+    removal::keeps_and_then_deletes(&node, &id);
     purge(&node);
 }
 
@@ -87,7 +90,7 @@ fn set_up(node: &Booted) {
     assert!(code != Some(0) && told.contains("token"), "the line is good once: {told}");
 }
 
-fn make_a_template(node: &Booted) {
+pub(crate) fn make_a_template(node: &Booted) {
     let layout = Layout::new(&target().join("lab"));
     for dir in [layout.cache(), layout.logs()] {
         fs::create_dir_all(dir).expect("a folder");
@@ -105,7 +108,7 @@ fn make_a_template(node: &Booted) {
 }
 
 /// Waits a little; false, for use in a loop.
-fn wait() -> bool {
+pub(crate) fn wait() -> bool {
     thread::sleep(Duration::from_millis(100));
     false
 }
@@ -141,7 +144,7 @@ fn apt(node: &Booted, words: &[&str]) -> String {
 
 /// Makes a signed repository with this version of the agent and a next one of the same content, from
 /// which the node installs; returns the next version.
-fn offer_next_version(node: &Booted, version: &str) -> String {
+pub(crate) fn offer_next_version(node: &Booted, version: &str) -> String {
     let next = format!("{version}.1");
     let work = tempfile::tempdir().expect("a folder");
     let at = |name: &str| work.path().join(name);
@@ -178,13 +181,17 @@ fn offer_next_version(node: &Booted, version: &str) -> String {
 
 fn purge(node: &Booted) {
     let told = node.ok(&["dpkg", "--purge", AGENT, CONTROLLER, CLI]);
-    for kept in ["/var/lib/pve-sandbox-agent", "/var/lib/pve-sandbox-controller"] {
-        assert!(told.contains(kept), "it says what it keeps: {told}");
-        assert!(node.path(kept).is_dir(), "{kept}");
-    }
+    let kept = "/var/lib/pve-sandbox-controller";
+    assert!(told.contains(kept), "it says what it keeps: {told}");
+    assert!(node.path(kept).is_dir(), "nobody was asked");
     assert_eq!(node.unit(AGENT, "ActiveState"), "inactive");
     assert_eq!(node.unit(CONTROLLER, "ActiveState"), "inactive");
-    for left in ["/usr/sbin/pve-sandbox-agent", "/etc/pve-sandbox/agent.toml"] {
+    let agent = [
+        "/usr/sbin/pve-sandbox-agent",
+        "/etc/pve-sandbox/agent.toml",
+        "/var/lib/pve-sandbox-agent",
+    ];
+    for left in agent {
         assert!(!node.path(left).exists(), "{left}");
     }
 }
