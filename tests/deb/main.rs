@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "dpkg and the daemons are processes")]
 
 mod booted;
+mod capabilities;
 mod daemons;
 mod documents;
 mod node;
@@ -13,6 +14,7 @@ mod procedures;
 mod removal;
 mod root;
 mod sandboxctl;
+mod streams;
 
 /// Returns whether these tests were requested, and prints a message if not.
 fn wanted() -> bool {

@@ -10,9 +10,9 @@ use lab::{image::MINIMAL, layout::Layout, template};
 
 use crate::{
     booted::Booted,
-    removal,
+    capabilities, removal,
     root::{Base, said, target},
-    wanted,
+    streams, wanted,
 };
 
 pub(crate) const AGENT: &str = "pve-sandbox-agent";
@@ -23,8 +23,6 @@ pub(crate) const CLI: &str = "sandboxctl";
 pub(crate) const UNTIL: u32 = 600;
 /// Highest exposure of the controller's unit by `systemd-analyze security`, in tenths.
 const EXPOSURE: &str = "--threshold=20";
-/// Lines of a command that runs while its agent is replaced twice; one each tenth of a second.
-const LINES: u32 = 200;
 
 #[test]
 fn packages_make_a_node_of_debian_12() {
@@ -52,6 +50,7 @@ fn from_packages_to_a_sandbox_and_back(base: Base) {
     assert!(inside.contains("systemd") && inside.contains(&id), "{inside}");
     agent_is_replaced_under_load(&node, &id);
 
+    capabilities::each_is_missed(&node);
     removal::keeps_and_then_deletes(&node, &id);
     purge(&node);
 }
@@ -113,27 +112,21 @@ pub(crate) fn wait() -> bool {
     false
 }
 
-/// Installs the next version of the agent from a repository, and then this one again, while a command
-/// writes.
+/// Installs the next version of the agent from a repository, and then this one again, while commands write
+/// and WebSockets are open.
 fn agent_is_replaced_under_load(node: &Booted, id: &str) {
     let version = node.ok(&["dpkg-query", "--show", "--showformat", "${Version}", AGENT]);
     let next = offer_next_version(node, &version);
     let (agent, caddy) = (node.unit(AGENT, "MainPID"), node.unit(INGRESS, "MainPID"));
-    let script = format!("for i in $(seq {LINES}); do echo $i; sleep 0.1; done");
-    let stream = node.command(&[CLI, "exec", id, "--", "sh", "-c", &script]).spawn();
-    for version in [&next, &version] {
-        let wanted = format!("{AGENT}={version}");
-        apt(node, &["install", "--yes", "--allow-downgrades", &wanted]);
-        assert_eq!(node.unit(AGENT, "ActiveState"), "active");
-    }
+    streams::run_through(node, id, || {
+        for version in [&next, &version] {
+            let wanted = format!("{AGENT}={version}");
+            apt(node, &["install", "--yes", "--allow-downgrades", &wanted]);
+            assert_eq!(node.unit(AGENT, "ActiveState"), "active");
+        }
+    });
     assert_ne!(node.unit(AGENT, "MainPID"), agent, "the agent was restarted");
     assert_eq!(node.unit(INGRESS, "MainPID"), caddy, "Caddy was not");
-    let output = stream.expect("nsenter").wait_with_output().expect("it ends");
-    let (code, text) = said(&output);
-    let wanted: Vec<_> = (1..=LINES).map(|line| line.to_string()).collect();
-    assert_eq!(code, Some(0), "{text}");
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(stdout.lines().collect::<Vec<_>>(), wanted, "nothing is lost or doubled");
 }
 
 /// Runs apt with our repository alone: the root has no network.
