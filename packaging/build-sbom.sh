@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Writes what each program is made of (a CycloneDX bill of materials) beside its package, as
-# target/debian/PACKAGE_VERSION.cdx.json. From one commit it is the same each time.
+# target/debian/PACKAGE_VERSION.cdx.json. From one commit it is the same each time, wherever it is built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,7 +18,16 @@ clean() { find . -path ./target -prune -o -name "$name.json" -exec rm -f {} +; }
 trap clean EXIT
 cargo cyclonedx --quiet --format json --target "$(rustc -vV | sed -n 's/^host: //p')" \
   --override-filename "$name"
+# It names our own crates by the folder that they were built in.
+top=$(pwd -P)
+pattern=$(printf '%s' "$top" | sed 's/[][\\.*^$|]/\\&/g')
 for package in agent:pve-sandbox-agent controller:pve-sandbox-controller cli:sandboxctl; do
-  mv "${package%:*}/$name.json" "target/debian/${package#*:}_$version.cdx.json"
+  made=target/debian/${package#*:}_$version.cdx.json
+  sed -e "s|$pattern|/pve-sandbox|g" -e "s|${pattern//\//%2F}|%2Fpve-sandbox|g" \
+    "${package%:*}/$name.json" >"$made"
+  if grep -qF "$top" "$made"; then
+    echo "$made names $top, where it was built" >&2
+    exit 1
+  fi
 done
 ls -l target/debian/*.cdx.json

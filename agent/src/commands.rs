@@ -12,7 +12,7 @@ use proto::{
 use crate::{
     config::{self, Config, Flags},
     join::Line,
-    template,
+    template, uninstall,
 };
 
 /// Path where the package installs the configuration.
@@ -71,6 +71,16 @@ pub enum Command {
         #[command(subcommand)]
         command: TemplateCommand,
     },
+    /// Prepare this node for the removal of the package: choose what becomes of its sandboxes, of its
+    /// journal and keys, and of the bridge. It stops the agent, and asks first
+    #[command(after_help = UNINSTALL_HELP)]
+    Uninstall {
+        #[command(flatten)]
+        flags: uninstall::Flags,
+        /// Configuration file
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
+        config: PathBuf,
+    },
     /// Serve the commands of one sandbox; started by the agent
     #[command(hide = true)]
     Shim {
@@ -118,6 +128,16 @@ const DOCTOR_HELP: &str = "\
 Examples:
   pve-sandbox-agent doctor                      it changes nothing, and takes some seconds
   pve-sandbox-agent doctor --json | jq '.checks[] | select(.state != \"ok\")'";
+
+const UNINSTALL_HELP: &str = "\
+Examples:
+  pve-sandbox-agent uninstall --dry-run
+  pve-sandbox-agent uninstall                   it asks
+  pve-sandbox-agent uninstall --sandboxes delete --data delete --bridge delete --yes
+  pve-sandbox-agent uninstall --sandboxes keep --yes
+
+Sandboxes that are kept run on without an agent, and keep the journal, the keys and the bridge; an agent
+that is installed later takes them in again. Then: apt purge pve-sandbox-agent.";
 
 const TEMPLATE_HELP: &str = "\
 Examples:

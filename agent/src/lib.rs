@@ -48,5 +48,6 @@ pub mod shim;
 pub mod sys;
 pub mod tasks;
 pub mod template;
+pub mod uninstall;
 
 pub use agent::{Agent, Parts};

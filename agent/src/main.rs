@@ -1,5 +1,6 @@
 //! `pve-sandbox-agent`: flags, configuration, logs, run.
 
+mod node_removal;
 mod node_setup;
 mod production;
 
@@ -9,6 +10,7 @@ use agent::{
     commands::{BridgeCommand, CONFIG, Cli, Command, Common, TemplateCommand, TemplateInit},
     config::{self, Config},
     doctor::{self, Host},
+    sys::privileges::Missing,
     template::{self, Order, Source},
 };
 use anyhow::{Context, Result};
@@ -86,6 +88,10 @@ fn execute(command: &Command) -> Result<ExitCode> {
         Command::Bridge { command: BridgeCommand::Init { subnet, config, no_start } } => {
             node_setup::make_bridge(*subnet, config, !no_start)?;
         }
+        Command::Uninstall { flags, config } => {
+            daemon::logs::init("error", false);
+            node_removal::uninstall(flags, config)?;
+        }
         Command::Shim { options } => {
             daemon::logs::init("info", false);
             agent::shim::process::run(options)?;
@@ -93,7 +99,11 @@ fn execute(command: &Command) -> Result<ExitCode> {
         Command::Run(common) => {
             let config = common.config()?;
             daemon::logs::init("info", common.log_json);
-            agent::sys::privileges::confine().context("capabilities: is this root?")?;
+            let missing =
+                agent::sys::privileges::confine().context("capabilities: is this root?")?;
+            for Missing { name, needed_for } in missing {
+                tracing::error!(name, needed_for, "the agent lacks a capability");
+            }
             // The agent mostly waits: two threads, and few for blocking calls.
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)

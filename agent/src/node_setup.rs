@@ -18,9 +18,9 @@ use tokio::time::Instant;
 use crate::production::{self, NET};
 
 /// Units of a node, the agent first.
-const UNITS: &[&str] = &["pve-sandbox-agent", "pve-sandbox-ingress"];
+pub(crate) const UNITS: &[&str] = &["pve-sandbox-agent", "pve-sandbox-ingress"];
 /// Unit of the name server on the sandboxes' bridge.
-const DNS_UNIT: &str = "pve-sandbox-dns";
+pub(crate) const DNS_UNIT: &str = "pve-sandbox-dns";
 /// Program of ifupdown2 that brings one interface up.
 const IFUP: &str = "/usr/sbin/ifup";
 

@@ -76,21 +76,7 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let identity = Identity::load(&tls.cert, &tls.key, &tls.ca).context("certificates")?;
     let live = LiveIdentity::new(&identity).context("certificates")?;
     let server = live.server(ClientAuth::Required).context("certificates")?;
-    apart::move_children(&shim_cgroup::of_work(&config.pve.cgroup_root))?;
-    let pve: Arc<dyn Pve> = Arc::new(pct(&config)?);
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(&config.boot_id));
-    let shims = ShimProcesses::new(
-        &config.run_dir,
-        &config.state_dir,
-        config.pve.clone(),
-        config.exec_backend,
-        allowance(&config.shim),
-    );
-    let shims = Arc::new(shims.context("the ways into sandboxes could not be made")?);
-    let mut parts = parts(&config, Arc::clone(&pve), Arc::clone(&clock), Arc::clone(&shims))?;
-    parts.dhcp = dhcp(&config, &stop);
-    parts.isolation = isolation(&config);
-    let agent = Agent::start(parts).await?;
+    let Assembled { agent, pve, clock, shims } = assemble(&config, &stop).await?;
     let node = config.node.value.to_string();
     agent.renew(Arc::new(Certificates::new(node, (own, hop), tls.ca.clone(), live)));
     agent.tasks().spawn(outputs::keep(
@@ -136,6 +122,35 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
         tracing::warn!("the agent stopped with open route questions");
     }
     Ok(())
+}
+
+/// An agent that has read its journal and reconciles, and serves nothing yet.
+pub(crate) struct Assembled {
+    pub(crate) agent: Agent,
+    pve: Arc<dyn Pve>,
+    clock: Arc<dyn Clock>,
+    pub(crate) shims: Arc<ShimProcesses>,
+}
+
+/// Builds and starts the agent of this host. No other may run: the journal has one user.
+pub(crate) async fn assemble(config: &Config, stop: &CancellationToken) -> Result<Assembled> {
+    private_dir(&config.state_dir)?;
+    apart::move_children(&shim_cgroup::of_work(&config.pve.cgroup_root))?;
+    let pve: Arc<dyn Pve> = Arc::new(pct(config)?);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(&config.boot_id));
+    let shims = ShimProcesses::new(
+        &config.run_dir,
+        &config.state_dir,
+        config.pve.clone(),
+        config.exec_backend,
+        allowance(&config.shim),
+    );
+    let shims = Arc::new(shims.context("the ways into sandboxes could not be made")?);
+    let mut parts = parts(config, Arc::clone(&pve), Arc::clone(&clock), Arc::clone(&shims))?;
+    parts.dhcp = dhcp(config, stop);
+    parts.isolation = isolation(config);
+    let agent = Agent::start(parts).await?;
+    Ok(Assembled { agent, pve, clock, shims })
 }
 
 /// Returns the files of the node's certificates: the agent's, and the ingress hop's if it has one.

@@ -61,6 +61,12 @@ pub enum Command {
         #[arg(long = "name")]
         names: Vec<String>,
     },
+    /// The CA that nodes and callers trust.
+    Ca {
+        /// Sub-command.
+        #[command(subcommand)]
+        command: CaCommand,
+    },
     /// Write the certificates of one node's agent.
     NodeCert {
         /// PVE's name of the node.
@@ -106,6 +112,14 @@ pub enum Command {
     },
 }
 
+/// Sub-commands for the CA.
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Make a new CA with the same names in the place of the old one, which is kept beside it, and print
+    /// the lines by which the nodes join again: what has a certificate of the old one is refused.
+    Rotate(setup::Rotate),
+}
+
 impl Command {
     /// Runs the command; returns its exit code.
     ///
@@ -121,6 +135,7 @@ impl Command {
                 say(&format!("the CA is {}", files.ca().display()))?;
                 say(&format!("the controller's certificate is for {}", names.join(", ")))?;
             }
+            Self::Ca { command: CaCommand::Rotate(rotate) } => rotate.run(&mut say).await?,
             Self::NodeCert { node, address, out, data_dir } => {
                 ca::node(&data_dir, &node, address, &out)?;
                 say(&format!("wrote the certificates of {node} to {}", out.display()))?;

@@ -3,11 +3,14 @@
 
 use std::{
     fs,
+    net::{SocketAddr, TcpStream},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
+
+use nix::sched::{CloneFlags, setns};
 
 use crate::root::{Base, Root, said, target};
 
@@ -121,6 +124,17 @@ impl Booted {
         let (code, text) = self.run(argv);
         assert_eq!(code, Some(0), "{argv:?}: {text}");
         text
+    }
+
+    /// Connects to an address inside.
+    pub(crate) fn connect(&self, address: SocketAddr) -> TcpStream {
+        let network = fs::File::open(format!("/proc/{}/ns/net", self.init)).expect("its network");
+        let enter_and_connect = move || {
+            setns(network, CloneFlags::CLONE_NEWNET).expect("entered");
+            TcpStream::connect(address).expect("connected")
+        };
+        // A thread of its own, which stays in there until it ends.
+        std::thread::spawn(enter_and_connect).join().expect("a connection")
     }
 
     /// Returns a property of a unit.

@@ -177,6 +177,52 @@ fn agent_package_is_installed_reports_what_it_lacks_and_is_removed() {
     remove(&root, &AGENT);
 }
 
+#[test]
+fn purge_removes_data_only_when_told_and_never_under_a_sandbox() {
+    if !wanted() {
+        return;
+    }
+    let root = Root::new("purge");
+    for package in [&AGENT, &CONTROLLER] {
+        let (name, data) = (package.name, format!("/var/lib/{}", package.name));
+        // Where nobody is asked, it stays.
+        let told = purge(&root, package, None);
+        assert!(told.contains(&data) && root.has(&data), "{told}");
+        // An answer holds for one purge.
+        let told = purge(&root, package, Some(true));
+        assert!(told.contains("removed") && !root.has(&data), "{told}");
+        purge(&root, package, None);
+        assert!(root.has(&data), "the answer of {name} was forgotten");
+        purge(&root, package, Some(false));
+        assert!(root.has(&data), "{name}");
+    }
+    let key = "/etc/pve-sandbox/tls/node.key";
+    assert!(root.has(key), "keys stay with the journal");
+    let config = root.path("/etc/pve/lxc/101.conf");
+    fs::create_dir_all(config.parent().expect("a folder")).expect("made");
+    fs::write(&config, "#mine\n#pve-sandbox%3Av1 id=x vmid=101\narch: amd64\n").expect("written");
+    let told = purge(&root, &AGENT, Some(true));
+    assert!(told.contains("101") && root.has("/var/lib/pve-sandbox-agent"), "{told}");
+    fs::write(&config, "#pve-sandbox-template%3Av1 unfinished\narch: amd64\n").expect("written");
+    let told = purge(&root, &AGENT, Some(true));
+    assert!(!root.has("/var/lib/pve-sandbox-agent") && !root.has(key), "{told}");
+}
+
+/// Installs a package, gives it data, and purges it with this answer of debconf's, or with none.
+fn purge(root: &Root, package: &Package, answer: Option<bool>) -> String {
+    let name = package.name;
+    root.ok(&["dpkg", "--install", &root.package(name)]);
+    let make = format!(
+        "mkdir -p /var/lib/{name} /etc/pve-sandbox/tls && touch /etc/pve-sandbox/tls/node.key"
+    );
+    root.ok(&["sh", "-c", &make]);
+    if let Some(answer) = answer {
+        let line = format!("{name} {name}/remove-data boolean {answer}");
+        root.ok(&["sh", "-c", &format!("echo '{line}' | debconf-set-selections")]);
+    }
+    root.ok(&["dpkg", "--purge", name])
+}
+
 /// Follows the steps of pve-sandbox-controller(8) and pve-sandbox-agent(8) one by one, on a host
 /// with the parts of PVE that the agent reads at its start.
 #[test]

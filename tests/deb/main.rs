@@ -1,14 +1,20 @@
 //! Installs, starts and removes each Debian package in a Debian root of its own; and all of them together
-//! on a node of Debian 12 and one of Debian 13, from the first command to the last.
+//! on a node of Debian 12 and one of Debian 13, from the first command to the last, and as the documents say it.
 //!
 //! Opt-in: PVE_SANDBOX_DEB_TESTS=1, as root, with the packages of `make deb` in target/debian.
 #![expect(clippy::disallowed_methods, reason = "dpkg and the daemons are processes")]
 
 mod booted;
+mod capabilities;
 mod daemons;
+mod documents;
 mod node;
+#[path = "../docs/procedures.rs"]
+mod procedures;
+mod removal;
 mod root;
 mod sandboxctl;
+mod streams;
 
 /// Returns whether these tests were requested, and prints a message if not.
 fn wanted() -> bool {

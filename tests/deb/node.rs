@@ -10,18 +10,19 @@ use lab::{image::MINIMAL, layout::Layout, template};
 
 use crate::{
     booted::Booted,
+    capabilities, removal,
     root::{Base, said, target},
-    wanted,
+    streams, wanted,
 };
 
-const AGENT: &str = "pve-sandbox-agent";
-const CONTROLLER: &str = "pve-sandbox-controller";
-const INGRESS: &str = "pve-sandbox-ingress";
-const CLI: &str = "sandboxctl";
+pub(crate) const AGENT: &str = "pve-sandbox-agent";
+pub(crate) const CONTROLLER: &str = "pve-sandbox-controller";
+pub(crate) const INGRESS: &str = "pve-sandbox-ingress";
+pub(crate) const CLI: &str = "sandboxctl";
+/// Looks, a tenth of a second apart at least, until something is up.
+pub(crate) const UNTIL: u32 = 600;
 /// Highest exposure of the controller's unit by `systemd-analyze security`, in tenths.
 const EXPOSURE: &str = "--threshold=20";
-/// Lines of a command that runs while its agent is replaced twice; one each tenth of a second.
-const LINES: u32 = 200;
 
 #[test]
 fn packages_make_a_node_of_debian_12() {
@@ -49,7 +50,8 @@ fn from_packages_to_a_sandbox_and_back(base: Base) {
     assert!(inside.contains("systemd") && inside.contains(&id), "{inside}");
     agent_is_replaced_under_load(&node, &id);
 
-    assert!(node.ok(&[CLI, "rm", &id]).is_empty() || !node.ok(&[CLI, "ls", "-q"]).contains(&id));
+    capabilities::each_is_missed(&node);
+    removal::keeps_and_then_deletes(&node, &id);
     purge(&node);
 }
 
@@ -87,7 +89,7 @@ fn set_up(node: &Booted) {
     assert!(code != Some(0) && told.contains("token"), "the line is good once: {told}");
 }
 
-fn make_a_template(node: &Booted) {
+pub(crate) fn make_a_template(node: &Booted) {
     let layout = Layout::new(&target().join("lab"));
     for dir in [layout.cache(), layout.logs()] {
         fs::create_dir_all(dir).expect("a folder");
@@ -105,32 +107,26 @@ fn make_a_template(node: &Booted) {
 }
 
 /// Waits a little; false, for use in a loop.
-fn wait() -> bool {
+pub(crate) fn wait() -> bool {
     thread::sleep(Duration::from_millis(100));
     false
 }
 
-/// Installs the next version of the agent from a repository, and then this one again, while a command
-/// writes.
+/// Installs the next version of the agent from a repository, and then this one again, while commands write
+/// and WebSockets are open.
 fn agent_is_replaced_under_load(node: &Booted, id: &str) {
     let version = node.ok(&["dpkg-query", "--show", "--showformat", "${Version}", AGENT]);
     let next = offer_next_version(node, &version);
     let (agent, caddy) = (node.unit(AGENT, "MainPID"), node.unit(INGRESS, "MainPID"));
-    let script = format!("for i in $(seq {LINES}); do echo $i; sleep 0.1; done");
-    let stream = node.command(&[CLI, "exec", id, "--", "sh", "-c", &script]).spawn();
-    for version in [&next, &version] {
-        let wanted = format!("{AGENT}={version}");
-        apt(node, &["install", "--yes", "--allow-downgrades", &wanted]);
-        assert_eq!(node.unit(AGENT, "ActiveState"), "active");
-    }
+    streams::run_through(node, id, || {
+        for version in [&next, &version] {
+            let wanted = format!("{AGENT}={version}");
+            apt(node, &["install", "--yes", "--allow-downgrades", &wanted]);
+            assert_eq!(node.unit(AGENT, "ActiveState"), "active");
+        }
+    });
     assert_ne!(node.unit(AGENT, "MainPID"), agent, "the agent was restarted");
     assert_eq!(node.unit(INGRESS, "MainPID"), caddy, "Caddy was not");
-    let output = stream.expect("nsenter").wait_with_output().expect("it ends");
-    let (code, text) = said(&output);
-    let wanted: Vec<_> = (1..=LINES).map(|line| line.to_string()).collect();
-    assert_eq!(code, Some(0), "{text}");
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(stdout.lines().collect::<Vec<_>>(), wanted, "nothing is lost or doubled");
 }
 
 /// Runs apt with our repository alone: the root has no network.
@@ -141,7 +137,7 @@ fn apt(node: &Booted, words: &[&str]) -> String {
 
 /// Makes a signed repository with this version of the agent and a next one of the same content, from
 /// which the node installs; returns the next version.
-fn offer_next_version(node: &Booted, version: &str) -> String {
+pub(crate) fn offer_next_version(node: &Booted, version: &str) -> String {
     let next = format!("{version}.1");
     let work = tempfile::tempdir().expect("a folder");
     let at = |name: &str| work.path().join(name);
@@ -178,13 +174,17 @@ fn offer_next_version(node: &Booted, version: &str) -> String {
 
 fn purge(node: &Booted) {
     let told = node.ok(&["dpkg", "--purge", AGENT, CONTROLLER, CLI]);
-    for kept in ["/var/lib/pve-sandbox-agent", "/var/lib/pve-sandbox-controller"] {
-        assert!(told.contains(kept), "it says what it keeps: {told}");
-        assert!(node.path(kept).is_dir(), "{kept}");
-    }
+    let kept = "/var/lib/pve-sandbox-controller";
+    assert!(told.contains(kept), "it says what it keeps: {told}");
+    assert!(node.path(kept).is_dir(), "nobody was asked");
     assert_eq!(node.unit(AGENT, "ActiveState"), "inactive");
     assert_eq!(node.unit(CONTROLLER, "ActiveState"), "inactive");
-    for left in ["/usr/sbin/pve-sandbox-agent", "/etc/pve-sandbox/agent.toml"] {
+    let agent = [
+        "/usr/sbin/pve-sandbox-agent",
+        "/etc/pve-sandbox/agent.toml",
+        "/var/lib/pve-sandbox-agent",
+    ];
+    for left in agent {
         assert!(!node.path(left).exists(), "{left}");
     }
 }

@@ -1,7 +1,13 @@
 //! The command lines in docs are command lines of the programs: a flag that is renamed, or a verb that is
-//! gone, is found here. What they do is tested elsewhere.
+//! gone, is found here. What they do is tested elsewhere; that no command of an operator's page is left out there
+//! is tested here.
 
-use std::{collections::BTreeMap, path::Path};
+mod procedures;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use clap::{Command, CommandFactory as _, Subcommand as _};
 
@@ -128,4 +134,60 @@ fn renamed_flag_in_docs_would_be_found() {
     }
     let good = "sandboxctl node cordon pve2 --why 'new disks'   # a comment";
     assert_eq!(mistakes(good, &programs), [""; 0]);
+}
+
+/// Pages whose commands `tests/deb` runs.
+const FOLLOWED: &[&str] = &["install.md", "operations.md"];
+
+#[test]
+fn every_command_of_install_and_operations_is_run_or_listed_with_a_reason() {
+    let run: BTreeSet<_> =
+        procedures::RUN.iter().map(|(page, heading, number)| (*page, *heading, *number)).collect();
+    assert_eq!(run.len(), procedures::RUN.len(), "a block is named twice");
+    let mut wrong = Vec::new();
+    let (mut there, mut commands) = (BTreeSet::new(), BTreeSet::new());
+    let pages: Vec<_> = FOLLOWED.iter().map(|page| (*page, procedures::blocks(page))).collect();
+    for (page, block) in pages.iter().flat_map(|(page, all)| all.iter().map(move |one| (page, one)))
+    {
+        let is_run = run.contains(&(*page, block.heading.as_str(), block.number));
+        there.insert((*page, block.heading.as_str(), block.number));
+        for command in &block.commands {
+            commands.insert(command.as_str());
+            if !is_run && procedures::on_the_node(command).is_some() {
+                wrong.push(format!("docs/{page}, {}: {command}", block.heading));
+            }
+        }
+    }
+    assert!(commands.len() > 40, "the pages were misread: {commands:?}");
+    assert!(wrong.is_empty(), "neither run nor listed in procedures.rs:\n{}", wrong.join("\n"));
+    let stale: Vec<_> = run.difference(&there).collect();
+    assert!(stale.is_empty(), "procedures.rs names blocks that are gone: {stale:?}");
+    for (command, why) in procedures::ELSEWHERE {
+        assert!(commands.contains(command), "{command} is in no page");
+        assert!(why.len() > 20, "{command} needs a reason");
+    }
+}
+
+#[test]
+fn commands_that_are_run_name_the_node_of_the_tests() {
+    let blocks = FOLLOWED.iter().flat_map(|page| procedures::blocks(page));
+    let commands = blocks.flat_map(|block| block.commands);
+    let run: Vec<_> = commands.filter_map(|command| procedures::on_the_node(&command)).collect();
+    for command in &run {
+        for example in ["pve2", "pve3", "apt ", "REPO"] {
+            assert!(!command.contains(example), "{command} has {example}");
+        }
+        // A comment that is not cut off would hide what follows it.
+        assert!(!command.contains('#'), "{command}");
+    }
+    assert!(run.iter().any(|command| command == "sandboxctl node drain pve1 --wait"), "{run:?}");
+}
+
+#[test]
+fn blocks_are_read_by_heading_with_their_commands_alone() {
+    let blocks = procedures::blocks("operations.md");
+    let rotate: Vec<_> = blocks.iter().filter(|block| block.heading == "Rotate").collect();
+    assert_eq!(rotate.iter().map(|block| block.number).collect::<Vec<_>>(), [0, 1, 2]);
+    let first = rotate[0].commands.first().map(String::as_str);
+    assert_eq!(first, Some("sandboxctl node revoke pve2"), "without its comment");
 }

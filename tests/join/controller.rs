@@ -2,11 +2,15 @@
 //! is run by the program's own commands.
 
 use std::{
-    fs, os::unix::fs::MetadataExt as _, path::PathBuf, process::Command as Process, time::Duration,
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::PathBuf,
+    process::Command as Process,
+    time::Duration,
 };
 
 use clap::{FromArgMatches as _, Subcommand as _};
-use controller::{ca, commands::Command, doctor};
+use controller::{ca, commands::Command, doctor, setup};
 use daemon::doctor::{Check, State};
 
 struct Controller {
@@ -174,4 +178,38 @@ async fn stopped_controller_is_found_until_it_is_started() {
         ended = run.execute() => panic!("it ended: {ended:?}"),
         served = served => served.expect("it serves"),
     }
+}
+
+/// The lines that `setup` and `ca rotate` print are run by a shell, with stand-ins for the two programs.
+#[test]
+fn printed_loop_gives_each_node_a_line_of_its_own() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let program = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
+    };
+    // A node that gets no token is not touched.
+    program("sandboxctl", "[ \"$3\" != pve3 ] || exit 1; echo \"echo joined $3\"");
+    program("ssh", "echo \"to $3 as $2\"; shift 3; exec \"$@\"");
+    let host = |node: &str, address: Option<&str>| setup::Host {
+        node: node.parse().expect("a name"),
+        address: address.map(|address| address.parse().expect("an address")),
+    };
+    let others =
+        [host("pve2", Some("192.0.2.12")), host("pve3", Some("2001:db8::3")), host("pve4", None)];
+    let own = "pve1".parse().expect("a name");
+    let script = setup::join_loop(Some(&own), &others).join("\n");
+    let path = format!("{}:/usr/bin:/bin", dir.path().display());
+    let done = Process::new("/bin/sh").args(["-c", &script]).env("PATH", path).output();
+    let done = done.expect("a shell");
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&done.stdout),
+        "joined pve1\n\
+         to root@192.0.2.12 as HostKeyAlias=pve2\njoined pve2\n\
+         to root@2001:db8::3 as HostKeyAlias=pve3\n\
+         to root@pve4 as HostKeyAlias=pve4\njoined pve4\n"
+    );
+    assert_eq!(setup::join_loop(None, &[]), [""; 0]);
 }

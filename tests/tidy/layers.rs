@@ -45,7 +45,7 @@ const AGENT: &[Rule] = &[
     ("detect", &["pve", "sys"]),
     ("bridge", &["config", "detect"]),
     ("caddy_settings", &["config", "ingress"]),
-    ("commands", &["config", "join", "template"]),
+    ("commands", &["config", "join", "template", "uninstall"]),
     (
         "doctor",
         &[
@@ -62,6 +62,7 @@ const AGENT: &[Rule] = &[
         ],
     ),
     ("template", &["detect", "pve", "run", "sys"]),
+    ("uninstall", &["pve", "sys"]),
     ("pve", &["run", "sys"]),
     ("clock", &["sys"]),
     ("run", &["sys"]),
@@ -152,7 +153,7 @@ const DAEMON: &[Rule] = &[
 ];
 
 /// Files that put the modules of a crate together, and its tests.
-const ROOTS: &[&str] = &["lib", "main", "node_setup", "production", "tests"];
+const ROOTS: &[&str] = &["lib", "main", "node_removal", "node_setup", "production", "tests"];
 
 /// The module right under the crate that a file belongs to.
 fn module(path: &str) -> &str {

@@ -25,6 +25,8 @@ const LISTS: &[(&str, &str)] = &[
     ("agent/src/bridge/mod.rs", "files of ifupdown2 on the host"),
     ("agent/src/dhcp/mod.rs", "network interfaces of the host"),
     ("agent/src/run/mod.rs", "the agent's own directory"),
+    ("agent/src/uninstall/mod.rs", "configs of the node's containers in pmxcfs, with a bound"),
+    ("agent/src/node_removal.rs", "directories of the node's keys, which root of the host writes"),
     ("agent/src/sandbox/exec/shims.rs", "the agent's own directory"),
     ("controller/src/audit/log.rs", "the controller's own directory, with a bound"),
     ("controller/src/setup/machine.rs", "the controller's own directory, with a bound"),

@@ -216,6 +216,37 @@ pub fn write(bridge: &Bridge, paths: &Paths) -> Result<Vec<PathBuf>, Error> {
     Ok(changed)
 }
 
+/// Removes the files of the bridge that this command has made, and its name from the configuration; returns
+/// those that were removed or changed.
+///
+/// # Errors
+/// When a file cannot be removed or written.
+pub fn remove(paths: &Paths) -> Result<Vec<PathBuf>, Error> {
+    let mut changed = Vec::new();
+    let before = text(&paths.config)?;
+    let failed = |error| Error::File(paths.config.clone(), error);
+    let mut document: DocumentMut =
+        before.parse().map_err(|error| failed(io::Error::other::<toml_edit::TomlError>(error)))?;
+    if let Some(network) = document.get_mut("network").and_then(Item::as_table_like_mut) {
+        network.remove("bridge");
+    }
+    // First, so that no configuration names a bridge that is gone.
+    let now = document.to_string();
+    if now != before {
+        replace(&paths.config, now.as_bytes(), Access { mode: 0o644, group: None })
+            .map_err(failed)?;
+        changed.push(paths.config.clone());
+    }
+    for path in [paths.bridge(), paths.dns(), paths.nat()] {
+        match fs::remove_file(&path) {
+            Ok(()) => changed.push(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::File(path, error)),
+        }
+    }
+    Ok(changed)
+}
+
 /// Returns the network that a pool is the whole of.
 fn network_of(pool: Pool) -> Option<Ipv4Net> {
     (8..=29).find_map(|prefix| {

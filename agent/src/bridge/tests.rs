@@ -47,6 +47,13 @@ fn bridge_is_planned_written_and_then_complete() {
     host.write("net/vmbr2/bridge/x", "");
     let again = planned(&host, &paths, Some("10.200.3.0/24")).expect("a plan");
     assert_eq!(again, Plan::Make(bridge));
+
+    // Removed, nothing of it is left, and nothing of the operator's is gone.
+    assert_eq!(remove(&paths).expect("removed").len(), 4);
+    assert_eq!(remove(&paths).expect("again"), Vec::<PathBuf>::new());
+    assert_eq!(made(&paths), None);
+    let config = fs::read_to_string(&paths.config).expect("read");
+    assert!(config.starts_with("# mine\n") && !config.contains("vmbr2"), "{config}");
 }
 
 #[test]

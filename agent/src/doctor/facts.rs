@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 use daemon::doctor::{certificate, reach::Listener};
 use proto::{id::Vmid, name::SnapshotId};
 
-use crate::{detect::OnBridge, ingress::caddy::Obstacle, pve::Cluster};
+use crate::{detect::OnBridge, ingress::caddy::Obstacle, pve::Cluster, sys::privileges::Missing};
 
 /// Observations that need no configuration, and those that do.
 #[derive(Debug, Clone, Default)]
@@ -179,7 +179,7 @@ pub enum WebAnswer {
 }
 
 /// The agent that should run.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Agent {
     /// Listener where the agent should be; `None` when that cannot be asked without a certificate.
     pub listener: Option<Listener>,
@@ -187,4 +187,6 @@ pub struct Agent {
     pub on_disk: Vec<u8>,
     /// Whether the program of the agent that runs was replaced since it was started.
     pub is_replaced: bool,
+    /// Capabilities that it needs and lacks.
+    pub missing: Vec<Missing>,
 }

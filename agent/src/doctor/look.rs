@@ -35,7 +35,7 @@ use crate::{
     ingress::caddy,
     pve::{ContainerConfig, HostPaths, forbidden, io_limit, pmxcfs, process_limit, storage},
     sandbox,
-    sys::{proc, read},
+    sys::{privileges, proc, read},
 };
 
 /// Name of the agent's program and its command, as its processes show them.
@@ -104,7 +104,7 @@ async fn node(config: &Config, host: &Host) -> Node {
         fit_storages,
         ingress,
         room: room(&config.state_dir),
-        agent: Agent { listener, on_disk: der(&config.tls.cert), is_replaced: is_replaced(config) },
+        agent: agent(config, listener),
         ..files
     }
 }
@@ -129,7 +129,7 @@ pub(super) fn files(config: &Config) -> Node {
         limits: Limits::default(),
         ingress,
         room: None,
-        agent: Agent { listener: None, on_disk: Vec::new(), is_replaced: false },
+        agent: Agent::default(),
     }
 }
 
@@ -187,7 +187,7 @@ fn caddy_started(config: &Config) -> Option<u64> {
     Some(boot * 1000 + caddy.start * TICK_MS)
 }
 
-fn is_replaced(config: &Config) -> bool {
+fn agent(config: &Config, listener: Option<Listener>) -> Agent {
     let proc = &config.pve.proc;
     let is_agent = |process: &proc::Process| {
         let [program, command] = AGENT;
@@ -195,11 +195,13 @@ fn is_replaced(config: &Config) -> bool {
         words.next().is_some_and(|word| word.ends_with(program))
             && words.next().is_some_and(|word| word == command)
     };
-    let mut agents = proc::host_processes(proc).into_iter().filter(is_agent);
-    agents.any(|agent| {
+    let agents: Vec<_> = proc::host_processes(proc).into_iter().filter(is_agent).collect();
+    let is_replaced = agents.iter().any(|agent| {
         let exe = fs::read_link(proc.join(agent.pid.to_string()).join("exe"));
         exe.is_ok_and(|exe| exe.to_string_lossy().ends_with(" (deleted)"))
-    })
+    });
+    let missing = agents.iter().flat_map(|agent| privileges::missing_of(agent.pid)).collect();
+    Agent { listener, on_disk: der(&config.tls.cert), is_replaced, missing }
 }
 
 fn programs(config: &Config, host: &Host, has_own_bridge: bool) -> Vec<Program> {

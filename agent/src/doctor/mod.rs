@@ -100,6 +100,7 @@ fn checks(config: &Result<Config, config::Error>, facts: &Facts, host: &Host) ->
         checks.extend(ingress::caddy(config, node));
         checks.push(node::room(config, node.room));
         checks.extend(node::agent(config, &node.agent));
+        checks.extend(node::capabilities(&node.agent));
     }
     checks
 }

@@ -143,6 +143,19 @@ pub(super) fn agent(config: &Config, agent: &Agent) -> Option<Check> {
     })
 }
 
+/// Says what the agent that runs may not do and has to: its unit was changed, or something around it.
+pub(super) fn capabilities(agent: &Agent) -> impl Iterator<Item = Check> {
+    agent.missing.iter().map(|missing| {
+        Check::warning(
+            "capability",
+            missing.name.clone(),
+            format!("the agent lacks it; it is needed for {}", missing.needed_for),
+            "systemctl cat pve-sandbox-agent shows which file bounds CapabilityBoundingSet; remove that, \
+             systemctl daemon-reload and systemctl restart pve-sandbox-agent",
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use daemon::doctor::State;

@@ -12,6 +12,8 @@ use daemon::text;
 use nix::{ifaddrs::getifaddrs, unistd};
 use proto::name::NodeName;
 
+use super::join_loop::Host;
+
 /// Names of interfaces whose addresses no caller uses: bridges and ends of containers.
 const INNER: &[&str] = &["docker", "br-", "veth", "fwbr", "fwpr", "fwln", "tap", "virbr", "lxcbr"];
 /// Most files that are given to another user.
@@ -110,6 +112,24 @@ pub(super) fn pve_node() -> Option<NodeName> {
     members.get("nodename")?.as_str()?.parse().ok()
 }
 
+/// Returns the other nodes of this machine's cluster, with their addresses where PVE knows them.
+pub(super) fn other_nodes() -> Vec<Host> {
+    others(&text::read(Path::new(MEMBERS)).unwrap_or_default())
+}
+
+/// Returns the nodes in `.members` but the one that it is of.
+fn others(members: &str) -> Vec<Host> {
+    let members: serde_json::Value = serde_json::from_str(members).unwrap_or_default();
+    let own = members.get("nodename").and_then(|name| name.as_str());
+    let all = members.get("nodelist").and_then(|list| list.as_object());
+    let others = all.into_iter().flatten().filter(|(name, _)| Some(name.as_str()) != own);
+    let host = |(name, about): (&String, &serde_json::Value)| {
+        let address = about.get("ip").and_then(|ip| ip.as_str()).and_then(|ip| ip.parse().ok());
+        Some(Host { node: name.parse().ok()?, address })
+    };
+    others.filter_map(host).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +140,23 @@ mod tests {
             "127.0.0.1 localhost\n10.0.0.1 pve1.lab.test pve1 # me\n10.0.0.2 pve2.lab.test pve2\n";
         assert_eq!(aliases(hosts, "pve1"), ["pve1.lab.test", "pve1"]);
         assert_eq!(aliases("", "pve1"), ["pve1"]);
+    }
+
+    #[test]
+    fn other_nodes_are_those_of_the_cluster_without_this_one() {
+        let members = r#"{"nodename": "pve1", "version": 4,
+            "cluster": {"name": "c", "version": 2, "nodes": 3, "quorate": 1},
+            "nodelist": {"pve1": {"id": 1, "online": 1, "ip": "10.0.0.1"},
+                "pve2": {"id": 2, "online": 1, "ip": "10.0.0.2"},
+                "pve3": {"id": 3, "online": 0}}}"#;
+        let host = |node: &str, address: Option<&str>| Host {
+            node: node.parse().expect("a name"),
+            address: address.map(|address| address.parse().expect("an address")),
+        };
+        assert_eq!(others(members), [host("pve2", Some("10.0.0.2")), host("pve3", None)]);
+        for alone in [r#"{"nodename": "pve1", "version": 0}"#, "", "[]"] {
+            assert_eq!(others(alone), []);
+        }
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! first and does only what is missing, so the command can be repeated; a dry run only looks.
 
 mod context;
+mod join_loop;
 mod machine;
+mod rotate;
 
 use std::{
     fs, io,
@@ -31,6 +33,9 @@ use crate::{
     },
     token,
 };
+
+pub use join_loop::{Host, join_loop};
+pub use rotate::Rotate;
 
 /// Configuration that the package installs.
 const PACKAGED: &str = include_str!("../../../packaging/controller.toml");
@@ -114,6 +119,7 @@ impl Setup {
         self.owner(&config, &mut report)?;
         self.unit(new_names, &mut report)?;
         self.node(&config, &mut report).await?;
+        other_nodes(&config, &mut report).await?;
         if !report.changed {
             report.note("nothing to do: all of it is there")?;
         }
@@ -254,15 +260,10 @@ impl Setup {
     async fn node(&self, config: &Config, report: &mut Report<'_>) -> Result<()> {
         let Some(node) = machine::pve_node() else { return Ok(()) };
         let path = config.database();
-        if path.exists() {
-            let enrolled = Sqlite::open(&path)?.enrolments().await?;
-            // The node has its certificate: else a join was interrupted, and is repeated.
-            let has_joined = |known: &Enrolment| {
-                known.node == node && known.revoked_ms == 0 && !known.address.is_empty()
-            };
-            if enrolled.iter().any(has_joined) && Path::new(AGENT_CERTIFICATE).exists() {
-                return Ok(());
-            }
+        // The node has its certificate: else a join was interrupted, and is repeated.
+        let has_joined = joined(config).await?.iter().any(|known| known.node == node);
+        if has_joined && Path::new(AGENT_CERTIFICATE).exists() {
+            return Ok(());
         }
         if !self.join {
             return report.note(&format!(
@@ -290,6 +291,32 @@ impl Setup {
             Ok(systemctl::run_program(Path::new(AGENT), &words, &[(JOIN_TOKEN, &text)])?)
         })
     }
+}
+
+/// Returns the nodes that have joined, and were neither revoked nor forgotten.
+async fn joined(config: &Config) -> Result<Vec<Enrolment>> {
+    let path = config.database();
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let mut enrolled = Sqlite::open(&path)?.enrolments().await?;
+    enrolled.retain(|known| known.revoked_ms == 0 && !known.address.is_empty());
+    Ok(enrolled)
+}
+
+/// Says how the other nodes of this machine's cluster join that have not.
+async fn other_nodes(config: &Config, report: &mut Report<'_>) -> Result<()> {
+    let mut others = machine::other_nodes();
+    let known = joined(config).await?;
+    others.retain(|host| known.iter().all(|joined| joined.node != host.node));
+    if others.is_empty() {
+        return Ok(());
+    }
+    report.note(
+        "other nodes of this cluster have not joined. Where the package pve-sandbox-agent is installed on \
+         them, these lines join them, by the ssh that root has among the nodes:",
+    )?;
+    join_loop(None, &others).iter().try_for_each(|line| report.note(line))
 }
 
 /// Starts the unit; systemd keeps to itself why one does not start.

@@ -1,0 +1,219 @@
+//! `uninstall`: takes from a node what the operator does not want to keep. It prints what it does.
+//!
+//! The agent's unit is stopped first. Then sandboxes are deleted by an agent in this process, so the rules
+//! are those of always: journal and mark. Last come the bridge and the data.
+
+use std::{
+    fs,
+    io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use agent::{
+    bridge,
+    config::{self, Config, Flags},
+    firewall::render::{FAMILIES, TABLE},
+    pve::pmxcfs,
+    sandbox::exec::shims::Shims as _,
+    uninstall::{self, Ask, Choice, Found, Plan},
+};
+use anyhow::{Context, Result};
+use daemon::{chain::Chain, systemctl};
+use futures_util::{StreamExt as _, stream};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    node_setup::{DNS_UNIT, UNITS},
+    production::{self, Assembled},
+};
+
+/// Program of ifupdown2 that takes one interface down.
+const IFDOWN: &str = "/usr/sbin/ifdown";
+/// Program of the package nftables.
+const NFT: &str = "/usr/sbin/nft";
+/// Longest run of `nft`.
+const NFT_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest answer on the terminal, bytes.
+const ANSWER_MAX: u64 = 64;
+/// Sandboxes that are deleted at a time.
+const DELETES_MAX: usize = 8;
+/// Longest wait for one deletion.
+const DELETE: Duration = Duration::from_secs(180);
+/// Times that what could not be deleted is tried again.
+const ROUNDS: usize = 2;
+/// Longest wait for pending operations at the end.
+const DRAIN: Duration = Duration::from_secs(40);
+/// Caddy's own state.
+const INGRESS_STATE: &str = "/var/lib/pve-sandbox-ingress";
+
+/// Removes from this node what flags and answers say.
+pub(crate) fn uninstall(flags: &uninstall::Flags, path: &Path) -> Result<()> {
+    let config = Config::load(Some(path), &Flags::default(), &config::environment)
+        .context("without its configuration nobody can tell what is on this node")?;
+    let paths = bridge::Paths::of_host(path);
+    let configs = config.pve.root.join(pmxcfs::configs(&config.node.value));
+    let found = Found {
+        sandboxes: uninstall::marked(&configs)?,
+        bridge: bridge::made(&paths).filter(|made| *made == config.network.bridge),
+        has_data: config.state_dir.exists(),
+    };
+    uninstall::listing(&found).iter().for_each(|line| println!("{line}"));
+
+    let is_terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
+    let mut ask = |question: &str| answer(question);
+    let plan = uninstall::decide(flags, &found, is_terminal.then_some(&mut ask as Ask<'_>))?;
+    println!("{}", if flags.dry_run { "this would be done:" } else { "this will be done:" });
+    uninstall::steps(plan, &found).iter().for_each(|line| println!("  {line}"));
+    if flags.dry_run {
+        return Ok(());
+    }
+    if !flags.yes {
+        uninstall::confirm(&mut ask)?;
+    }
+    remove(&config, &paths, plan, &found, &configs)
+}
+
+/// Asks on the terminal.
+fn answer(question: &str) -> io::Result<String> {
+    io::stderr().write_all(question.as_bytes())?;
+    let mut line = String::new();
+    io::stdin().lock().take(ANSWER_MAX).read_line(&mut line)?;
+    Ok(line)
+}
+
+fn remove(
+    config: &Config,
+    paths: &bridge::Paths,
+    plan: Plan,
+    found: &Found,
+    configs: &Path,
+) -> Result<()> {
+    if systemctl::is_there() {
+        systemctl::run(&[&["stop"], UNITS].concat())?;
+    }
+    let mut deleted = 0;
+    if plan.sandboxes == Choice::Delete && config.journal().exists() {
+        deleted = delete_sandboxes(config)?;
+    }
+    // Looked at again: a creation may have ended just before the agent was stopped.
+    let left = uninstall::marked(configs)?;
+    if plan.sandboxes == Choice::Delete && !left.is_empty() {
+        left.iter().for_each(|one| println!("still here: {one}"));
+        anyhow::bail!(
+            "{} containers with a mark are not in the journal, so they are not deleted: take them \
+             back (`sandboxctl admin recover`) or destroy them (`pct destroy`); the rest stays as it is",
+            left.len()
+        );
+    }
+    let is_empty = left.is_empty();
+    if systemctl::is_there() {
+        systemctl::run(&[&["disable", "--quiet"], UNITS].concat())?;
+    }
+    if let (Choice::Delete, Some(bridge), true) = (plan.bridge, &found.bridge, is_empty) {
+        remove_bridge(bridge, paths)?;
+    }
+    if plan.data == Choice::Delete && is_empty {
+        remove_data(config)?;
+    }
+    println!("now: apt purge pve-sandbox-agent");
+    let lost = if deleted > 0 { " --lost" } else { "" };
+    println!("then, where sandboxctl works: sandboxctl node forget {}{lost}", config.node.value);
+    Ok(())
+}
+
+/// Deletes all sandboxes of the journal, and what isolates them; returns their number.
+fn delete_sandboxes(config: &Config) -> Result<usize> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .enable_all()
+        .build()
+        .context("no runtime")?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let assembled = Box::pin(production::assemble(config, &stop)).await;
+        let Assembled { agent, shims, .. } = assembled.context("the sandboxes were not deleted")?;
+        let sandboxes = agent.sandboxes();
+        let count = sandboxes.live().len();
+        for _ in 0..ROUNDS {
+            let deletions = sandboxes.live().into_iter().map(|record| async move {
+                match sandboxes.delete(&record.id, DELETE).await {
+                    Ok(now) if now.phase.ended() => println!("deleted {}", record.id),
+                    Ok(now) => println!("{} is still {:?}", record.id, now.phase),
+                    Err(error) => println!("{} was not deleted: {}", record.id, Chain(&error)),
+                }
+            });
+            stream::iter(deletions).buffer_unordered(DELETES_MAX).collect::<Vec<()>>().await;
+        }
+        let left = sandboxes.live().len();
+        shims.sweep(&sandboxes.live().iter().map(|record| record.id).collect());
+        shims.sweep_cgroups().await;
+        stop.cancel();
+        agent.drain(DRAIN).await;
+        anyhow::ensure!(
+            left == 0,
+            "{left} sandboxes are not deleted yet, and nothing else was removed: repeat this command, or \
+             start the agent again: systemctl start {}",
+            UNITS.join(" ")
+        );
+        for family in FAMILIES {
+            // Where isolation is switched off there is no such table.
+            let words = ["delete", "table", family, TABLE];
+            drop(systemctl::ask(Path::new(NFT), &words, NFT_DEADLINE).await);
+        }
+        Ok(count)
+    })
+}
+
+fn remove_bridge(bridge: &str, paths: &bridge::Paths) -> Result<()> {
+    if systemctl::is_there() {
+        systemctl::run(&["disable", "--now", "--quiet", DNS_UNIT])?;
+    }
+    systemctl::run_program(Path::new(IFDOWN), &[bridge], &[])
+        .context("the bridge did not go down; is a template or another guest still on it?")?;
+    for path in bridge::remove(paths)? {
+        println!("{} {}", if path.exists() { "changed" } else { "removed" }, path.display());
+    }
+    Ok(())
+}
+
+/// Removes the journal, keys, certificates and Caddy's files.
+fn remove_data(config: &Config) -> Result<()> {
+    let (own, hop) = (&config.tls, &config.ingress.tls);
+    let caddy = &config.ingress.caddy_config;
+    let files = [&own.ca, &own.cert, &own.key, &hop.ca, &hop.cert, &hop.key];
+    let files = files.into_iter().cloned().chain([caddy.clone(), caddy.with_extension("proof")]);
+    for path in files.flat_map(|path| with_next(&path)) {
+        gone(&path, |path| fs::remove_file(path))?;
+    }
+    for path in [config.state_dir.as_path(), Path::new(INGRESS_STATE)] {
+        gone(path, |path| fs::remove_dir_all(path))?;
+    }
+    Ok(())
+}
+
+/// Returns a file and what a renewal of it has left beside it.
+fn with_next(path: &Path) -> Vec<PathBuf> {
+    let mut all = vec![path.to_owned()];
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let beside =
+        path.parent().and_then(|dir| fs::read_dir(dir).ok()).into_iter().flatten().flatten();
+    let is_next = |entry: &fs::DirEntry| {
+        entry.file_name().to_str().is_some_and(|other| other.starts_with(&format!("{name}.")))
+    };
+    all.extend(beside.filter(is_next).map(|entry| entry.path()));
+    all
+}
+
+/// Removes what may be gone already, and says so.
+fn gone(path: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Result<()> {
+    match remove(path) {
+        Ok(()) => println!("removed {}", path.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! docs/install.md and docs/operations.md, followed on one node from the packages to the purge: each block of
+//! commands is read from the page and run as it stands there, but for the names of the examples.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, vec,
+};
+
+use crate::{
+    booted::Booted,
+    node::{AGENT, CLI, CONTROLLER, INGRESS, UNTIL, make_a_template, offer_next_version, wait},
+    procedures::{RUN, blocks, on_the_node},
+    root::Base,
+    wanted,
+};
+
+/// Container of the example of an adoption.
+const THEIRS: &str = "207";
+
+/// Pages, with the blocks that were not followed yet.
+struct Pages {
+    commands: BTreeMap<(&'static str, String, usize), Vec<String>>,
+    left: BTreeSet<(&'static str, &'static str, usize)>,
+}
+
+impl Pages {
+    fn read() -> Self {
+        let pages: BTreeSet<_> = RUN.iter().map(|(page, ..)| *page).collect();
+        let all =
+            pages.into_iter().flat_map(|page| blocks(page).into_iter().map(move |b| (page, b)));
+        let commands = all.map(|(page, block)| {
+            let commands = block.commands.iter().filter_map(|command| on_the_node(command));
+            ((page, block.heading, block.number), commands.collect())
+        });
+        Self { commands: commands.collect(), left: RUN.iter().copied().collect() }
+    }
+
+    /// Begins to follow a block.
+    #[track_caller]
+    fn block<'a>(
+        &mut self,
+        node: &'a Booted,
+        (page, heading, number): (&'static str, &'static str, usize),
+    ) -> Following<'a> {
+        assert!(self.left.remove(&(page, heading, number)), "{heading} {number} is not in RUN");
+        let commands = self.commands.get(&(page, heading.to_owned(), number)).cloned();
+        let commands = commands.unwrap_or_else(|| panic!("{page} has no block {heading} {number}"));
+        Following { node, commands: commands.into_iter() }
+    }
+
+    /// Follows a whole block of docs/operations.md.
+    #[track_caller]
+    fn operation(&mut self, node: &Booted, heading: &'static str, number: usize) {
+        self.block(node, ("operations.md", heading, number)).rest();
+    }
+}
+
+/// A block that is being followed.
+struct Following<'a> {
+    node: &'a Booted,
+    commands: vec::IntoIter<String>,
+}
+
+impl Following<'_> {
+    /// Runs the next command; returns its output.
+    #[track_caller]
+    fn next(&mut self) -> String {
+        let command = self.commands.next().expect("another command");
+        run(self.node, &command)
+    }
+
+    /// Runs the next command until it succeeds.
+    #[track_caller]
+    fn next_until(&mut self) -> String {
+        let command = self.commands.next().expect("another command");
+        let done = || self.node.run(&["sh", "-c", &command]);
+        let succeeds = || Some(done()).filter(|(code, _)| *code == Some(0)).map(|(_, text)| text);
+        let text = (0..UNTIL).find_map(|_| succeeds().or_else(|| wait().then(String::new)));
+        text.unwrap_or_else(|| panic!("`{command}` of the docs: {:?}", done()))
+    }
+
+    /// Runs the other commands.
+    #[track_caller]
+    fn rest(self) {
+        self.commands.for_each(|command| drop(run(self.node, &command)));
+    }
+}
+
+/// Runs a command of the docs, which must succeed; also the line that it prints to be run on a node.
+#[track_caller]
+fn run(node: &Booted, command: &str) -> String {
+    eprintln!("# {command}");
+    let (code, text) = node.run(&["sh", "-c", &format!("cd /root && {command}")]);
+    // Findings are no failure of the docs: this node has no name servers and no network, and on some
+    // machines no controllers of cgroups.
+    let has_findings =
+        code == Some(1) && (command.contains(" doctor") || command.ends_with(" fsck"));
+    assert!(code == Some(0) || has_findings, "`{command}` of the docs: {code:?}: {text}");
+    assert!(!text.contains("panicked"), "{command}: {text}");
+    if command.contains(" node token ") {
+        let line = text.lines().find(|line| line.starts_with(AGENT)).expect("a line to run");
+        node.ok(&["sh", "-c", line]);
+    }
+    text
+}
+
+/// Waits until a command succeeds in the sandbox.
+#[track_caller]
+fn until_exec(node: &Booted, id: &str) {
+    let mut last = String::new();
+    let mut works = || {
+        let (code, text) = node.run(&[CLI, "exec", id, "--", "hostname"]);
+        last = text;
+        code == Some(0) && last.contains(id)
+    };
+    assert!((0..UNTIL).any(|_| works() || wait()), "no command runs in {id}: {last}");
+}
+
+#[test]
+fn documents_are_followed_on_debian_12() {
+    follow(Base::Bookworm);
+}
+
+#[test]
+fn documents_are_followed_on_debian_13() {
+    follow(Base::Trixie);
+}
+
+fn follow(base: Base) {
+    if !wanted() {
+        return;
+    }
+    let node = Booted::start(base, &format!("docs-{base:?}").to_lowercase());
+    let mut pages = Pages::read();
+    let id = install(&node, &mut pages);
+
+    pages.operation(&node, "Look", 0);
+    pages.operation(&node, "Upgrade", 0);
+    until_exec(&node, &id);
+    back_up_and_restore(&node, &mut pages, &id);
+    upgrade_from_a_repository(&node, &mut pages);
+    lose_the_controller(&node, &mut pages, &id);
+    rotate(&node, &mut pages, &id);
+    pages.block(&node, ("install.md", "Each further node: one line", 0)).rest();
+    until_exec(&node, &id);
+    adopt(&node, &mut pages);
+
+    node.ok(&[CLI, "rm", &id]);
+    pages.operation(&node, "Empty a node", 0);
+    uninstall(&node, &mut pages);
+    assert!(pages.left.is_empty(), "blocks that no step follows: {:?}", pages.left);
+}
+
+/// Follows the first three commands; returns the sandbox that they make.
+fn install(node: &Booted, pages: &mut Pages) -> String {
+    for name in [AGENT, CONTROLLER, CLI] {
+        let package = node.package(name);
+        node.ok(&["cp", &package, &format!("/root/{name}_1_amd64.deb")]);
+    }
+    let names = "echo '192.0.2.11 controller.example.org' >>/etc/hosts";
+    node.ok(&["sh", "-c", names]);
+    let mut first = pages.block(node, ("install.md", "The first node: three commands", 0));
+    first.next();
+    let told = first.next();
+    assert!(told.contains("done: join the agent of pve1"), "{told}");
+    // Without a network no template is built; this one is from an archive.
+    make_a_template(node);
+    let created = first.next();
+    first.rest();
+    let id = created.lines().find(|line| line.starts_with("pvelxc-")).expect("an id").to_owned();
+    until_exec(node, &id);
+    id
+}
+
+fn back_up_and_restore(node: &Booted, pages: &mut Pages, id: &str) {
+    let tokens = || node.ok(&[CLI, "token", "ls"]);
+    pages.operation(node, "Back up and restore", 0);
+    node.ok(&[CLI, "token", "create", "later", "--team", "acme"]);
+    assert!(tokens().contains("later"));
+    pages.operation(node, "Back up and restore", 1);
+    until_exec(node, id);
+    assert!(!tokens().contains("later"), "what came after the copy is not in it");
+    pages.operation(node, "Back up and restore", 2);
+    let used = fs::read_to_string(node.path("/root/.config/sandboxctl/config.toml"));
+    assert!(used.expect("read").contains("https://controller.example.org:7443"));
+    until_exec(node, id);
+}
+
+fn upgrade_from_a_repository(node: &Booted, pages: &mut Pages) {
+    let version = || node.ok(&["dpkg-query", "--show", "--showformat", "${Version}", AGENT]);
+    let next = offer_next_version(node, &version());
+    pages.block(node, ("install.md", "A repository of your own", 0)).rest();
+    assert_eq!(version(), next);
+}
+
+fn lose_the_controller(node: &Booted, pages: &mut Pages, id: &str) {
+    node.ok(&["systemctl", "stop", CONTROLLER]);
+    let lose = "mv /var/lib/pve-sandbox-controller /root/lost && rm -r /root/.config/sandboxctl";
+    node.ok(&["sh", "-c", lose]);
+    pages.operation(node, "Lose the controller", 0);
+    until_exec(node, id);
+}
+
+fn rotate(node: &Booted, pages: &mut Pages, id: &str) {
+    // The token that the last procedure has made is revoked here.
+    pages.operation(node, "Rotate", 0);
+    until_exec(node, id);
+
+    let ca = |dir: &str| {
+        let path = format!("/var/lib/pve-sandbox-controller/{dir}/ca.crt");
+        fs::read_to_string(node.path(&path)).expect("a CA")
+    };
+    let before = ca("ca");
+    let mut block = pages.block(node, ("operations.md", "Rotate", 1));
+    let told = block.next();
+    assert!(told.contains("would") && ca("ca") == before, "a dry run changes nothing: {told}");
+    let told = block.next();
+    assert!(told.contains("sandboxctl node token pve1 | sh"), "{told}");
+    assert_ne!(ca("ca"), before);
+    assert_eq!(ca("ca.old-1"), before, "the old one is kept");
+    block.rest();
+    until_exec(node, id);
+
+    pages.operation(node, "Rotate", 2);
+    for unit in [AGENT, INGRESS] {
+        assert_eq!(node.unit(unit, "ActiveState"), "active", "{unit}");
+    }
+    until_exec(node, id);
+}
+
+fn adopt(node: &Booted, pages: &mut Pages) {
+    let make = format!(
+        "set -e; pct clone 9000 {THEIRS} --hostname theirs --description mine; \
+         pct set {THEIRS} --net0 name=eth0,bridge=vmbr1,ip=10.100.1.207/24,gw=10.100.1.1; \
+         pct start {THEIRS}"
+    );
+    node.ok(&["sh", "-c", &make]);
+    let config = || node.ok(&["cat", &format!("/etc/pve/lxc/{THEIRS}.conf")]);
+    let before = config();
+    let mut block = pages.block(node, ("operations.md", "Adopt a container, or give one back", 0));
+    block.next();
+    assert_eq!(config(), before, "nothing is done without --yes");
+    block.next();
+    assert!(config().contains("team=acme"), "{}", config());
+    block.rest();
+    assert_eq!(config(), before, "it is given back as it was");
+    node.ok(&["sh", "-c", &format!("pct stop {THEIRS} && pct destroy {THEIRS}")]);
+}
+
+fn uninstall(node: &Booted, pages: &mut Pages) {
+    let mut block = pages.block(node, ("operations.md", "Uninstall", 0));
+    block.next();
+    let told = block.next();
+    assert!(told.contains("no container of this node is a sandbox"), "{told}");
+    assert_eq!(node.unit(AGENT, "ActiveState"), "active", "a dry run stops nothing");
+    block.next();
+    block.next();
+    // The controller has to notice that the node is gone.
+    let forget = block.next_until();
+    assert!(forget.contains("forgotten"), "{forget}");
+    block.rest();
+    for gone in [
+        "/var/lib/pve-sandbox-agent",
+        "/etc/pve-sandbox/tls",
+        "/etc/pve-sandbox/agent.toml",
+        "/etc/pve-sandbox/dns.conf",
+        "/etc/network/interfaces.d/pve-sandbox",
+        "/usr/sbin/pve-sandbox-agent",
+    ] {
+        assert!(!node.path(gone).exists(), "{gone}");
+    }
+    let (code, told) = node.run(&["ip", "link", "show", "vmbr1"]);
+    assert_ne!(code, Some(0), "{told}");
+    pages.operation(node, "Uninstall", 1);
+    assert!(node.path("/var/lib/pve-sandbox-controller").is_dir(), "nobody was asked");
+    assert!(!node.path("/usr/bin/sandboxctl").exists());
+}

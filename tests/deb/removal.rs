@@ -1,0 +1,70 @@
+//! `pve-sandbox-agent uninstall` on a node with a sandbox: what is kept lives on and is taken in again, what
+//! is deleted leaves nothing.
+
+use crate::{
+    booted::Booted,
+    node::{AGENT, CLI, UNTIL, wait},
+};
+
+/// Keeps the sandbox through a purge and a new installation, then deletes it with all of the node.
+pub(crate) fn keeps_and_then_deletes(node: &Booted, id: &str) {
+    refuses_what_is_not_said(node);
+    kept_sandbox_is_taken_in_again(node, id);
+
+    let all = ["--sandboxes", "delete", "--data", "delete", "--bridge", "delete", "--yes"];
+    let told = node.ok(&[&[AGENT, "uninstall"][..], &all].concat());
+    assert!(told.contains(&format!("deleted {id}")), "{told}");
+    assert_eq!(marked(node), "", "no container is left");
+    for gone in ["/var/lib/pve-sandbox-agent", "/etc/pve-sandbox/tls/node.key"] {
+        assert!(!node.path(gone).exists(), "{gone}");
+    }
+    let tables = node.ok(&["nft", "list", "tables"]);
+    assert!(!tables.contains("pve_sandbox"), "{tables}");
+    // The controller did not hear of it: it is told.
+    let forget = || node.run(&[CLI, "node", "forget", "pve1", "--lost"]).0 == Some(0);
+    assert!((0..UNTIL).any(|_| forget() || wait()), "the node is not forgotten");
+    assert!(!node.ok(&[CLI, "ls", "-q"]).contains(id));
+}
+
+/// Numbers of the containers with a mark.
+fn marked(node: &Booted) -> String {
+    let look = "grep -l '^#pve-sandbox%3A' /etc/pve/lxc/*.conf | xargs -rn1 basename -s .conf";
+    node.ok(&["sh", "-c", look]).trim().to_owned()
+}
+
+fn refuses_what_is_not_said(node: &Booted) {
+    for (flags, wanted) in [
+        (&[][..], "--sandboxes keep|delete"),
+        (&["--sandboxes", "delete", "--yes"], "--data keep|delete and --bridge keep|delete"),
+        (&["--sandboxes", "keep", "--data", "delete", "--yes"], "--data keep"),
+        (&["--sandboxes", "keep"], "--yes"),
+    ] {
+        let (code, told) = node.run(&[&[AGENT, "uninstall"][..], flags].concat());
+        assert!(code == Some(1) && told.contains(wanted), "{flags:?}: {told}");
+    }
+    assert_eq!(node.unit(AGENT, "ActiveState"), "active", "nothing was done");
+}
+
+fn kept_sandbox_is_taken_in_again(node: &Booted, id: &str) {
+    let vmid = marked(node);
+    let told = node.ok(&[AGENT, "uninstall", "--sandboxes", "keep", "--yes"]);
+    assert!(told.contains(id) && told.contains("keep 1 sandboxes"), "{told}");
+    assert_eq!(node.unit(AGENT, "ActiveState"), "inactive");
+    let runs = || node.ok(&["pct", "status", &vmid]).contains("running");
+    assert!(runs(), "it runs on");
+    // Not even a purge that is told to takes the journal from under it.
+    let answer =
+        format!("echo '{AGENT} {AGENT}/remove-data boolean true' | debconf-set-selections");
+    node.ok(&["sh", "-c", &answer]);
+    let told = node.ok(&["dpkg", "--purge", AGENT]);
+    assert!(told.contains(&vmid) && node.path("/var/lib/pve-sandbox-agent").is_dir(), "{told}");
+    assert!(runs(), "it runs on");
+
+    let package = format!("/root/{AGENT}.deb");
+    node.ok(&["apt-get", "install", "--yes", "--no-install-recommends", &package]);
+    let line = node.ok(&[CLI, "node", "token", "pve1"]);
+    let line = line.lines().find(|line| line.starts_with(AGENT)).expect("a line to run");
+    node.ok(&["sh", "-c", &format!("{line} --no-template")]);
+    let works = || node.run(&[CLI, "exec", id, "--", "true"]).0 == Some(0);
+    assert!((0..UNTIL).any(|_| works() || wait()), "{}", node.ok(&[CLI, "ls"]));
+}
