@@ -140,7 +140,7 @@ async fn run(api: &mut Api, start: ExecStart, dir: &Path, meanwhile: impl AsyncF
 
 /// Makes every kind of error with a secret in what is wrong.
 async fn errors(world: &World, api: &mut Api, id: &str) -> Vec<Status> {
-    let bad = Input::BadInput.canary();
+    let bad = Input::Refused.canary();
     let create = |change: &dyn Fn(&mut CreateSandboxRequest)| {
         let mut request = CreateSandboxRequest { request_id: "r-2".into(), ..creation(&world.dir) };
         change(&mut request);
@@ -150,7 +150,7 @@ async fn errors(world: &World, api: &mut Api, id: &str) -> Vec<Status> {
         create(&|request| drop(request.env.insert("NO NAME".into(), bad.clone()))),
         create(&|request| drop(request.env.insert("A".into(), format!("{bad}\0")))),
         create(&|request| drop(request.env.insert("A".into(), bad.repeat(3000)))),
-        create(&|request| request.files.push(file(Path::new("no/root"), Input::BadInput))),
+        create(&|request| request.files.push(file(Path::new("no/root"), Input::Refused))),
         create(&|request| request.snapshot_id = "none".into()),
         // The first one's request_id, and another body.
         create(&|request| {
@@ -182,7 +182,7 @@ async fn errors(world: &World, api: &mut Api, id: &str) -> Vec<Status> {
         };
         errors.push(refused);
     }
-    let files = vec![file(Path::new("/proc/none/file"), Input::BadInput)];
+    let files = vec![file(Path::new("/proc/none/file"), Input::Refused)];
     let write = WriteFilesRequest { id: id.to_owned(), files, user: String::new() };
     errors.push(api.write_files(write).await.expect_err("refused"));
     let wrong = Input::WrongToken.canary();

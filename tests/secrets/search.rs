@@ -19,7 +19,7 @@ pub(crate) enum Input {
     Argv,
     Stdin,
     WrittenFile,
-    BadInput,
+    Refused,
     WrongToken,
     /// The one input that the product makes itself: a token's secret.
     Token,
@@ -64,7 +64,7 @@ impl Input {
         Self::Argv,
         Self::Stdin,
         Self::WrittenFile,
-        Self::BadInput,
+        Self::Refused,
         Self::WrongToken,
     ];
 

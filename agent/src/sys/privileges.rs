@@ -101,7 +101,7 @@ mod tests {
             let dir = tempfile::tempdir().expect("a directory");
             let file = dir.path().join("file");
             fs::write(&file, "").expect("written");
-            fs::set_permissions(&file, fs::Permissions::from_mode(0)).expect("set");
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o0)).expect("set");
             chown(&file, Some(OTHER), Some(OTHER)).expect("root gives files away");
             let process = Command::new("sleep").arg("60").uid(OTHER).gid(OTHER).spawn();
             Self { dir, process: process.expect("sleep") }

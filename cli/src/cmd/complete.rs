@@ -74,7 +74,7 @@ fn typed(connection: &Connection, point: &Point) -> Connection {
     let before = if named { connection.without_environment() } else { connection.clone() };
     Connection {
         endpoint: flag("endpoint").or(before.endpoint),
-        token: flag("token").or(before.token),
+        token: flag("token").map(Into::into).or(before.token),
         token_file: path("token_file").or(before.token_file),
         ca: path("ca").or(before.ca),
         context: flag("context").or(before.context),
