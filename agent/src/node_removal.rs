@@ -62,7 +62,14 @@ pub(crate) fn uninstall(flags: &uninstall::Flags, path: &Path) -> Result<()> {
 
     let is_terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
     let mut ask = |question: &str| answer(question);
-    let plan = uninstall::decide(flags, &found, is_terminal.then_some(&mut ask as Ask<'_>))?;
+    let plan = match uninstall::decide(flags, &found, is_terminal.then_some(&mut ask as Ask<'_>)) {
+        // A first look needs no choices.
+        Err(uninstall::Error::Missing(missing)) if flags.dry_run => {
+            println!("nothing was done; it would have to be told: {}", missing.join(", "));
+            return Ok(());
+        }
+        decided => decided?,
+    };
     println!("{}", if flags.dry_run { "this would be done:" } else { "this will be done:" });
     uninstall::steps(plan, &found).iter().for_each(|line| println!("  {line}"));
     if flags.dry_run {

@@ -35,9 +35,9 @@ fn marked(node: &Booted) -> String {
 fn refuses_what_is_not_said(node: &Booted) {
     for (flags, wanted) in [
         (&[][..], "--sandboxes keep|delete"),
-        (&["--sandboxes", "delete", "--yes"], "--data keep|delete and --bridge keep|delete"),
-        (&["--sandboxes", "keep", "--data", "delete", "--yes"], "--data keep"),
-        (&["--sandboxes", "keep"], "--yes"),
+        (&["--sandboxes", "delete", "--yes"][..], "--data keep|delete and --bridge keep|delete"),
+        (&["--sandboxes", "keep", "--data", "delete", "--yes"][..], "--data keep"),
+        (&["--sandboxes", "keep"][..], "--yes"),
     ] {
         let (code, told) = node.run(&[&[AGENT, "uninstall"][..], flags].concat());
         assert!(code == Some(1) && told.contains(wanted), "{flags:?}: {told}");
