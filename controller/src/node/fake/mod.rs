@@ -62,6 +62,8 @@ pub struct Faults {
     pub refuse_files: Option<Reason>,
     /// Answers like a node that cannot close a sandbox, or whose version does not say so.
     pub isolates_nothing: bool,
+    /// Reports no commands, as agents of before.
+    pub tells_no_commands: bool,
 }
 
 /// Point at which the connection breaks.
@@ -91,6 +93,8 @@ pub(super) struct World {
     /// Creations with a reservation.
     reservations: BTreeSet<SandboxId>,
     execs: exec::Execs,
+    /// Bytes of kept output, by sandbox.
+    kept: BTreeMap<String, u64>,
     /// Streams of commands by name; cancelling one ends it.
     streams: BTreeMap<String, CancellationToken>,
     /// Interner of messages after which the next streams of commands break.
@@ -147,6 +151,7 @@ impl FakeAgent {
                 received: Vec::new(),
                 reservations: BTreeSet::new(),
                 execs: exec::Execs::default(),
+                kept: BTreeMap::new(),
                 streams: BTreeMap::new(),
                 breaks: VecDeque::new(),
                 files: files::Files::new(),
@@ -203,6 +208,11 @@ impl FakeAgent {
     pub fn load(&self, change: impl FnOnce(&mut api::NodeLoad)) {
         change(&mut self.world.lock().load);
         self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Sets how much output it keeps of a sandbox, bytes.
+    pub fn keeps(&self, id: &str, bytes: u64) {
+        self.world.lock().kept.insert(id.to_owned(), bytes);
     }
 
     /// Adds a member to its cluster.
