@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "sandbox/v1/enrolment.proto",
         "agent/v1/agent.proto",
         "agent/v1/certificates.proto",
+        "agent/v1/commands.proto",
         "shim/v1/shim.proto",
     ];
     for file in files {

@@ -67,6 +67,7 @@ impl fmt::Debug for Parts {
 #[derive(Debug)]
 pub struct Agent {
     sandboxes: Arc<Sandboxes>,
+    execs: Execs,
     rpc: Rpc,
     tasks: Tasks,
     waker: Waker,
@@ -114,8 +115,8 @@ impl Agent {
         let reporter = Reporter::new(Arc::clone(&sandboxes), host);
         let execs = Execs::new(Arc::clone(&sandboxes), shims);
         tasks.spawn(Expiry::new(Arc::clone(&sandboxes), execs.clone()).run());
-        let rpc = Rpc::new(Arc::clone(&sandboxes), execs, reporter, garbage);
-        Ok(Self { sandboxes, rpc, tasks, waker })
+        let rpc = Rpc::new(Arc::clone(&sandboxes), execs.clone(), reporter, garbage);
+        Ok(Self { sandboxes, execs, rpc, tasks, waker })
     }
 
     /// Serves `agent.v1` on every connection of `incoming` until the agent is stopped.
@@ -132,6 +133,11 @@ impl Agent {
     /// Returns the sandboxes, for exec, the ingress and the tests.
     pub fn sandboxes(&self) -> &Arc<Sandboxes> {
         &self.sandboxes
+    }
+
+    /// Returns the service that runs commands.
+    pub fn execs(&self) -> &Execs {
+        &self.execs
     }
 
     /// Adds a check to `fsck`.

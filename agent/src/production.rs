@@ -81,6 +81,7 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     agent.renew(Arc::new(Certificates::new(node, (own, hop), tls.ca.clone(), live)));
     agent.tasks().spawn(outputs::keep(
         Arc::clone(&shims) as Arc<dyn Shims>,
+        agent.execs().clone(),
         outputs::Budget {
             node: config.shim.output_node_mib << 20,
             sandbox: config.shim.output_mib << 20,

@@ -71,7 +71,7 @@ pub struct Config {
     /// How much a team may have at once, unless it has limits of its own.
     #[serde(default)]
     pub quota: Quota,
-    /// How often a team may create, unless it has limits of its own.
+    /// How often a team may create, change and run commands, unless it has limits of its own.
     #[serde(default)]
     pub rates: Rates,
     /// Reach of a sandbox outside of itself.
@@ -190,6 +190,12 @@ pub struct Quota {
     pub memory_mib: Option<u64>,
     /// Most disk that was asked for of all of them, GiB.
     pub disk_gib: Option<u64>,
+    /// Most commands that run at the same time.
+    pub running_execs: Option<u64>,
+    /// Most output of commands that the nodes keep, MiB.
+    pub output_mib: Option<u64>,
+    /// Most events that are kept.
+    pub events: Option<u64>,
 }
 
 /// Reach of a sandbox outside of itself: `open` or `none`.
@@ -202,7 +208,7 @@ pub struct EgressRules {
     pub max: Egress,
 }
 
-/// How often a team may create; without a value as often as it likes.
+/// How often a team may create, change and run commands; without a value as often as it likes.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rates {
@@ -210,6 +216,22 @@ pub struct Rates {
     pub creates: Option<String>,
     /// Creations of each of its users.
     pub user_creates: Option<String>,
+    /// Starts of commands.
+    pub execs: Option<String>,
+    /// Changes of sandboxes that there are.
+    pub changes: Option<String>,
+}
+
+impl Rates {
+    /// All rates with their names.
+    fn named(&self) -> [(&'static str, &Option<String>); 4] {
+        [
+            ("creates", &self.creates),
+            ("user_creates", &self.user_creates),
+            ("execs", &self.execs),
+            ("changes", &self.changes),
+        ]
+    }
 }
 
 /// Bounds of creations.
@@ -361,9 +383,7 @@ impl Config {
         must(self.create.patience_s > 0, "create.patience_s must be at least 1".into());
         must(self.create.deadline_s >= 30, "create.deadline_s must be at least 30".into());
         must((1..=BEST).contains(&self.create.bids), "create.bids must be 1 to 3".into());
-        for (name, rate) in
-            [("creates", &self.rates.creates), ("user_creates", &self.rates.user_creates)]
-        {
+        for (name, rate) in self.rates.named() {
             if let Some(Err(why)) = rate.as_ref().map(|rate| rate.parse::<Rate>()) {
                 must(false, why.named(format!("rates.{name}")).to_string());
             }
@@ -424,19 +444,26 @@ impl Config {
 
     /// Returns the limits of teams without their own; `load` has checked them.
     fn limits_of_teams(&self) -> TeamLimits {
-        let Quota { sandboxes, cpu_cores, memory_mib, disk_gib } = self.quota;
+        let quota = self.quota;
         let rate = |rate: &Option<String>| {
             let rate = rate.as_ref().map(|rate| rate.parse().expect("checked when it was loaded"));
             rate.map(Limit::Max)
         };
         TeamLimits {
-            sandboxes: sandboxes.map(Limit::Max),
-            cpu_cores: cpu_cores.map(Limit::Max),
-            memory_mib: memory_mib.map(Limit::Max),
-            disk_gib: disk_gib.map(Limit::Max),
+            sandboxes: quota.sandboxes.map(Limit::Max),
+            cpu_cores: quota.cpu_cores.map(Limit::Max),
+            memory_mib: quota.memory_mib.map(Limit::Max),
+            disk_gib: quota.disk_gib.map(Limit::Max),
             creates: rate(&self.rates.creates),
             user_creates: rate(&self.rates.user_creates),
             egress: (self.egress.max < Egress::Open).then_some(self.egress.max),
+            execs: rate(&self.rates.execs),
+            running_execs: quota.running_execs.map(Limit::Max),
+            // `[limits]` has the default.
+            streams: None,
+            output_mib: quota.output_mib.map(Limit::Max),
+            events: quota.events.map(Limit::Max),
+            changes: rate(&self.rates.changes),
         }
     }
 
@@ -491,6 +518,17 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_teams_are_those_of_the_file() {
+        let text = "url_template = \"http://{port}.{id}.x\"\n[quota]\nrunning_execs = 3\n\
+                    output_mib = 64\nevents = 5000\n[rates]\nexecs = \"600/1m\"\n\
+                    changes = \"60/1m\"\n";
+        let config = Config::parse(Path::new("c.toml"), text).expect("valid");
+        let limits = config.sandbox_options().limits;
+        let expected = "running_execs=3 output_mib=64 events=5000 execs=600/1m changes=60/1m";
+        assert_eq!(limits, TeamLimits::stored(expected));
+    }
+
+    #[test]
     fn reports_all_mistakes_at_once() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("c.toml");
@@ -498,12 +536,12 @@ mod tests {
                     events_max = 5\n[tls]\ncert = \"a\"\n\
                     [[node]]\nname = \"a\"\naddress = \"b\"\n[create]\npatience_s = 0\n\
                     [limits]\ncalls_max = 10\nteam_calls_max = 10\nconnections_max = 1\n\
-                    [rates]\ncreates = \"10/year\"\n[audit]\nretention_days = 0\nmax_mib = 1\n";
+                    [rates]\ncreates = \"10/year\"\nexecs = \"x\"\n[audit]\nretention_days = 0\nmax_mib = 1\n";
         std::fs::write(&path, text).expect("write");
         let error = Config::load(&path).expect_err("wrong").to_string();
         let parts = ["url_template", "data_dir", "tls.cert", "node a", "patience_s"];
         let limits = ["limits.team_calls_max", "limits.connections_max"];
-        let others = ["events_keep_days", "events_max", "rates.creates"];
+        let others = ["events_keep_days", "events_max", "rates.creates", "rates.execs"];
         let audit = ["audit.retention_days", "audit.max_mib"];
         for part in parts.into_iter().chain(others).chain(limits).chain(audit) {
             assert!(error.contains(part), "{part} in {error}");

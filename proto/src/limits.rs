@@ -1,12 +1,12 @@
-//! Limits of a team: how much it may have at once, and how often it may create.
+//! Limits of a team: how much it may have at once, and how often it may create, change and run commands.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use crate::{duration, id::Invalid, sandbox::v1 as wire, spec::Egress};
 
-/// Most creations that a rate may allow in its window: so many times are remembered.
-pub const CREATES_MAX: u32 = 10_000;
-/// Longest window of a rate: creations are remembered for this time.
+/// Most that a rate may allow in its window: so many times are remembered.
+pub const COUNT_MAX: u32 = 10_000;
+/// Longest window of a rate: what it counts is remembered for this time.
 pub const WINDOW_MAX: Duration = Duration::from_hours(24);
 
 /// Word for a limit that is none.
@@ -15,7 +15,7 @@ const NONE: &str = "none";
 /// Number of creations in any window of a length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// Most creations in a window.
+    /// Most in a window.
     pub count: u32,
     /// Length of the window.
     pub window: Duration,
@@ -28,7 +28,7 @@ impl Rate {
     /// When the count or the window is too large, or the window is no whole number of seconds.
     pub fn new(count: u32, window: Duration) -> Result<Self, Invalid> {
         let whole = window.subsec_nanos() == 0 && !window.is_zero();
-        if count > CREATES_MAX || window > WINDOW_MAX || !whole {
+        if count > COUNT_MAX || window > WINDOW_MAX || !whole {
             return Err(Invalid::new("rate", RATE));
         }
         Ok(Self { count, window })
@@ -124,6 +124,18 @@ pub struct TeamLimits {
     pub user_creates: Option<Limit<Rate>>,
     /// Most that a sandbox may reach.
     pub egress: Option<Egress>,
+    /// Starts of commands.
+    pub execs: Option<Limit<Rate>>,
+    /// Commands that run at the same time.
+    pub running_execs: Option<Limit<u64>>,
+    /// Streams that are open at the same time.
+    pub streams: Option<Limit<u64>>,
+    /// Output of commands that is kept on the nodes, MiB.
+    pub output_mib: Option<Limit<u64>>,
+    /// Events that are kept.
+    pub events: Option<Limit<u64>>,
+    /// Changes of sandboxes that there are.
+    pub changes: Option<Limit<Rate>>,
 }
 
 impl TeamLimits {
@@ -138,6 +150,12 @@ impl TeamLimits {
             creates: self.creates.or(defaults.creates),
             user_creates: self.user_creates.or(defaults.user_creates),
             egress: self.egress.or(defaults.egress),
+            execs: self.execs.or(defaults.execs),
+            running_execs: self.running_execs.or(defaults.running_execs),
+            streams: self.streams.or(defaults.streams),
+            output_mib: self.output_mib.or(defaults.output_mib),
+            events: self.events.or(defaults.events),
+            changes: self.changes.or(defaults.changes),
         }
     }
 
@@ -154,6 +172,12 @@ impl TeamLimits {
                 "user_creates" => limits.user_creates = value.parse().ok(),
                 // What a later version wrote is a word for something tighter than open.
                 "egress" => limits.egress = Some(value.parse().unwrap_or(Egress::None)),
+                "execs" => limits.execs = value.parse().ok(),
+                "running_execs" => limits.running_execs = value.parse().ok(),
+                "streams" => limits.streams = value.parse().ok(),
+                "output_mib" => limits.output_mib = value.parse().ok(),
+                "events" => limits.events = value.parse().ok(),
+                "changes" => limits.changes = value.parse().ok(),
                 _ => {}
             }
         }
@@ -167,40 +191,84 @@ impl TeamLimits {
     /// When the mask names none or an unknown field, or a limit is wrong.
     pub fn updated(mut self, asked: &wire::TeamLimits, paths: &[String]) -> Result<Self, Invalid> {
         if paths.is_empty() {
-            return Err(Invalid::new("update_mask", FIELDS));
+            return Err(Invalid::new("update_mask", fields()));
         }
         for path in paths {
-            let creates = || rate_of("limits.creates", asked.creates.as_ref());
-            let user_creates = || rate_of("limits.user_creates", asked.user_creates.as_ref());
-            let egress = || Egress::read(asked.egress, "limits.egress");
-            match path.as_str() {
-                "limits" => {
-                    self = Self {
-                        sandboxes: asked.sandboxes.map(limit_of),
-                        cpu_cores: asked.cpu_cores.map(limit_of),
-                        memory_mib: asked.memory_mib.map(limit_of),
-                        disk_gib: asked.disk_gib.map(limit_of),
-                        creates: creates()?,
-                        user_creates: user_creates()?,
-                        egress: egress()?,
-                    };
+            if path == "limits" {
+                for (field, _) in FIELDS {
+                    self.set(field, asked)?;
                 }
-                "limits.sandboxes" => self.sandboxes = asked.sandboxes.map(limit_of),
-                "limits.cpu_cores" => self.cpu_cores = asked.cpu_cores.map(limit_of),
-                "limits.memory_mib" => self.memory_mib = asked.memory_mib.map(limit_of),
-                "limits.disk_gib" => self.disk_gib = asked.disk_gib.map(limit_of),
-                "limits.creates" => self.creates = creates()?,
-                "limits.user_creates" => self.user_creates = user_creates()?,
-                "limits.egress" => self.egress = egress()?,
-                _ => return Err(Invalid::new("update_mask", FIELDS)),
+                continue;
             }
+            let known = FIELDS.iter().find(|(_, known)| known == path);
+            let (field, _) = known.ok_or_else(|| Invalid::new("update_mask", fields()))?;
+            self.set(field, asked)?;
         }
         Ok(self)
     }
+
+    /// Sets one limit to that of a message.
+    fn set(&mut self, field: &Field, asked: &wire::TeamLimits) -> Result<(), Invalid> {
+        match field {
+            Field::Sandboxes => self.sandboxes = asked.sandboxes.map(limit_of),
+            Field::CpuCores => self.cpu_cores = asked.cpu_cores.map(limit_of),
+            Field::MemoryMib => self.memory_mib = asked.memory_mib.map(limit_of),
+            Field::DiskGib => self.disk_gib = asked.disk_gib.map(limit_of),
+            Field::Creates => self.creates = rate_of("limits.creates", asked.creates.as_ref())?,
+            Field::UserCreates => {
+                self.user_creates = rate_of("limits.user_creates", asked.user_creates.as_ref())?;
+            }
+            Field::Egress => self.egress = Egress::read(asked.egress, "limits.egress")?,
+            Field::Execs => self.execs = rate_of("limits.execs", asked.execs.as_ref())?,
+            Field::RunningExecs => self.running_execs = asked.running_execs.map(limit_of),
+            Field::Streams => self.streams = asked.streams.map(limit_of),
+            Field::OutputMib => self.output_mib = asked.output_mib.map(limit_of),
+            Field::Events => self.events = asked.events.map(limit_of),
+            Field::Changes => self.changes = rate_of("limits.changes", asked.changes.as_ref())?,
+        }
+        Ok(())
+    }
 }
 
-const FIELDS: &str = "must name fields of: limits, limits.sandboxes, limits.cpu_cores, \
-                      limits.memory_mib, limits.disk_gib, limits.creates, limits.user_creates, limits.egress";
+/// Fields of the limits, and how a mask names them.
+const FIELDS: &[(Field, &str)] = &[
+    (Field::Sandboxes, "limits.sandboxes"),
+    (Field::CpuCores, "limits.cpu_cores"),
+    (Field::MemoryMib, "limits.memory_mib"),
+    (Field::DiskGib, "limits.disk_gib"),
+    (Field::Creates, "limits.creates"),
+    (Field::UserCreates, "limits.user_creates"),
+    (Field::Egress, "limits.egress"),
+    (Field::Execs, "limits.execs"),
+    (Field::RunningExecs, "limits.running_execs"),
+    (Field::Streams, "limits.streams"),
+    (Field::OutputMib, "limits.output_mib"),
+    (Field::Events, "limits.events"),
+    (Field::Changes, "limits.changes"),
+];
+
+/// One of the limits.
+#[derive(Debug, Clone, Copy)]
+enum Field {
+    Sandboxes,
+    CpuCores,
+    MemoryMib,
+    DiskGib,
+    Creates,
+    UserCreates,
+    Egress,
+    Execs,
+    RunningExecs,
+    Streams,
+    OutputMib,
+    Events,
+    Changes,
+}
+
+fn fields() -> String {
+    let names: Vec<_> = FIELDS.iter().map(|(_, name)| *name).collect();
+    format!("must name fields of: limits, {}", names.join(", "))
+}
 
 fn limit_of(limit: wire::Limit) -> Limit<u64> {
     if limit.unlimited { Limit::Unlimited } else { Limit::Max(limit.max) }
@@ -232,6 +300,12 @@ impl fmt::Display for TeamLimits {
             ("creates", rate(self.creates)),
             ("user_creates", rate(self.user_creates)),
             ("egress", self.egress.map(|egress| egress.to_string())),
+            ("execs", rate(self.execs)),
+            ("running_execs", text(self.running_execs)),
+            ("streams", text(self.streams)),
+            ("output_mib", text(self.output_mib)),
+            ("events", text(self.events)),
+            ("changes", rate(self.changes)),
         ];
         let words = words.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?)));
         f.write_str(&words.collect::<Vec<_>>().join(" "))
@@ -260,6 +334,12 @@ impl From<TeamLimits> for wire::TeamLimits {
             creates: limits.creates.map(rate),
             user_creates: limits.user_creates.map(rate),
             egress: limits.egress.map(wire::Egress::from).unwrap_or_default().into(),
+            execs: limits.execs.map(rate),
+            running_execs: limits.running_execs.map(limit),
+            streams: limits.streams.map(limit),
+            output_mib: limits.output_mib.map(limit),
+            events: limits.events.map(limit),
+            changes: limits.changes.map(rate),
         }
     }
 }
@@ -299,11 +379,19 @@ mod tests {
             creates: Some(Limit::Max(rate(10, 3600))),
             user_creates: Some(Limit::Unlimited),
             egress: Some(Egress::None),
+            execs: Some(Limit::Max(rate(600, 60))),
+            running_execs: Some(Limit::Max(64)),
+            streams: Some(Limit::Max(100)),
+            output_mib: Some(Limit::Unlimited),
+            events: Some(Limit::Max(5000)),
+            changes: Some(Limit::Max(rate(60, 60))),
             ..TeamLimits::default()
         };
         assert_eq!(
             limits.to_string(),
-            "sandboxes=5 cpu_cores=none creates=10/hour user_creates=none egress=none"
+            "sandboxes=5 cpu_cores=none creates=10/hour user_creates=none egress=none \
+             execs=600/minute running_execs=64 streams=100 output_mib=none events=5000 \
+             changes=60/minute"
         );
         assert_eq!(TeamLimits::stored(&format!("{limits} later=3 disk_gib=?")), limits);
         assert_eq!(TeamLimits::stored(""), TeamLimits::default());
@@ -314,6 +402,13 @@ mod tests {
         let one = ["limits.sandboxes".to_owned()];
         let now = limits.updated(&wire::TeamLimits::default(), &one).expect("a mask");
         assert_eq!(now, TeamLimits { sandboxes: None, ..limits });
+        for (_, field) in FIELDS {
+            let only = [(*field).to_owned()];
+            let one = TeamLimits::default().updated(&limits.into(), &only).expect("a field");
+            assert_eq!(one.to_string().split(' ').count(), 1, "{field}");
+            let rest = limits.updated(&wire::TeamLimits::default(), &only).expect("a field");
+            assert_eq!(rest.or(one), limits, "{field}");
+        }
         for wrong in [vec![], vec!["name".to_owned()]] {
             assert!(limits.updated(&limits.into(), &wrong).is_err());
         }

@@ -25,7 +25,7 @@ use crate::{
     load::HostLoad,
     sandbox::{
         drift::garbage::Item,
-        exec::shims::NoShims,
+        exec::{outputs::Commands, shims::NoShims},
         tests::{LONG, Node, id},
     },
 };
@@ -238,7 +238,9 @@ impl Watch {
             match self.next().await.expect("goes on") {
                 Message::Sandbox(sandbox) => sandboxes.push((sandbox.id.clone(), sandbox.phase())),
                 Message::Bookmark(bookmark) => return (sandboxes, bookmark.revision),
-                other @ (Message::Reset(_) | Message::Load(_)) => panic!("{other:?}"),
+                other @ (Message::Reset(_) | Message::Load(_) | Message::Execs(_)) => {
+                    panic!("{other:?}")
+                }
             }
         }
     }
@@ -310,6 +312,43 @@ async fn watch_reports_the_load_every_second_and_on_change() {
         }
     };
     timeout(Duration::from_secs(2), changed).await.expect("reported");
+}
+
+#[tokio::test(start_paused = true)]
+async fn watch_reports_commands_before_the_inventory_and_after_each_check() {
+    let node = Node::new().await;
+    let rpc = rpc(&node);
+    let told = |many: u8| {
+        let one = |n: u8| {
+            let running = vec![format!("e{n}")];
+            (id(n), Commands { kept_bytes: n.into(), running })
+        };
+        Arc::new((0..many).map(one).collect())
+    };
+    rpc.execs.tell(told(250));
+    let permit = permit(&rpc.watches).expect("free");
+    let mut watch = watch::watch(&rpc, wire::WatchRequest::default(), permit);
+    let mut next = async || {
+        let message = watch.next().await.expect("goes on").expect("well");
+        message.message.expect("set")
+    };
+    assert!(matches!(next().await, Message::Reset(_)));
+    for (count, more) in [(200, true), (50, false)] {
+        let Message::Execs(report) = next().await else { panic!("no report") };
+        assert_eq!((report.sandboxes.len(), report.more), (count, more));
+    }
+    assert!(matches!(next().await, Message::Bookmark(_)));
+    // Also that nothing runs any more.
+    for many in [3, 0, 0] {
+        rpc.execs.tell(told(many));
+        let report = loop {
+            if let Message::Execs(report) = next().await {
+                break report;
+            }
+        };
+        let kept: Vec<_> = report.sandboxes.iter().map(|of| of.kept_bytes).collect();
+        assert_eq!((kept, report.more), ((0..u64::from(many)).collect(), false));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Watch stream: inventory, changes, load. A watcher pulls from the journal by revision, so no
+//! Watch stream: inventory, changes, load, commands. A watcher pulls from the journal by revision, so no
 //! queue can grow; a watcher that does not read for long is dropped.
 
 use std::{sync::Arc, time::Duration};
@@ -16,11 +16,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{Rpc, status::refusal};
-use crate::journal::Feed;
+use crate::{journal::Feed, sandbox::exec::outputs::AllCommands};
 
 /// Most messages in transit to a watcher.
 const BUFFER: usize = 64;
-/// Records read at a time.
+/// Records read at a time, and sandboxes whose commands are sent at a time.
 const PAGE: usize = 200;
 /// Time after which a watcher that reads nothing is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -82,8 +82,14 @@ impl Watcher {
         } else {
             self.reset().await?;
         }
+        let mut commands = self.rpc.execs.commands();
+        commands.mark_changed();
         let mut reported: Option<Instant> = None;
         loop {
+            if commands.has_changed().unwrap_or_default() {
+                let all = commands.borrow_and_update().clone();
+                self.commands(all).await?;
+            }
             tokio::select! {
                 biased;
                 changed = changes.changed() => {
@@ -98,6 +104,26 @@ impl Watcher {
             reported = Some(Instant::now());
             let load = self.rpc.reporter.report().await;
             self.send(Message::Load(load)).await?;
+        }
+    }
+
+    /// Sends the commands of all sandboxes, unless nothing has looked at them yet.
+    async fn commands(&self, all: Option<AllCommands>) -> Result<(), Refusal> {
+        let Some(all) = all else { return Ok(()) };
+        let sandboxes = all.iter().map(|(id, of_it)| wire::SandboxExecs {
+            id: id.to_string(),
+            kept_bytes: of_it.kept_bytes,
+            running: of_it.running.clone(),
+        });
+        let mut left: Vec<_> = sandboxes.collect();
+        loop {
+            let rest = left.split_off(PAGE.min(left.len()));
+            let more = !rest.is_empty();
+            self.send(Message::Execs(wire::WatchExecs { sandboxes: left, more })).await?;
+            if !more {
+                return Ok(());
+            }
+            left = rest;
         }
     }
 

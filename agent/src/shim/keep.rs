@@ -124,6 +124,12 @@ impl Commands {
         self.ended().into_iter().filter_map(output).collect()
     }
 
+    /// Lists the running commands whose callers chose their names, by name.
+    pub(super) fn running_names(&self) -> Vec<String> {
+        let named = self.named.values().filter(|session| session.title.keep && session.runs());
+        named.map(|session| session.title.exec_id.clone()).collect()
+    }
+
     fn ended(&self) -> Vec<Arc<Session>> {
         self.by_age(|_| true)
     }

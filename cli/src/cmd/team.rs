@@ -3,9 +3,7 @@
 use clap::{Args, Subcommand};
 use proto::{
     limits::{Limit, Rate},
-    sandbox::v1::{
-        self as wire, GetTeamRequest, ListTeamsRequest, Team, TeamLimits, UpdateTeamRequest,
-    },
+    sandbox::v1::{self as wire, GetTeamRequest, ListTeamsRequest, Team, UpdateTeamRequest},
     spec::Egress,
 };
 use serde_json::{Value, json};
@@ -59,9 +57,12 @@ Examples:
   sandboxctl team set acme --cores default      as the controller's configuration says
   sandboxctl team set acme --creates 100/30m --user-creates 5/hour
   sandboxctl team set acme --egress none        its new sandboxes reach nothing outside
+  sandboxctl team set acme --execs 600/1m --running-execs 64 --kept-output 512m
+  sandboxctl team set acme --changes 60/1m --streams 200 --events 50000
 
-A limit counts from the next creation on; it ends nothing that is there. 0 lets nothing more in.")]
-#[group(id = "limits", required = true, multiple = true, args = ["sandboxes", "cores", "memory", "disk", "creates", "user_creates", "egress"])]
+A limit counts from the next creation, command or call on; it ends nothing that is there. 0 lets
+nothing more in. Of events beyond the limit the oldest are dropped, within 10 minutes.")]
+#[group(id = "limits", required = true, multiple = true, args = ["sandboxes", "cores", "memory", "disk", "creates", "user_creates", "egress", "execs", "running_execs", "streams", "kept_output", "events", "changes"])]
 pub(crate) struct Set {
     /// Name of the team
     #[arg(value_name = "TEAM")]
@@ -87,6 +88,24 @@ pub(crate) struct Set {
     /// Most that its sandboxes reach outside of themselves: open or none, or default
     #[arg(long, value_name = "open|none", value_parser = most)]
     egress: Option<Most>,
+    /// Commands that the team starts, such as 600/1m
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    execs: Option<Wanted<Rate>>,
+    /// Commands that run at the same time
+    #[arg(long, value_name = "N", value_parser = number)]
+    running_execs: Option<Wanted<u64>>,
+    /// Watches, commands and file transfers that are open at the same time
+    #[arg(long, value_name = "N", value_parser = number)]
+    streams: Option<Wanted<u64>>,
+    /// Output of commands that the nodes keep, such as 512m; a bare number is MiB
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    kept_output: Option<Wanted<u64>>,
+    /// Events that are kept
+    #[arg(long, value_name = "N", value_parser = number)]
+    events: Option<Wanted<u64>>,
+    /// Changes of sandboxes that there are (start, stop, pause, resume, resize, expose, ...)
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    changes: Option<Wanted<Rate>>,
 }
 
 /// Most that a team's sandboxes reach; `None`: as the controller's configuration says.
@@ -159,6 +178,9 @@ const COLUMNS: &[Column] = &[
     Column::new("CREATES").rank(4).right(),
 ];
 
+/// Number of limits that the list of teams has: the first ones, in the order of its columns.
+const LISTED: usize = COLUMNS.len() - 1;
+
 const LIMITS: &[Column] = &[
     Column::new("LIMIT"),
     Column::new("USED").right(),
@@ -204,7 +226,7 @@ async fn ls(controller: Controller, listing: &Listing, output: Output) -> Result
     for team in &teams {
         let limits = limits(team);
         let mut row = vec![table::cell(&team.name)];
-        row.extend(limits.iter().filter(|limit| limit.name != "user_creates").map(Row::of_list));
+        row.extend(limits.iter().take(LISTED).map(Row::of_list));
         table.row(row);
     }
     let values: Vec<_> = teams.iter().map(value).collect();
@@ -212,26 +234,37 @@ async fn ls(controller: Controller, listing: &Listing, output: Output) -> Result
 }
 
 async fn set(controller: Controller, args: Set, output: Output) -> Result<(), Failure> {
-    let Set { team_name, sandboxes, cores, memory, disk, creates, user_creates, egress } = args;
     let named = [
-        ("limits.sandboxes", sandboxes.is_some()),
-        ("limits.cpu_cores", cores.is_some()),
-        ("limits.memory_mib", memory.is_some()),
-        ("limits.disk_gib", disk.is_some()),
-        ("limits.creates", creates.is_some()),
-        ("limits.user_creates", user_creates.is_some()),
-        ("limits.egress", egress.is_some()),
+        ("limits.sandboxes", args.sandboxes.is_some()),
+        ("limits.cpu_cores", args.cores.is_some()),
+        ("limits.memory_mib", args.memory.is_some()),
+        ("limits.disk_gib", args.disk.is_some()),
+        ("limits.creates", args.creates.is_some()),
+        ("limits.user_creates", args.user_creates.is_some()),
+        ("limits.egress", args.egress.is_some()),
+        ("limits.execs", args.execs.is_some()),
+        ("limits.running_execs", args.running_execs.is_some()),
+        ("limits.streams", args.streams.is_some()),
+        ("limits.output_mib", args.kept_output.is_some()),
+        ("limits.events", args.events.is_some()),
+        ("limits.changes", args.changes.is_some()),
     ];
     let limits = proto::limits::TeamLimits {
-        sandboxes: sandboxes.and_then(Wanted::own),
-        cpu_cores: cores.and_then(Wanted::own),
-        memory_mib: memory.and_then(Wanted::own),
-        disk_gib: disk.and_then(Wanted::own),
-        creates: creates.and_then(Wanted::own),
-        user_creates: user_creates.and_then(Wanted::own),
-        egress: egress.and_then(|Most(egress)| egress),
+        sandboxes: args.sandboxes.and_then(Wanted::own),
+        cpu_cores: args.cores.and_then(Wanted::own),
+        memory_mib: args.memory.and_then(Wanted::own),
+        disk_gib: args.disk.and_then(Wanted::own),
+        creates: args.creates.and_then(Wanted::own),
+        user_creates: args.user_creates.and_then(Wanted::own),
+        egress: args.egress.and_then(|Most(egress)| egress),
+        execs: args.execs.and_then(Wanted::own),
+        running_execs: args.running_execs.and_then(Wanted::own),
+        streams: args.streams.and_then(Wanted::own),
+        output_mib: args.kept_output.and_then(Wanted::own),
+        events: args.events.and_then(Wanted::own),
+        changes: args.changes.and_then(Wanted::own),
     };
-    let team = Team { name: team_name, limits: Some(limits.into()), ..Team::default() };
+    let team = Team { name: args.team_name, limits: Some(limits.into()), ..Team::default() };
     let paths = named.iter().filter(|(_, set)| *set).map(|(path, _)| (*path).to_owned()).collect();
     let update_mask = Some(prost_types::FieldMask { paths });
     let request = UpdateTeamRequest { team: Some(team), update_mask };
@@ -291,7 +324,7 @@ struct Row {
 impl Row {
     fn text(&self, number: u64) -> String {
         match self.name {
-            "memory_mib" => table::bytes(number << 20),
+            "memory_mib" | "output_mib" => table::bytes(number << 20),
             "disk_gib" => format!("{number} GiB"),
             _ => number.to_string(),
         }
@@ -316,30 +349,55 @@ impl Row {
     }
 }
 
-fn limits(team: &Team) -> [Row; 6] {
+fn sum(
+    (name, heading): (&'static str, &'static str),
+    used: u64,
+    limit: Option<wire::Limit>,
+    own: Option<wire::Limit>,
+) -> Row {
+    let max = limit.filter(|limit| !limit.unlimited).map(|limit| limit.max);
+    Row { name, heading, used: Some(used), max, rate: None, own: own.is_some() }
+}
+
+fn rated(
+    (name, heading): (&'static str, &'static str),
+    used: Option<u32>,
+    limit: Option<wire::RateLimit>,
+    own: Option<wire::RateLimit>,
+) -> Row {
+    let limit = limit.filter(|limit| !limit.unlimited);
+    let window = |limit: &wire::RateLimit| limit.window.and_then(proto::duration::read);
+    let written = limit.map(|limit| {
+        let window = window(&limit).unwrap_or_default();
+        Rate { count: limit.count, window }.to_string()
+    });
+    let (used, max) = (used.map(Into::into), limit.map(|limit| limit.count.into()));
+    Row { name, heading, used, max, rate: written, own: own.is_some() }
+}
+
+/// Limits of a team, those of the list first.
+fn limits(team: &Team) -> [Row; 12] {
     let (own, all) = (team.limits.unwrap_or_default(), team.effective.unwrap_or_default());
-    let usage = team.usage.unwrap_or_default();
-    let sum = |name, heading, used, limit: Option<wire::Limit>, own: Option<wire::Limit>| {
-        let max = limit.filter(|limit| !limit.unlimited).map(|limit| limit.max);
-        Row { name, heading, used: Some(used), max, rate: None, own: own.is_some() }
-    };
-    let rate = |name, heading, used, limit: Option<wire::RateLimit>, own: bool| {
-        let limit = limit.filter(|limit| !limit.unlimited);
-        let window = |limit: &wire::RateLimit| limit.window.and_then(proto::duration::read);
-        let written = limit.map(|limit| {
-            let window = window(&limit).unwrap_or_default();
-            Rate { count: limit.count, window }.to_string()
-        });
-        Row { name, heading, used, max: limit.map(|limit| limit.count.into()), rate: written, own }
-    };
-    let TeamLimits { sandboxes, cpu_cores, memory_mib, disk_gib, creates, user_creates, .. } = all;
+    let used = team.usage.unwrap_or_default();
+    let (creates, execs, changes) = (Some(used.creates), Some(used.execs), Some(used.changes));
     [
-        sum("sandboxes", "sandboxes", usage.sandboxes, sandboxes, own.sandboxes),
-        sum("cpu_cores", "cores", usage.cpu_cores, cpu_cores, own.cpu_cores),
-        sum("memory_mib", "memory", usage.memory_mib, memory_mib, own.memory_mib),
-        sum("disk_gib", "disk", usage.disk_gib, disk_gib, own.disk_gib),
-        rate("creates", "creates", Some(usage.creates.into()), creates, own.creates.is_some()),
-        rate("user_creates", "creates of a user", None, user_creates, own.user_creates.is_some()),
+        sum(("sandboxes", "sandboxes"), used.sandboxes, all.sandboxes, own.sandboxes),
+        sum(("cpu_cores", "cores"), used.cpu_cores, all.cpu_cores, own.cpu_cores),
+        sum(("memory_mib", "memory"), used.memory_mib, all.memory_mib, own.memory_mib),
+        sum(("disk_gib", "disk"), used.disk_gib, all.disk_gib, own.disk_gib),
+        rated(("creates", "creates"), creates, all.creates, own.creates),
+        rated(("user_creates", "creates of a user"), None, all.user_creates, own.user_creates),
+        rated(("changes", "changes"), changes, all.changes, own.changes),
+        rated(("execs", "commands started"), execs, all.execs, own.execs),
+        sum(
+            ("running_execs", "commands running"),
+            used.running_execs,
+            all.running_execs,
+            own.running_execs,
+        ),
+        sum(("output_mib", "kept output"), used.output_mib, all.output_mib, own.output_mib),
+        sum(("streams", "streams"), used.streams, all.streams, own.streams),
+        sum(("events", "kept events"), used.events, all.events, own.events),
     ]
 }
 

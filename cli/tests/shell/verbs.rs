@@ -495,12 +495,29 @@ async fn limits_of_a_team_are_shown_beside_their_use_and_set() {
         (&value["used"]["sandboxes"], &value["max"]["creates"]),
         (&json!(3), &json!("5/30m"))
     );
+    let words = "team set acme --execs 600/1m --running-execs 64 --streams none --kept-output 512m --events \
+                 50000 --changes 60/1m";
+    let words: Vec<_> = words.split(' ').filter(|word| !word.is_empty()).collect();
+    let ran = fake.run(&words).await;
+    for part in ["600/minute", "kept output", "12 MiB", "512 MiB", "340", "50000", "60/minute"] {
+        assert!(ran.text().contains(part), "{part} in {ran:?}");
+    }
+    let value = fake.run(&[&words[..], &["--json"]].concat()).await.json();
+    let own = ["changes", "execs", "running_execs", "output_mib", "streams", "events"];
+    assert_eq!(value["own"], json!(own));
+    let own = own.map(|name| (&value["used"][name], &value["max"][name]));
+    let (some, none) = (|number: u32| json!(number), json!(null));
+    assert_eq!((own[0].0, own[1].0, own[2].0), (&some(1), &some(7), &some(5)));
+    assert_eq!((own[3].1, own[4].1, own[5].1), (&some(512), &none, &some(50_000)));
+    assert_eq!((own[0].1, own[1].1), (&json!("60/minute"), &json!("600/minute")));
     let list = fake.run(&["team", "ls"]).await;
     assert!(list.text().contains("3 of 20") && list.text().contains("2 of 10/hour"), "{list:?}");
     for wrong in [
         &["team", "set", "acme"][..],
         &["team", "set", "acme", "--creates", "10"],
         &["team", "set", "acme", "--egress", "some"],
+        &["team", "set", "acme", "--execs", "600"],
+        &["team", "set", "acme", "--running-execs", "-1"],
     ] {
         assert_eq!(fake.run(wrong).await.code, Some(2));
     }

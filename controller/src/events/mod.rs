@@ -14,6 +14,7 @@
 //! no buffer here.
 
 mod derive;
+mod retention;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -39,6 +40,7 @@ use crate::{
 };
 
 pub use derive::{Change, derive};
+pub use retention::surplus;
 
 /// Actor of what a node's agent did by itself.
 pub const AGENT: &str = "agent";
@@ -57,7 +59,7 @@ const WRITTEN: Duration = Duration::from_secs(15);
 pub struct Options {
     /// Longest age of an event.
     pub keep: Duration,
-    /// Most events.
+    /// Most events. Beyond them, the teams that have the most lose their oldest.
     pub max: u64,
 }
 

@@ -9,6 +9,7 @@
 //!  restart          -> restore                            (UNREACHABLE until the node is back)
 //! ```
 
+pub mod commands;
 mod compact;
 mod index;
 mod merge;
@@ -523,6 +524,13 @@ impl Cache {
         wrong
             .map(|(team, counted, again)| (inner.teams.name(team).clone(), counted, again))
             .collect()
+    }
+
+    /// Returns the team of a sandbox that has not ended.
+    pub fn team_of_living(&self, id: &SandboxId) -> Option<Team> {
+        let inner = self.inner.lock();
+        let known = inner.by_id.get(id).filter(|known| !known.ended())?;
+        Some(inner.teams.name(known.team).clone())
     }
 
     /// Returns the number of living sandboxes on a node.

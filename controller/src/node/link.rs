@@ -95,6 +95,7 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
         return Err(Error::Nonsense(format!("it says that it is {}", hello.node)));
     }
     let handshaken = nodes.connected(node, &hello);
+    nodes.commands.connected(&node.name);
     let mut claimed = 0;
     nodes
         .epoch
@@ -167,7 +168,14 @@ fn receive(nodes: &Nodes, node: &Node, message: Option<Message>, whole: &mut boo
             }
             node.set_journal(Some((bookmark.journal_id, bookmark.revision)));
         }
-        Some(Message::Load(load)) => nodes.reported(node, load, true),
+        Some(Message::Load(load)) => {
+            nodes.commands.beat(&node.name);
+            nodes.reported(node, load, true);
+        }
+        Some(Message::Execs(report)) => {
+            let lives = |id: &SandboxId| nodes.cache.team_of_living(id);
+            nodes.commands.report(&node.name, report, lives);
+        }
         // From a later version of the agent.
         None => {}
     }

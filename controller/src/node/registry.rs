@@ -20,7 +20,7 @@ use super::{Client, Connector, Error, Node, NodeCertificates, NodeStatus, epoch:
 use crate::{
     clock::{Clock, Random},
     events::{Log, Source},
-    inventory::{Cache, Entry},
+    inventory::{Cache, Entry, commands::Commands},
     placement::{self, Ask, Decided, Decision, ExplainText, Fleet, Limits, Look, PriorOutcome},
     store::{self, Store},
 };
@@ -52,6 +52,8 @@ pub struct AttemptHistory {
 pub struct Nodes {
     /// Sandboxes of all nodes.
     pub cache: Cache,
+    /// Commands of all nodes.
+    pub commands: Arc<Commands>,
     /// Fencing number.
     pub epoch: Epoch,
     /// Event log.
@@ -95,6 +97,7 @@ impl Nodes {
         let fleet = Fleet::new(options.limits, u64::from_le_bytes(seed));
         let nodes = Arc::new(Self {
             cache: Cache::default(),
+            commands: Arc::default(),
             epoch: Epoch::start(store.clone()).await?,
             log: Log::new(clock.clone()),
             store: store.clone(),
@@ -254,6 +257,7 @@ impl Nodes {
             self.log.observe(&source, Some(&old.sandbox), &new.sandbox);
         };
         self.cache.end_on(name, self.clock.now_ms(), news);
+        self.commands.forget(name);
         self.announce();
         Ok(())
     }

@@ -26,7 +26,11 @@ use super::{
     scope::{self, Method, Need, Shape},
     status,
 };
-use crate::{access::Access, config::ApiLimits, sandbox::Caller, store};
+use crate::{
+    access::Access,
+    sandbox::{Caller, Sandboxes},
+    store,
+};
 
 /// Longest call without a token, from its headers to its answer.
 const OPEN_TIME: Duration = Duration::from_secs(5);
@@ -46,13 +50,20 @@ pub(super) struct GuardLayer(Arc<Rules>);
 struct Rules {
     tokens: Tokens,
     permits: Permits,
+    /// Sandboxes, which know the limits of the teams.
+    sandboxes: Arc<Sandboxes>,
     recorder: Arc<Recorder>,
 }
 
 impl GuardLayer {
-    pub(super) fn new(access: Arc<Access>, limits: &ApiLimits, recorder: Recorder) -> Self {
-        let (tokens, permits) = (Tokens::new(access), Permits::new(limits));
-        Self(Arc::new(Rules { tokens, permits, recorder: Arc::new(recorder) }))
+    pub(super) fn new(
+        access: Arc<Access>,
+        permits: Permits,
+        sandboxes: Arc<Sandboxes>,
+        recorder: Recorder,
+    ) -> Self {
+        let (tokens, recorder) = (Tokens::new(access), Arc::new(recorder));
+        Self(Arc::new(Rules { tokens, permits, sandboxes, recorder }))
     }
 }
 
@@ -262,18 +273,21 @@ impl Rules {
     }
 
     fn permit(&self, team: &proto::name::Team, shape: Shape) -> Result<Permit, Status> {
-        self.permits.take(team, shape).map_err(|full| {
-            let kind = match shape {
-                Shape::Unary => "calls",
-                Shape::Stream => "streams",
-            };
-            no_room(match full {
-                NoRoom::Team(max) => format!(
+        let (kind, own) = match shape {
+            Shape::Unary => ("calls", None),
+            Shape::Stream => ("streams", self.sandboxes.streams_max(team)),
+        };
+        self.permits.take(team, shape, own).map_err(|full| match full {
+            NoRoom::Team(max) => {
+                let message = format!(
                     "team {team} has {max} {kind} under way, and may not have more; \
                      try again when some have ended"
-                ),
-                NoRoom::All => format!("too many {kind} are under way; try again in a moment"),
-            })
+                );
+                let refusal = Refusal::new(Reason::TooManyCalls, message).retry_after(AGAIN);
+                let refusal = refusal.with("limit", kind).with("used", max.to_string());
+                refusal.with("max", max.to_string()).into()
+            }
+            NoRoom::All => no_room(format!("too many {kind} are under way; try again in a moment")),
         })
     }
 }

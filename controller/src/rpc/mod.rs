@@ -14,6 +14,7 @@ mod sandbox;
 mod scope;
 mod status;
 mod subject;
+mod teams;
 mod tokens;
 
 use std::{
@@ -70,7 +71,10 @@ impl Api {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let recorder = calls::Recorder::new(audit.clone(), access.clone(), sandboxes.clone());
-        let operator = operator::Rpc { sandboxes, access: access.clone(), audit };
+        let permits = permits::Permits::new(&limits);
+        let guard =
+            guard::GuardLayer::new(access.clone(), permits.clone(), sandboxes.clone(), recorder);
+        let operator = operator::Rpc { sandboxes, access, audit, permits };
         let operator = OperatorServiceServer::new(operator)
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -95,7 +99,6 @@ impl Api {
         let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
         routes = routes.add_service(v1.expect("our own descriptors are whole"));
         routes = routes.add_service(v1alpha.expect("our own descriptors are whole"));
-        let guard = guard::GuardLayer::new(access, &limits, recorder);
         Self { routes, guard, limits, enrolment }
     }
 

@@ -10,7 +10,9 @@ use super::{
     audit,
     calls::Made,
     convert,
+    permits::Permits,
     sandbox::{Answer, Messages, made, split},
+    teams::Teams,
     tokens,
 };
 use crate::{
@@ -25,6 +27,13 @@ pub(super) struct Rpc {
     pub(super) sandboxes: Arc<Sandboxes>,
     pub(super) access: Arc<Access>,
     pub(super) audit: Audit,
+    pub(super) permits: Permits,
+}
+
+impl Rpc {
+    fn teams(&self) -> Teams<'_> {
+        Teams { sandboxes: &self.sandboxes, permits: &self.permits }
+    }
 }
 
 #[tonic::async_trait]
@@ -152,17 +161,17 @@ impl OperatorService for Rpc {
 
     async fn list_teams(&self, request: Request<ListTeamsRequest>) -> Answer<ListTeamsResponse> {
         let request = request.into_inner();
-        Ok(Response::new(tokens::teams(&self.access, &self.sandboxes, request).await?))
+        Ok(Response::new(self.teams().list(&self.access, request).await?))
     }
 
     async fn get_team(&self, request: Request<GetTeamRequest>) -> Answer<GetTeamResponse> {
         let (caller, request) = split(request)?;
-        Ok(Response::new(tokens::get_team(&self.sandboxes, &caller, &request)?))
+        Ok(Response::new(self.teams().get(&caller, &request).await?))
     }
 
     async fn update_team(&self, request: Request<UpdateTeamRequest>) -> Answer<UpdateTeamResponse> {
         let (caller, request) = split(request)?;
-        Ok(Response::new(tokens::update_team(&self.sandboxes, &caller, request).await?))
+        Ok(Response::new(self.teams().update(&caller, request).await?))
     }
 
     type ListAuditStream = Messages<ListAuditResponse>;

@@ -1,4 +1,5 @@
-//! Limits of concurrent calls, counted per team once the caller is known.
+//! Limits of concurrent calls, counted per team once the caller is known. A team may have a limit of
+//! its own for streams.
 //!
 //! Two limits apply to a team: its own, and one that all teams share. Below [`FLOOR`] only its own
 //! counts, so that no number of other teams can shut a team out. Unary calls and streams are
@@ -7,7 +8,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use daemon::sync::Mutex;
-use proto::name::Team;
+use proto::{limits::Limit, name::Team};
 
 use super::scope::Shape;
 use crate::config::ApiLimits;
@@ -43,12 +44,11 @@ pub(super) enum Full {
 
 impl Used {
     fn take(&mut self, bounds: Bounds, team: &Team) -> Result<(), Full> {
-        let floor = FLOOR.min(bounds.team);
         let own = self.teams.get(team).copied().unwrap_or_default();
         if own >= bounds.team {
             return Err(Full::Team(bounds.team));
         }
-        if own >= floor {
+        if own >= FLOOR {
             if self.shared >= bounds.all {
                 return Err(Full::All);
             }
@@ -62,12 +62,13 @@ impl Used {
         Ok(())
     }
 
-    fn release(&mut self, bounds: Bounds, team: &Team) {
-        let floor = FLOOR.min(bounds.team);
+    /// Releases a call. What is shared depends on the floor alone: the limit of the team may have
+    /// changed meanwhile.
+    fn release(&mut self, team: &Team) {
         let Some(own) = self.teams.get_mut(team) else { return };
         *own -= 1;
         let own = *own;
-        if own >= floor {
+        if own >= FLOOR {
             self.shared -= 1;
         }
         if own == 0 {
@@ -105,7 +106,7 @@ pub(super) struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.counter.used.lock().release(self.counter.bounds, &self.team);
+        self.counter.used.lock().release(&self.team);
     }
 }
 
@@ -117,14 +118,35 @@ impl Permits {
         }
     }
 
-    /// Takes a permit for a call of this team. Never waits.
-    pub(super) fn take(&self, team: &Team, shape: Shape) -> Result<Permit, Full> {
+    /// Takes a permit for a call of this team, which may have a limit of its own. Never waits.
+    pub(super) fn take(
+        &self,
+        team: &Team,
+        shape: Shape,
+        own: Option<Limit<u64>>,
+    ) -> Result<Permit, Full> {
         let counter = match shape {
             Shape::Unary => &self.unary,
             Shape::Stream => &self.streams,
         };
-        counter.used.lock().take(counter.bounds, team)?;
+        let mut bounds = counter.bounds;
+        if let Some(own) = own {
+            let max = own.max().map(|max| usize::try_from(max).unwrap_or(usize::MAX));
+            bounds.team = max.unwrap_or(usize::MAX);
+        }
+        counter.used.lock().take(bounds, team)?;
         Ok(Permit { counter: Arc::clone(counter), team: team.clone() })
+    }
+
+    /// Returns the number of open streams of a team.
+    pub(super) fn streams(&self, team: &Team) -> u64 {
+        let used = self.streams.used.lock();
+        used.teams.get(team).copied().unwrap_or_default() as u64
+    }
+
+    /// Returns the most streams of a team that has no limit of its own.
+    pub(super) fn streams_max(&self) -> u64 {
+        self.streams.bounds.team as u64
     }
 }
 
@@ -149,7 +171,7 @@ mod tests {
     fn fill(permits: &Permits, name: &str, shape: Shape) -> (Vec<Permit>, Full) {
         let mut held = Vec::new();
         loop {
-            match permits.take(&team(name), shape) {
+            match permits.take(&team(name), shape, None) {
                 Ok(permit) => held.push(permit),
                 Err(full) => return (held, full),
             }
@@ -172,7 +194,7 @@ mod tests {
         let permits = Permits::new(&limits(1000, 100));
         for (first, second) in [(Shape::Stream, Shape::Unary), (Shape::Unary, Shape::Stream)] {
             let (_held, _) = fill(&permits, "red", first);
-            assert!(permits.take(&team("red"), second).is_ok(), "{second:?}");
+            assert!(permits.take(&team("red"), second, None).is_ok(), "{second:?}");
         }
     }
 
@@ -198,5 +220,25 @@ mod tests {
     fn bound_below_the_floor_holds() {
         let permits = Permits::new(&limits(10, 2));
         assert_eq!(fill(&permits, "red", Shape::Unary).0.len(), 2);
+    }
+
+    #[test]
+    fn limit_of_a_team_replaces_the_one_of_the_configuration() {
+        let permits = Permits::new(&limits(1000, 100));
+        let fill = |own: Option<Limit<u64>>| {
+            let take = || permits.take(&team("red"), Shape::Stream, own).ok();
+            std::iter::from_fn(take).collect::<Vec<_>>()
+        };
+        let three = fill(Some(Limit::Max(3)));
+        assert_eq!((three.len(), permits.streams(&team("red"))), (3, 3));
+        assert_eq!(permits.streams(&team("blue")), 0);
+        let more = fill(Some(Limit::Max(150)));
+        assert_eq!(more.len(), 147, "more than the configuration has");
+        assert!(fill(None).is_empty(), "lowered: it counts from the next stream on");
+        drop((three, more));
+        let used = permits.streams.used.lock();
+        assert_eq!((used.shared, used.teams.len()), (0, 0));
+        drop(used);
+        assert_eq!(fill(Some(Limit::Unlimited)).len(), 1000 + FLOOR, "all that there is");
     }
 }

@@ -1,12 +1,10 @@
-//! Tokens and teams: converts the request, calls `access`, converts the answer.
-
-use std::{collections::BTreeSet, sync::Arc};
+//! Tokens: converts the request, calls `access`, converts the answer.
 
 use proto::{id::Invalid, name::Team as TeamName, sandbox::v1::*, scope::Scopes, token::Format};
 
 use crate::{
     access::Access,
-    sandbox::{Caller, Error, Result, Sandboxes, TeamView},
+    sandbox::{Caller, Result},
     store,
     token::Order,
 };
@@ -19,7 +17,7 @@ pub(super) fn team_or_own(text: &str, caller: &Caller) -> Result<TeamName, Inval
     if text.is_empty() { Ok(caller.team.clone()) } else { text.parse() }
 }
 
-fn page_size(asked: u32) -> Result<u32, Invalid> {
+pub(super) fn page_size(asked: u32) -> Result<u32, Invalid> {
     let (default, max) = PAGE;
     match asked {
         0 => Ok(default),
@@ -69,66 +67,6 @@ pub(super) async fn revoke(
     let team = team_or_own(&ask.team, caller)?;
     let revoked = access.revoke_token(caller, &ask.token, &team).await?;
     Ok(RevokeTokenResponse { token: Some(token(revoked)) })
-}
-
-/// Lists a page of the teams that have tokens or sandboxes.
-pub(super) async fn teams(
-    access: &Access,
-    sandboxes: &Sandboxes,
-    ask: ListTeamsRequest,
-) -> Result<ListTeamsResponse> {
-    let size = page_size(ask.page_size)? as usize;
-    let mut names: BTreeSet<TeamName> = access.teams().await?.into_iter().collect();
-    names.extend(sandboxes.teams());
-    let after = ask.page_token.as_str();
-    let mut rest = names.into_iter().filter(|name| name.as_str() > after);
-    let page: Vec<_> = rest.by_ref().take(size).collect();
-    let more = rest.next().is_some();
-    let last = page.last().filter(|_| more);
-    let next_page_token = last.map(ToString::to_string).unwrap_or_default();
-    let teams = page.iter().map(|name| team(sandboxes.team(name))).collect();
-    Ok(ListTeamsResponse { teams, next_page_token })
-}
-
-/// Returns a team: the caller's own, or any to an operator.
-pub(super) fn get_team(
-    sandboxes: &Sandboxes,
-    caller: &Caller,
-    ask: &GetTeamRequest,
-) -> Result<GetTeamResponse> {
-    let name = team_or_own(&ask.name, caller)?;
-    if name != caller.team && !caller.scopes.allow(Scope::Admin) {
-        let message = "a team other than your own needs the scope `admin`";
-        return Err(Error::new(Reason::ScopeMissing, message));
-    }
-    Ok(GetTeamResponse { team: Some(team(sandboxes.team(&name))) })
-}
-
-/// Changes the limits of a team.
-pub(super) async fn update_team(
-    sandboxes: &Arc<Sandboxes>,
-    caller: &Caller,
-    request: UpdateTeamRequest,
-) -> Result<UpdateTeamResponse> {
-    let changed = sandboxes.update_team(caller, request).await?;
-    Ok(UpdateTeamResponse { team: Some(team(changed)) })
-}
-
-fn team(view: TeamView) -> Team {
-    let TeamView { team, own, limits, usage, creates } = view;
-    let usage = TeamUsage {
-        sandboxes: usage.sandboxes,
-        cpu_cores: usage.cpu_cores,
-        memory_mib: usage.memory_mib,
-        disk_gib: usage.disk_gib,
-        creates,
-    };
-    Team {
-        name: team.to_string(),
-        limits: Some(own.into()),
-        effective: Some(limits.into()),
-        usage: Some(usage),
-    }
 }
 
 fn token(token: store::Token) -> Token {

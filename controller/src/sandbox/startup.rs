@@ -4,7 +4,10 @@
 use std::{sync::Arc, time::Duration};
 
 use prost::Message;
-use proto::sandbox::v1::{CreateSandboxRequest, Phase, Sandbox};
+use proto::{
+    name::Team,
+    sandbox::v1::{CreateSandboxRequest, Phase, Sandbox},
+};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
@@ -13,6 +16,7 @@ use super::{
     quota::Creator,
 };
 use crate::{
+    events,
     inventory::Entry,
     node::CreateOrder,
     store::{self, KnownState, Row, State},
@@ -160,11 +164,21 @@ impl Sandboxes {
 }
 
 impl Sandboxes {
-    /// Removes old events in batches, so that other writes come in between.
+    /// Removes old events, and those beyond the shares of the teams, in batches, so that other
+    /// writes come in between.
     async fn prune_events(&self) -> Result<(), store::Error> {
         let keep_ms = daemon::clock::millis(self.retention.keep);
         let before_ms = self.clock.now_ms().saturating_sub(keep_ms);
-        while self.store.prune_events(before_ms, self.retention.max, PRUNE).await? > 0 {}
+        while self.store.prune_events(before_ms, PRUNE).await? > 0 {}
+        let counts = self.store.event_counts().await?;
+        let max_of = |team: &Team| self.quotas.events_max(team);
+        for (share, mut many) in events::surplus(counts, max_of, self.retention.max) {
+            while many > 0 {
+                let batch = u32::try_from(many).unwrap_or(u32::MAX).min(PRUNE);
+                self.store.drop_events(share.clone(), batch).await?;
+                many -= u64::from(batch);
+            }
+        }
         Ok(())
     }
 }

@@ -79,6 +79,10 @@ pub(super) struct Tables {
     once: BTreeSet<String>,
     /// Last revision.
     revision: u64,
+    /// Last revision that was removed as too old.
+    gone: u64,
+    /// Last revision that was removed of a team, or of no team.
+    gone_of: BTreeMap<Option<Team>, u64>,
 }
 
 impl Tables {
@@ -91,6 +95,22 @@ impl Tables {
             }
         }
         self.revision
+    }
+
+    fn remove_events(&mut self, revisions: &[u64]) {
+        for revision in revisions {
+            let event = self.events.remove(revision);
+            if let Some(once) = event.and_then(|event| event.once) {
+                self.once.remove(&once);
+            }
+        }
+    }
+
+    /// Returns the last revision of a matching event that is no longer kept.
+    fn gone(&self, filter: &Filter) -> u64 {
+        let of = self.gone_of.iter();
+        let of = of.filter(|(share, _)| filter.team.is_none() || filter.team == **share);
+        of.map(|(_, revision)| *revision).max().unwrap_or_default().max(self.gone)
     }
 
     fn holder(&self, team: &Team, request: &RequestId) -> Option<&Row> {
@@ -337,10 +357,7 @@ impl Store for Memory {
 
     async fn events(&self, after: u64, filter: Filter, limit: u32) -> Result<EventPage> {
         let tables = self.tables.lock();
-        let gone = match tables.events.keys().next() {
-            Some(first) => first - 1,
-            None => tables.revision,
-        };
+        let gone = tables.gone(&filter);
         let following = tables.events.range(after.saturating_add(1)..);
         let events: Vec<_> = following
             .filter(|(_, event)| filter.admits(event))
@@ -362,24 +379,44 @@ impl Store for Memory {
         Ok(first.map_or(tables.revision, |(revision, _)| revision - 1))
     }
 
-    async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64> {
+    async fn prune_events(&self, before_ms: u64, limit: u32) -> Result<u64> {
         let mut tables = self.claimed_tables()?;
         let young = tables.events.iter().find(|(_, event)| event.at_ms >= before_ms);
-        let old = young.map_or(tables.revision, |(revision, _)| revision - 1);
-        let upto = old.max(tables.revision.saturating_sub(max));
-        let removed: Vec<_> = tables
-            .events
-            .range(..=upto)
-            .map(|(revision, _)| *revision)
-            .take(limit as usize)
-            .collect();
-        for revision in &removed {
-            let event = tables.events.remove(revision);
-            if let Some(once) = event.and_then(|event| event.once) {
-                tables.once.remove(&once);
-            }
-        }
+        let upto = young.map_or(tables.revision, |(revision, _)| revision - 1);
+        let old = tables.events.range(..=upto).map(|(revision, _)| *revision);
+        let removed: Vec<_> = old.take(limit as usize).collect();
+        tables.gone = removed.last().copied().unwrap_or(tables.gone);
+        tables.remove_events(&removed);
         Ok(removed.len() as u64)
+    }
+
+    async fn drop_events(&self, share: Option<Team>, count: u32) -> Result<()> {
+        let mut tables = self.claimed_tables()?;
+        let of_share = tables.events.iter().filter(|(_, event)| event.team == share);
+        let removed: Vec<_> =
+            of_share.map(|(revision, _)| *revision).take(count as usize).collect();
+        if let Some(last) = removed.last() {
+            tables.gone_of.insert(share, *last);
+        }
+        tables.remove_events(&removed);
+        Ok(())
+    }
+
+    async fn event_counts(&self) -> Result<Vec<(Option<Team>, u64)>> {
+        let tables = self.tables.lock();
+        let mut counts = BTreeMap::<_, u64>::new();
+        for event in tables.events.values() {
+            *counts.entry(event.team.clone()).or_default() += 1;
+        }
+        // Those of no team come last, as from SQL.
+        let of_nodes = counts.remove(&None).map(|count| (None, count));
+        Ok(counts.into_iter().chain(of_nodes).collect())
+    }
+
+    async fn events_of_team(&self, team: &Team) -> Result<u64> {
+        let tables = self.tables.lock();
+        let of_team = tables.events.values().filter(|event| event.team.as_ref() == Some(team));
+        Ok(of_team.count() as u64)
     }
 
     async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>> {

@@ -24,6 +24,7 @@ mod sqlite_access;
 mod sqlite_enrolments;
 mod sqlite_events;
 pub mod sqlite_look;
+mod sqlite_retention;
 
 use proto::{
     id::SandboxId,
@@ -208,9 +209,18 @@ pub trait Store: AccessStore + enrolments::Enrolments {
     /// Returns the revision before the last `count` events; with 0, the last revision.
     async fn before_last(&self, filter: Filter, count: u32) -> Result<u64>;
 
-    /// Removes at most `limit` of the oldest events: those from before `before_ms`, and those
-    /// beyond the newest `max`. Returns how many. Later revisions continue the sequence.
-    async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64>;
+    /// Removes at most `limit` of the oldest events that are from before `before_ms`. Returns how
+    /// many. Later revisions continue the sequence.
+    async fn prune_events(&self, before_ms: u64, limit: u32) -> Result<u64>;
+
+    /// Removes the `count` oldest events of a team, or those of no team, which are the nodes'.
+    async fn drop_events(&self, share: Option<Team>, count: u32) -> Result<()>;
+
+    /// Returns the number of events of each team that has any, and of those of no team.
+    async fn event_counts(&self) -> Result<Vec<(Option<Team>, u64)>>;
+
+    /// Returns the number of events of a team.
+    async fn events_of_team(&self, team: &Team) -> Result<u64>;
 
     /// Removes creations that ended before `before_ms`; returns their ids.
     async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>>;

@@ -22,7 +22,7 @@ use super::{
     Begun, Choice, Error, Event, EventPage, FILES_BYTES_MAX, Filter, KnownState, Result, Row,
     State, Store,
     rows::{parsed, state, to_row},
-    sealed, sqlite_events as events,
+    sealed, sqlite_events as events, sqlite_retention as retention,
 };
 
 /// Schema changes in order; the file's `user_version` is the number of those applied.
@@ -34,6 +34,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0005_quotas.sql"),
     include_str!("migrations/0006_enrolments.sql"),
     include_str!("migrations/0007_sealed.sql"),
+    include_str!("migrations/0008_event_shares.sql"),
 ];
 /// Bounds of the queues.
 const BOUNDS: Bounds = Bounds { queue: 4096, group: 256 };
@@ -373,8 +374,21 @@ impl Store for Sqlite {
         self.read(move |db| events::before_last(db, &filter, count)).await
     }
 
-    async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64> {
-        self.write_as_claimed(move |db| events::prune(db, before_ms, max, limit)).await
+    async fn prune_events(&self, before_ms: u64, limit: u32) -> Result<u64> {
+        self.write_as_claimed(move |db| retention::prune(db, before_ms, limit)).await
+    }
+
+    async fn drop_events(&self, share: Option<Team>, count: u32) -> Result<()> {
+        self.write_as_claimed(move |db| retention::drop_oldest(db, share.as_ref(), count)).await
+    }
+
+    async fn event_counts(&self) -> Result<Vec<(Option<Team>, u64)>> {
+        self.read(retention::counts).await
+    }
+
+    async fn events_of_team(&self, team: &Team) -> Result<u64> {
+        let team = team.clone();
+        self.read(move |db| retention::count_of(db, &team)).await
     }
 
     async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>> {

@@ -1,10 +1,11 @@
 //! The event log in SQL.
 
-use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
+use rusqlite::{Connection, Row, named_params};
 
 use super::{
     events::{Event, EventPage, Filter, Why, kind_name, kind_named},
     rows::parsed,
+    sqlite_retention::{gone, last},
 };
 
 const COLUMNS: &str = "revision, at_ms, sandbox, team, node, kind, actor, reason, detail, \
@@ -37,24 +38,6 @@ pub(super) fn append(db: &Connection, events: &[Event]) -> rusqlite::Result<u64>
         })?;
     }
     last(db)
-}
-
-/// Returns the last revision ever assigned.
-pub(super) fn last(db: &Connection) -> rusqlite::Result<u64> {
-    db.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'events'")?
-        .query_row([], |row| row.get(0))
-        .optional()
-        .map(Option::unwrap_or_default)
-}
-
-/// Returns the last revision that is no longer kept.
-fn gone(db: &Connection) -> rusqlite::Result<u64> {
-    let first: Option<u64> =
-        db.prepare_cached("SELECT min(revision) FROM events")?.query_row([], |row| row.get(0))?;
-    match first {
-        Some(first) => Ok(first.saturating_sub(1)),
-        None => last(db),
-    }
 }
 
 fn to_event(row: &Row<'_>) -> rusqlite::Result<(u64, Event)> {
@@ -98,7 +81,7 @@ pub(super) fn page(
 ) -> rusqlite::Result<EventPage> {
     // One view of the file for all three queries.
     let view = db.unchecked_transaction()?;
-    let (gone, last) = (gone(&view)?, last(&view)?);
+    let (gone, last) = (gone(&view, filter)?, last(&view)?);
     let (condition, values) = condition(filter);
     let sql = format!(
         "SELECT {COLUMNS} FROM events WHERE revision > :after {condition} \
@@ -134,26 +117,4 @@ pub(super) fn before_last(db: &Connection, filter: &Filter, count: u32) -> rusql
     let first: Option<u64> =
         db.prepare_cached(&sql)?.query_row(params.as_slice(), |row| row.get(0))?;
     first.map_or_else(|| last(db), |first| Ok(first.saturating_sub(1)))
-}
-
-/// Removes the oldest events, at most `limit`: those before the first that is not older than
-/// `before_ms`, and those beyond the newest `max`.
-pub(super) fn prune(
-    db: &Connection,
-    before_ms: u64,
-    max: u64,
-    limit: u32,
-) -> rusqlite::Result<u64> {
-    let young: Option<u64> = db
-        .prepare_cached("SELECT revision FROM events WHERE at_ms >= ?1 ORDER BY revision LIMIT 1")?
-        .query_row([before_ms], |row| row.get(0))
-        .optional()?;
-    let last = last(db)?;
-    let upto = young.map_or(last, |young| young.saturating_sub(1)).max(last.saturating_sub(max));
-    db.prepare_cached(
-        "DELETE FROM events WHERE revision IN \
-         (SELECT revision FROM events WHERE revision <= ?1 ORDER BY revision LIMIT ?2)",
-    )?
-    .execute(params![upto, limit])
-    .map(|removed| removed as u64)
 }

@@ -111,14 +111,29 @@ async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
     }
 
     // The oldest events go first, in batches; a young one protects those after it.
-    assert_eq!(store.prune_events(300, 100, 1).await?, 1);
-    assert_eq!(store.prune_events(300, 100, 10).await?, 1);
-    assert_eq!(store.prune_events(300, 100, 10).await?, 0);
+    assert_eq!(store.prune_events(300, 1).await?, 1);
+    assert_eq!(store.prune_events(300, 10).await?, 1);
+    assert_eq!(store.prune_events(300, 10).await?, 0);
     let page = store.events(2, all(), 10).await?;
     assert_eq!((page.gone, page.events.len()), (2, 4));
-    assert_eq!(store.prune_events(0, 1, 10).await?, 3);
-    assert_eq!(store.events(0, all(), 10).await?.gone, 5);
-    assert_eq!(store.prune_events(u64::MAX / 2, 100, 10).await?, 1);
+    // Of one team alone: what others have, and where they may continue, stays.
+    let (red_team, blue_team) = (red().team, "blue".parse().ok());
+    assert_eq!(store.event_counts().await?, [(red_team.clone(), 3), (None, 1)]);
+    store.drop_events(red_team.clone(), 2).await?;
+    assert_eq!(store.event_counts().await?, [(red_team.clone(), 1), (None, 1)]);
+    let team = red_team.clone().expect("a team");
+    assert_eq!(store.events_of_team(&team).await?, 1);
+    let gone = async |team| {
+        let page = store.events(0, Filter { team, sandbox: None }, 10).await?;
+        Ok::<_, Error>((page.gone, page.events.len()))
+    };
+    assert_eq!(gone(red_team.clone()).await?, (5, 1));
+    assert_eq!(gone(blue_team.clone()).await?, (2, 0));
+    assert_eq!(gone(None).await?, (5, 2), "who sees all teams misses those of one");
+    store.drop_events(None, 9).await?;
+    store.drop_events(blue_team.clone(), 9).await?;
+    assert_eq!((gone(blue_team).await?, gone(None).await?), ((2, 0), (5, 1)));
+    assert_eq!(store.prune_events(u64::MAX / 2, 10).await?, 1);
     let page = store.events(0, all(), 10).await?;
     assert_eq!((page.gone, page.seen, page.events), (6, 6, vec![]));
     // Revisions continue although nothing is left; a key that is free again can be used.
@@ -264,7 +279,7 @@ async fn sqlite_store_passes_the_suite_and_keeps_its_data() {
     assert_eq!(store.claim().await.expect("claimed"), 8);
     // Even when all events are removed, no revision is assigned again.
     let last = store.before_last(Filter::default(), 0).await.expect("last");
-    while store.prune_events(u64::MAX / 2, 1, 100).await.expect("pruned") > 0 {}
+    while store.prune_events(u64::MAX / 2, 100).await.expect("pruned") > 0 {}
     drop(store);
     let store = Sqlite::open(&path).expect("open once more");
     let next = store.put_states(vec![], vec![event(1, EventKind::NodeUp)]).await;
@@ -288,13 +303,14 @@ async fn claimed_twice(first: &dyn Store, second: &dyn Store) {
         first.failed(&id(1), vec![1], true, 9).await,
         first.cancel(&id(1)).await,
         first.put_states(vec![seen(3, 0)], vec![asked(3)]).await.map(drop),
-        first.prune_events(u64::MAX / 2, 0, 100).await.map(drop),
+        first.prune_events(u64::MAX / 2, 100).await.map(drop),
+        first.drop_events(None, 100).await,
         first.forget(u64::MAX / 2).await.map(drop),
         first.cancel_delivered(&node("n1"), &id(1), 1).await,
         first.raise(1000).await.map(drop),
         first.put_team_limits(&row(1, "r1").team, proto::limits::TeamLimits::default()).await,
     ];
-    assert_eq!(refused, [const { Err(Error::Replaced) }; 11]);
+    assert_eq!(refused, [const { Err(Error::Replaced) }; 12]);
     assert_eq!(second.all().await.expect("all"), before);
     let token = super::suite_access::token("red", 1);
     first.add_token(token).await.expect("a token is no change of the controller's");

@@ -23,6 +23,7 @@ mod quotas;
 mod resize;
 mod sessions;
 mod stalls;
+mod team_limits;
 mod tls;
 
 use std::{

@@ -14,24 +14,29 @@ use crate::inventory::Usage;
 
 impl Lab {
     /// Creates a lab whose teams have these limits.
-    async fn limited(limits: &str) -> Self {
+    pub(super) async fn limited(limits: &str) -> Self {
         let mut lab = Self::new().await;
         lab.options.limits = TeamLimits::stored(limits);
         lab.start().await;
         lab
     }
 
-    async fn team(&self, name: &str) -> TeamMessage {
+    pub(super) async fn team(&self, name: &str) -> TeamMessage {
         let request = GetTeamRequest { name: name.into() };
         let answer = self.operator().get_team(request).await.expect("a team");
         answer.into_inner().team.expect("a team")
     }
 
-    async fn usage(&self, name: &str) -> TeamUsage {
+    pub(super) async fn usage(&self, name: &str) -> TeamUsage {
         self.team(name).await.usage.expect("a usage")
     }
 
-    async fn set_limits(&self, name: &str, limits: &str, fields: &[&str]) -> Result<(), Status> {
+    pub(super) async fn set_limits(
+        &self,
+        name: &str,
+        limits: &str,
+        fields: &[&str],
+    ) -> Result<(), Status> {
         let team = TeamMessage {
             name: name.into(),
             limits: Some(TeamLimits::stored(limits).into()),
@@ -60,13 +65,13 @@ impl Lab {
 }
 
 /// Parts of a refusal: the limit, what is used, the most.
-fn exceeded(status: &Status) -> (String, String, String) {
+pub(super) fn exceeded(status: &Status) -> (String, String, String) {
     let (_, metadata) = daemon::status::info(status).expect("ours");
     let part = |key: &str| metadata.get(key).cloned().unwrap_or_default();
     (part("limit"), part("used"), part("max"))
 }
 
-fn text(limit: &str, used: u32, max: u32) -> (String, String, String) {
+pub(super) fn text(limit: &str, used: u32, max: u32) -> (String, String, String) {
     (limit.into(), used.to_string(), max.to_string())
 }
 
@@ -125,8 +130,9 @@ async fn sizes_count_with_what_the_snapshot_gives() {
         assert_eq!(exceeded(&status), limit);
     }
     lab.with_size("r2", size(3, 1536, 30)).await.expect("as much as there is");
-    let full = TeamUsage { sandboxes: 2, cpu_cores: 4, memory_mib: 2048, disk_gib: 30, creates: 0 };
-    assert_eq!(lab.usage("red").await, full);
+    let full = lab.usage("red").await;
+    let full = (full.sandboxes, full.cpu_cores, full.memory_mib, full.disk_gib, full.creates);
+    assert_eq!(full, (2, 4, 2048, 30, 0));
     // Also while it is made: after a restart the nodes have not told yet.
     lab.store
         .put_team_limits(&"red".parse().expect("team"), TeamLimits::stored("cpu_cores=9"))

@@ -31,7 +31,7 @@ use proto::{
 use sha2::{Digest, Sha256};
 use tokio::{
     net::UnixStream,
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
     time::{Instant, timeout_at},
 };
 
@@ -42,6 +42,7 @@ use crate::{
 };
 use environment::{MARK, environment};
 use order::{Attach, Command, Control, Input, Order, Output, Started};
+use outputs::AllCommands;
 use shims::Shims;
 
 /// Most callers that are attached at the same time, on the node.
@@ -78,6 +79,8 @@ struct Shared {
     places: Arc<Semaphore>,
     /// Shims of one sandbox start one after another.
     locks: KeyedLock<SandboxId>,
+    /// Commands of all sandboxes at the last check; `None` before the first.
+    commands: watch::Sender<Option<AllCommands>>,
 }
 
 /// Output of a command, up to its exit or an error.
@@ -87,7 +90,18 @@ impl Execs {
     /// Creates the service for these sandboxes.
     pub fn new(sandboxes: Arc<Sandboxes>, shims: Arc<dyn Shims>) -> Self {
         let places = Arc::new(Semaphore::new(ATTACHED_MAX));
-        Self(Arc::new(Shared { sandboxes, shims, places, locks: KeyedLock::default() }))
+        let (locks, commands) = (KeyedLock::default(), watch::Sender::new(None));
+        Self(Arc::new(Shared { sandboxes, shims, places, locks, commands }))
+    }
+
+    /// Records the commands of all sandboxes.
+    pub(crate) fn tell(&self, commands: AllCommands) {
+        self.0.commands.send_replace(Some(commands));
+    }
+
+    /// Returns the commands of all sandboxes, and each later report of them.
+    pub fn commands(&self) -> watch::Receiver<Option<AllCommands>> {
+        self.0.commands.subscribe()
     }
 
     /// Checks I1: finds shims, and their cgroups, that have outlived their sandboxes for longer

@@ -202,7 +202,7 @@ fn of_shim(argv: &[String]) -> Option<SandboxId> {
 }
 
 /// Sandbox that a file belongs to, by its name.
-fn owner(path: &Path) -> Option<SandboxId> {
+pub(super) fn owner(path: &Path) -> Option<SandboxId> {
     path.file_name()?.to_str()?.split('.').next()?.parse().ok()
 }
 

@@ -230,6 +230,7 @@ impl Shim {
                 Ok(response::Message::Outputs(wire::OutputsHeld {
                     bytes: self.shared.budget.used(),
                     ended: ended.into_iter().map(ended_output).collect(),
+                    running: sessions.commands.running_names(),
                 }))
             }
             request::Message::Start(_)

@@ -13,7 +13,7 @@ use super::{Answer, ID, Service, Streamed, known, refuse, sandbox};
 /// Team of the fake, with limits of its own.
 fn team(name: &str, own: Option<proto::limits::TeamLimits>) -> Team {
     let own = own.unwrap_or_default();
-    let defaults = proto::limits::TeamLimits::stored("sandboxes=20 creates=10/hour");
+    let defaults = proto::limits::TeamLimits::stored("sandboxes=20 creates=10/hour streams=4096");
     Team {
         name: name.into(),
         limits: Some(own.into()),
@@ -24,6 +24,12 @@ fn team(name: &str, own: Option<proto::limits::TeamLimits>) -> Team {
             memory_mib: 6144,
             disk_gib: 60,
             creates: 2,
+            execs: 7,
+            running_execs: 5,
+            streams: 9,
+            output_mib: 12,
+            events: 340,
+            changes: 1,
         }),
     }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use daemon::sync::Mutex;
 use proto::{
     Reason,
-    agent::v1::{ControlExecRequest, ExecRequest, control_exec_request::Action},
+    agent::v1::{self as wire, ControlExecRequest, ExecRequest, control_exec_request::Action},
     sandbox::v1::{
         self as api, ExecExit, ExecStart, exec_request::Message as In,
         exec_response::Message as Out,
@@ -389,6 +389,38 @@ impl FakeAgent {
         }
         let taken = session.state.lock().taken;
         Ok(taken)
+    }
+
+    /// Reports the commands of all sandboxes, in two parts.
+    pub(super) fn told_commands(&self) -> Vec<wire::WatchExecs> {
+        let world = self.world.lock();
+        if world.faults.tells_no_commands {
+            return Vec::new();
+        }
+        let mut told = BTreeMap::<String, wire::SandboxExecs>::new();
+        let living = world.sandboxes.values().filter(|sandbox| !sandbox.phase().has_ended());
+        for sandbox in living {
+            let kept_bytes = world.kept.get(&sandbox.id).copied().unwrap_or_default();
+            let of_it = told.entry(sandbox.id.clone()).or_default();
+            (of_it.id, of_it.kept_bytes) = (sandbox.id.clone(), kept_bytes);
+            let boots = world.execs.sessions.iter().filter(|((id, _), session)| {
+                let state = session.state.lock();
+                *id == sandbox.id
+                    && session.boot == sandbox.boot
+                    && sandbox.phase() == api::Phase::Running
+                    && !session.start.exec_id.is_empty()
+                    && state.exit.is_none()
+                    && !state.vanished
+            });
+            of_it.running = boots.map(|((_, exec_id), _)| exec_id.clone()).collect();
+        }
+        told.retain(|_, of_it| of_it.kept_bytes > 0 || !of_it.running.is_empty());
+        let mut first: Vec<_> = told.into_values().collect();
+        let second = first.split_off(first.len() / 2);
+        vec![
+            wire::WatchExecs { sandboxes: first, more: true },
+            wire::WatchExecs { sandboxes: second, more: false },
+        ]
     }
 
     pub(super) fn execs(&self, id: &str) -> Result<Vec<api::ExecInfo>, Status> {

@@ -64,6 +64,8 @@ pub struct Faults {
     pub isolates_nothing: bool,
     /// Makes every sandbox open, like an agent of a version that knows of nothing else.
     pub opens: bool,
+    /// Reports no commands, as agents of before.
+    pub tells_no_commands: bool,
 }
 
 /// Point at which the connection breaks.
@@ -93,6 +95,8 @@ pub(super) struct World {
     /// Creations with a reservation.
     reservations: BTreeSet<SandboxId>,
     execs: exec::Execs,
+    /// Bytes of kept output, by sandbox.
+    kept: BTreeMap<String, u64>,
     /// Streams of commands by name; cancelling one ends it.
     streams: BTreeMap<String, CancellationToken>,
     /// Interner of messages after which the next streams of commands break.
@@ -149,6 +153,7 @@ impl FakeAgent {
                 received: Vec::new(),
                 reservations: BTreeSet::new(),
                 execs: exec::Execs::default(),
+                kept: BTreeMap::new(),
                 streams: BTreeMap::new(),
                 breaks: VecDeque::new(),
                 files: files::Files::new(),
@@ -205,6 +210,11 @@ impl FakeAgent {
     pub fn load(&self, change: impl FnOnce(&mut api::NodeLoad)) {
         change(&mut self.world.lock().load);
         self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Sets how much output it keeps of a sandbox, bytes.
+    pub fn keeps(&self, id: &str, bytes: u64) {
+        self.world.lock().kept.insert(id.to_owned(), bytes);
     }
 
     /// Adds a member to its cluster.

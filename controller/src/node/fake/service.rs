@@ -10,11 +10,17 @@ use proto::{
     id::SandboxId,
     sandbox::v1::{self as api, Failure, Phase, Sandbox},
 };
-use tokio::{sync::mpsc, time::interval};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, interval},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Cut, FakeAgent, Faults};
+
+/// Interval of reports of commands.
+const COMMANDS: Duration = Duration::from_secs(5);
 
 type Answer<T> = Result<Response<T>, Status>;
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -156,11 +162,15 @@ impl FakeAgent {
         let journal_id = self.world.lock().journal_id.clone();
         let resumed = from.journal_id == journal_id;
         let mut last = if resumed { from.revision } else { 0 };
-        let mut first = true;
+        let (mut first, mut told) = (true, Instant::now());
         loop {
             let mut batch = Vec::new();
             if first && !resumed {
                 batch.push(Message::Reset(WatchReset { journal_id: journal_id.clone() }));
+            }
+            if first || told.elapsed() >= COMMANDS {
+                told = Instant::now();
+                batch.extend(self.told_commands().into_iter().map(Message::Execs));
             }
             {
                 let world = self.world.lock();

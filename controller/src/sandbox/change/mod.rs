@@ -44,6 +44,7 @@ impl Sandboxes {
     {
         self.may_change()?;
         let (entry, node) = self.on_node(&caller.team, id)?;
+        self.quotas.admit_change(&caller.team, self.clock.now_ms())?;
         self.log_request(caller, &entry, change);
         let answer = call(node.client.clone(), self.nodes.epoch.get(), entry.id).await;
         self.finish_change(&entry, &node, change, answer).await

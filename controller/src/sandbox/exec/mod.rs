@@ -21,9 +21,9 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use self::session::{Opening, Session};
-use super::{Result, Sandboxes};
+use super::{Result, Sandboxes, quota::AdmittedExec};
 use crate::{
-    inventory::Entry,
+    inventory::{Entry, commands::Place},
     node::{Node, StreamOwner},
 };
 
@@ -53,18 +53,19 @@ impl Sandboxes {
             Ok(Some(first)) => first?.message,
             Ok(None) | Err(_) => None,
         };
-        let (place, opening) = match first {
+        let (place, opening, admitted) = match first {
             Some(exec_request::Message::Start(start)) => {
                 let (place, start) = self.runnable(team, start)?;
-                (place, Opening::Start(start))
+                let admitted = self.admit_exec(&place, &start.exec_id)?;
+                (place, Opening::Start(start), Some(admitted))
             }
             Some(exec_request::Message::Attach(attach)) => {
                 let (place, attach) = self.attachable(team, attach)?;
-                (place, Opening::Attach(attach))
+                (place, Opening::Attach(attach), None)
             }
             _ => return Err(Invalid::new("start", "or attach must be the first message").into()),
         };
-        let mut session = Session::new(self.clone(), place, opening);
+        let mut session = Session::new(self.clone(), place, opening, admitted);
         let opened = session.open().await?;
         let (to_caller, answer) = mpsc::channel(AHEAD);
         self.tasks.spawn(session.run(opened, input, to_caller));
@@ -98,6 +99,17 @@ impl Sandboxes {
         // Never ends: an ended input could be taken for the end of stdin.
         let input = stream::iter(messages.collect::<Vec<_>>()).chain(stream::pending());
         self.exec(team, input).await
+    }
+
+    /// Admits a start within the limits of the team.
+    fn admit_exec(&self, (node, owner): &Target, exec_id: &str) -> Result<AdmittedExec> {
+        let place = Place {
+            node: node.name.clone(),
+            team: owner.team.clone(),
+            sandbox: owner.sandbox,
+            exec_id: (!exec_id.is_empty()).then(|| exec_id.to_owned()),
+        };
+        self.quotas.admit_exec(&self.nodes.commands, place, self.clock.now_ms())
     }
 
     /// Checks a start and sets the sandbox's id in it.

@@ -57,6 +57,16 @@ impl Sandboxes {
                 "the controller counts {counted:?} of this team, and there is {again:?}"
             ),
         }));
+        let miscounted = self.nodes.commands.miscounted().into_iter();
+        report.findings.extend(miscounted.map(|(team, counted, again)| Finding {
+            invariant: Invariant::I12.into(),
+            node: String::new(),
+            subject: team.to_string(),
+            detail: format!(
+                "the controller counts {counted:?} for the commands of this team, and there is \
+                 {again:?}"
+            ),
+        }));
         report
     }
 }

@@ -1,47 +1,46 @@
-//! Times of a team's creations, for its rates. Pure.
+//! Times of a team's creations, commands and changes, for its rates. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use proto::{
-    limits::{CREATES_MAX, Rate, WINDOW_MAX},
+    limits::{COUNT_MAX, Rate, WINDOW_MAX},
     name::UserLabel,
 };
 
-/// Times of creations, milliseconds since 1970, in order. As many as the largest rate may count, from
+/// Times of what a rate counts, milliseconds since 1970, in order. As many as the largest rate may count, from
 /// the longest window.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Times(VecDeque<u64>);
 
 impl Times {
-    /// Adds a creation.
-    fn add(&mut self, at_ms: u64) {
+    /// Adds one.
+    pub(super) fn add(&mut self, at_ms: u64) {
         let newest = self.0.back().copied().unwrap_or_default().max(at_ms);
         // The wall clock may have been set back since the last one.
         let place = self.0.partition_point(|known| *known <= at_ms);
         self.0.insert(place, at_ms);
         let old = newest.saturating_sub(daemon::clock::millis(WINDOW_MAX));
-        while self.0.front().is_some_and(|first| *first < old)
-            || self.0.len() > CREATES_MAX as usize
+        while self.0.front().is_some_and(|first| *first < old) || self.0.len() > COUNT_MAX as usize
         {
             self.0.pop_front();
         }
     }
 
-    /// Removes one creation of this time.
-    fn remove(&mut self, at_ms: u64) {
+    /// Removes one of this time.
+    pub(super) fn remove(&mut self, at_ms: u64) {
         if let Ok(place) = self.0.binary_search(&at_ms) {
             self.0.remove(place);
         }
     }
 
-    /// Returns the number of creations in the window that ends now.
+    /// Returns the number in the window that ends now.
     pub(super) fn count(&self, rate: Rate, now_ms: u64) -> u32 {
         let window_ms = daemon::clock::millis(rate.window);
         let before = self.0.partition_point(|at_ms| at_ms.saturating_add(window_ms) <= now_ms);
         u32::try_from(self.0.len() - before).unwrap_or(u32::MAX)
     }
 
-    /// Returns the time until another creation is within the rate, milliseconds; `None` when one is
+    /// Returns the time until another one is within the rate, milliseconds; `None` when one is
     /// now. A rate of 0 never has room: the answer is its window.
     pub(super) fn wait_ms(&self, rate: Rate, now_ms: u64) -> Option<u64> {
         let (count, window_ms) = (self.count(rate, now_ms), daemon::clock::millis(rate.window));
@@ -149,10 +148,10 @@ mod tests {
     #[test]
     fn memory_of_creations_is_bounded() {
         let mut times = Times::default();
-        for n in 0..u64::from(CREATES_MAX) + 500 {
+        for n in 0..u64::from(COUNT_MAX) + 500 {
             times.add(n);
         }
-        assert_eq!(times.0.len(), CREATES_MAX as usize);
+        assert_eq!(times.0.len(), COUNT_MAX as usize);
         times.add(daemon::clock::millis(WINDOW_MAX) * 3);
         assert_eq!(times.0.len(), 1, "older than any window");
         assert_eq!(times.wait_ms(rate(0, 60), 0), Some(60_000), "never");

@@ -1,4 +1,4 @@
-//! Limits of teams: how much they have at once, and how often they create.
+//! Limits of teams: how much they have at once, and how often they create, change and run commands.
 //!
 //! What a team has is a sum over the cache of sandboxes, which is kept as sandboxes change. What is
 //! admitted and not in the cache yet is kept here, under one lock with the decision, so that of many
@@ -6,6 +6,7 @@
 //! restart are those of the store's rows.
 
 mod egress;
+mod execs;
 mod history;
 mod teams;
 
@@ -24,6 +25,7 @@ use self::history::{History, Times};
 use super::Error;
 use crate::inventory::{Cache, Usage};
 
+pub(super) use execs::AdmittedExec;
 pub use teams::TeamView;
 
 /// Limit that would be exceeded, for programs.
@@ -54,7 +56,24 @@ struct State {
     admitted: BTreeMap<u64, (Team, SandboxId, Size)>,
     last: u64,
     histories: BTreeMap<Team, History>,
+    /// Starts of commands of the teams that have a rate for them.
+    execs: BTreeMap<Team, Times>,
+    /// Changes of sandboxes of the teams that have a rate for them.
+    changes: BTreeMap<Team, Times>,
 }
+
+/// Rate in words.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Name of the limit.
+    limit: &'static str,
+    /// Allowed action, as in "may create".
+    may: &'static str,
+    /// The same, as in "has created".
+    has: &'static str,
+}
+
+const CREATES: Pace = Pace { limit: "creates", may: "create", has: "created" };
 
 /// Team and user of a creation, and its time.
 #[derive(Debug, Clone, Copy)]
@@ -135,11 +154,12 @@ impl Quotas {
         let limits = state.limits(team, self.defaults);
         check_usage(team, limits, state.usage(cache, team), Usage::of(size))?;
         let history = state.histories.entry(team.clone()).or_default();
-        check_rate(&format!("team {team}"), "creates", limits.creates, &history.team, at_ms)?;
+        check_rate(&format!("team {team}"), CREATES, limits.creates, &history.team, at_ms)?;
         if let Some(user) = user {
             let (who, none) = (format!("user {user} of team {team}"), Times::default());
             let times = history.of_user(user).unwrap_or(&none);
-            check_rate(&who, "user_creates", limits.user_creates, times, at_ms)?;
+            let pace = Pace { limit: "user_creates", ..CREATES };
+            check_rate(&who, pace, limits.user_creates, times, at_ms)?;
         }
         history.add(user, at_ms);
         let number = state.admit(team, id, size);
@@ -209,7 +229,7 @@ fn check_usage(team: &Team, limits: TeamLimits, used: Usage, more: Usage) -> Res
 
 fn check_rate(
     who: &str,
-    limit: &'static str,
+    Pace { limit, may, has }: Pace,
     rate: Option<Limit<Rate>>,
     times: &Times,
     now_ms: u64,
@@ -219,7 +239,7 @@ fn check_rate(
     let wait = Duration::from_millis(wait_ms);
     let (used, max) = (times.count(rate, now_ms).into(), rate.count.into());
     let message = format!(
-        "{who} may create {rate}, and has created {used} in this time: the next is possible in {} s",
+        "{who} may {may} {rate}, and has {has} {used} in this time: the next is possible in {} s",
         wait_ms.div_ceil(1000)
     );
     let exceeded = Some(Box::new(Exceeded { limit, used, max }));

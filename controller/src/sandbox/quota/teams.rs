@@ -1,14 +1,15 @@
 //! Limits and use of teams, for operators and for the teams themselves.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use proto::{
     id::Invalid,
-    limits::{Limit, TeamLimits},
+    limits::{Limit, Rate, TeamLimits},
     name::Team,
     sandbox::v1 as wire,
 };
 
+use super::{execs::mib, history::Times};
 use crate::{
     inventory::Usage,
     sandbox::{Caller, Result, Sandboxes},
@@ -27,6 +28,14 @@ pub struct TeamView {
     pub usage: Usage,
     /// Creations in the window of its rate; 0 without a rate.
     pub creates: u32,
+    /// Starts of commands, likewise.
+    pub execs: u32,
+    /// Changes of sandboxes, likewise.
+    pub changes: u32,
+    /// Commands that run.
+    pub running_execs: u64,
+    /// Output that the nodes keep of its commands, MiB.
+    pub output_mib: u64,
 }
 
 impl Sandboxes {
@@ -41,17 +50,45 @@ impl Sandboxes {
     pub fn team(&self, team: &Team) -> TeamView {
         let state = self.quotas.state.lock();
         let limits = state.limits(team, self.quotas.defaults);
-        let rate = limits.creates.and_then(Limit::max);
-        let history = state.histories.get(team);
-        let count =
-            rate.zip(history).map(|(rate, history)| history.team.count(rate, self.clock.now_ms()));
+        let now_ms = self.clock.now_ms();
+        let count = |rate: Option<Limit<Rate>>, times: Option<&Times>| {
+            let both = rate.and_then(Limit::max).zip(times);
+            both.map(|(rate, times)| times.count(rate, now_ms)).unwrap_or_default()
+        };
+        let commands = self.nodes.commands.of_team(team);
         TeamView {
             team: team.clone(),
             own: state.own.get(team).copied().unwrap_or_default(),
             limits,
             usage: state.usage(&self.nodes.cache, team),
-            creates: count.unwrap_or_default(),
+            creates: count(limits.creates, state.histories.get(team).map(|of| &of.team)),
+            execs: count(limits.execs, state.execs.get(team)),
+            changes: count(limits.changes, state.changes.get(team)),
+            running_execs: commands.running,
+            output_mib: mib(commands.kept_bytes),
         }
+    }
+
+    /// Returns the most streams of a team, if it has a limit beside that of the configuration.
+    pub fn streams_max(&self, team: &Team) -> Option<Limit<u64>> {
+        self.quotas.state.lock().limits(team, self.quotas.defaults).streams
+    }
+
+    /// Returns the number of events that are kept of a team.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn events_kept(&self, team: &Team) -> Result<u64> {
+        Ok(self.store.events_of_team(team).await?)
+    }
+
+    /// Returns the numbers of events that are kept of all teams.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn events_kept_of_all(&self) -> Result<BTreeMap<Team, u64>> {
+        let counts = self.store.event_counts().await?.into_iter();
+        Ok(counts.filter_map(|(team, count)| Some((team?, count))).collect())
     }
 
     /// Changes the limits of a team. They count from the next creation on; what the team has stays.

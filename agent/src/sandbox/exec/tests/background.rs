@@ -243,7 +243,9 @@ async fn outputs_of_ended_commands_stay_within_the_node_budget() {
     }
     assert!(rig.on_disk() >= 2_000_000);
     let budget = outputs::Budget { node: 1_200_000, sandbox: 64 << 20 };
-    assert_eq!(outputs::look(&*rig.shims, budget, budget.sandbox).await, budget.sandbox);
+    let mut answers = Default::default();
+    let limit = outputs::look(&*rig.shims, budget, budget.sandbox, &mut answers).await;
+    assert_eq!(limit, budget.sandbox);
     assert!(rig.on_disk() <= 1_200_000, "{}", rig.on_disk());
     let begins: Vec<_> =
         [rig.logs("n0").await.0, rig.logs("n1").await.0, rig.logs("n2").await.0].into();

@@ -21,8 +21,8 @@ use proto::{
     id::Invalid,
     reattach::{Received, Sent},
     sandbox::v1::{
-        ExecAttach, ExecRequest, ExecResponse, ExecStart, ExecStarted, WindowSize, exec_request,
-        exec_response,
+        ExecAttach, ExecExit, ExecRequest, ExecResponse, ExecStart, ExecStarted, WindowSize,
+        exec_request, exec_response,
     },
 };
 use tokio::{
@@ -33,8 +33,9 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use self::loss::{is_break, is_full};
 use crate::{
+    inventory::commands::End as Ended,
     node::{self, Node, StreamOwner},
-    sandbox::{Error, Result, Sandboxes},
+    sandbox::{Error, Result, Sandboxes, quota::AdmittedExec},
 };
 
 /// Time after which a silent command gets an empty message, so that the stream is never silent.
@@ -92,6 +93,24 @@ pub(super) struct Session {
     window: Option<WindowSize>,
     /// Time since which there is no connection to the command.
     broken: Option<Instant>,
+    /// Place of a started command in its team's limits.
+    admitted: Option<AdmittedExec>,
+    /// Exit of the command, once it has come.
+    exit: Option<ExecExit>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let end = match self.exit {
+            // Its name is free again: no program was run.
+            Some(exit) => Ended::Ended(!matches!(exit.code, 126 | 127)),
+            None if self.may_run() => Ended::MayRun,
+            None => Ended::NeverRan,
+        };
+        if let Some(admitted) = self.admitted.take() {
+            admitted.end(end);
+        }
+    }
 }
 
 impl Session {
@@ -99,6 +118,7 @@ impl Session {
         sandboxes: Arc<Sandboxes>,
         (node, owner): (Arc<Node>, StreamOwner),
         opening: Opening,
+        admitted: Option<AdmittedExec>,
     ) -> Self {
         Self {
             sandboxes,
@@ -113,6 +133,8 @@ impl Session {
             stdin: Sent::default(),
             window: None,
             broken: None,
+            admitted,
+            exit: None,
         }
     }
 
@@ -287,7 +309,10 @@ impl Session {
             Some(exec_response::Message::Stderr(bytes)) => {
                 self.stderr.fresh(bytes).map(exec_response::Message::Stderr)
             }
-            exit @ Some(exec_response::Message::Exit(_)) => exit,
+            Some(exec_response::Message::Exit(exit)) => {
+                self.exit = Some(exit);
+                Some(exec_response::Message::Exit(exit))
+            }
             // From a later version of the agent.
             None => None,
         })

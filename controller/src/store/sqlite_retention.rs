@@ -1,0 +1,114 @@
+//! Retention of the event log in SQL: what is too old, and what is more than the share of a team.
+
+use proto::name::Team;
+use rusqlite::{Connection, OptionalExtension, named_params, params};
+
+use super::{events::Filter, rows::parsed};
+
+/// Names of shares in `events_gone` that are no team's.
+const ALL: &str = "";
+const NODES: &str = "-";
+
+fn name(share: Option<&Team>) -> &str {
+    share.map_or(NODES, Team::as_str)
+}
+
+/// Returns the last revision ever assigned.
+pub(super) fn last(db: &Connection) -> rusqlite::Result<u64> {
+    db.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'events'")?
+        .query_row([], |row| row.get(0))
+        .optional()
+        .map(Option::unwrap_or_default)
+}
+
+/// Returns the last revision of a matching event that is no longer kept.
+pub(super) fn gone(db: &Connection, filter: &Filter) -> rusqlite::Result<u64> {
+    let share = filter.team.as_ref().map(Team::as_str);
+    db.prepare_cached(
+        "SELECT coalesce(max(revision), 0) FROM events_gone \
+         WHERE share = :all OR share = :share OR :share IS NULL",
+    )?
+    .query_row(named_params! { ":all": ALL, ":share": share }, |row| row.get(0))
+}
+
+fn set_gone(db: &Connection, share: &str, revision: u64) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "INSERT INTO events_gone VALUES (?1, ?2) \
+         ON CONFLICT (share) DO UPDATE SET revision = max(revision, excluded.revision)",
+    )?
+    .execute(params![share, revision])
+    .map(drop)
+}
+
+/// Removes the oldest events, at most `limit`: those before the first that is not older than
+/// `before_ms`.
+pub(super) fn prune(db: &Connection, before_ms: u64, limit: u32) -> rusqlite::Result<u64> {
+    let young: Option<u64> = db
+        .prepare_cached("SELECT revision FROM events WHERE at_ms >= ?1 ORDER BY revision LIMIT 1")?
+        .query_row([before_ms], |row| row.get(0))
+        .optional()?;
+    let upto = match young {
+        Some(young) => young.saturating_sub(1),
+        None => last(db)?,
+    };
+    let removed: Option<u64> = db
+        .prepare_cached(
+            "SELECT max(revision) FROM \
+             (SELECT revision FROM events WHERE revision <= ?1 ORDER BY revision LIMIT ?2)",
+        )?
+        .query_row(params![upto, limit], |row| row.get(0))?;
+    let Some(removed) = removed else { return Ok(0) };
+    set_gone(db, ALL, removed)?;
+    let mut delete = db.prepare_cached("DELETE FROM events WHERE revision <= ?1")?;
+    delete.execute([removed]).map(|count| count as u64)
+}
+
+/// Removes the `count` oldest events of a share.
+pub(super) fn drop_oldest(
+    db: &Connection,
+    share: Option<&Team>,
+    count: u32,
+) -> rusqlite::Result<()> {
+    // Two texts, so that each takes its index.
+    let (find, delete) = match share {
+        Some(_) => (
+            "SELECT max(revision) FROM (SELECT revision FROM events \
+             WHERE team = ?1 ORDER BY revision LIMIT ?2)",
+            "DELETE FROM events WHERE team = ?1 AND revision <= ?2",
+        ),
+        None => (
+            "SELECT max(revision) FROM (SELECT revision FROM events \
+             WHERE team IS NULL AND ?1 = '-' ORDER BY revision LIMIT ?2)",
+            "DELETE FROM events WHERE team IS NULL AND ?1 = '-' AND revision <= ?2",
+        ),
+    };
+    let share = name(share);
+    let removed: Option<u64> =
+        db.prepare_cached(find)?.query_row(params![share, count], |row| row.get(0))?;
+    let Some(removed) = removed else { return Ok(()) };
+    set_gone(db, share, removed)?;
+    db.prepare_cached(delete)?.execute(params![share, removed]).map(drop)
+}
+
+/// Returns the number of events of each share.
+pub(super) fn counts(db: &Connection) -> rusqlite::Result<Vec<(Option<Team>, u64)>> {
+    let mut counts = db
+        .prepare_cached(
+            "SELECT team, count(*) FROM events WHERE team IS NOT NULL GROUP BY team ORDER BY team",
+        )?
+        .query_map([], |row| Ok((Some(parsed(row, 0)?), row.get(1)?)))?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    let of_nodes: u64 = db
+        .prepare_cached("SELECT count(*) FROM events WHERE team IS NULL")?
+        .query_row([], |row| row.get(0))?;
+    if of_nodes > 0 {
+        counts.push((None, of_nodes));
+    }
+    Ok(counts)
+}
+
+/// Returns the number of events of a team.
+pub(super) fn count_of(db: &Connection, team: &Team) -> rusqlite::Result<u64> {
+    db.prepare_cached("SELECT count(*) FROM events WHERE team = ?1")?
+        .query_row([team.as_str()], |row| row.get(0))
+}
