@@ -3,7 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use daemon::{peer::Validity, sync::Mutex};
-use proto::{agent::v1::HelloResponse, id::SandboxId, name::NodeName, sandbox::v1::NodeLoad};
+use proto::{
+    agent::v1::HelloResponse,
+    id::SandboxId,
+    name::NodeName,
+    sandbox::v1::{self as wire, NodeLoad},
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +52,8 @@ pub(super) struct State {
     handshaken: bool,
     /// Whether it can keep a sandbox from reaching anything, by its last answer.
     closes_egress: bool,
+    /// Whether it can let a sandbox reach the names of a list alone, by its last answer.
+    filters_egress: bool,
 }
 
 /// State of a node for operators.
@@ -109,13 +116,20 @@ impl Node {
         hello.version.clone_into(&mut state.version);
         state.journal_id = hello.journal_id.as_str().into();
         state.closes_egress = hello.closes_egress;
+        state.filters_egress = hello.filters_egress;
         state.first_report = true;
         std::mem::replace(&mut state.handshaken, true)
     }
 
-    /// Returns true when it can keep a sandbox from reaching anything.
-    pub fn closes_egress(&self) -> bool {
-        self.state.lock().closes_egress
+    /// Returns true when it can keep a sandbox with this egress from reaching more: an older agent, or
+    /// one that does not isolate, would let it.
+    pub fn keeps_to(&self, egress: wire::Egress) -> bool {
+        let state = self.state.lock();
+        match egress {
+            wire::Egress::Unspecified | wire::Egress::Open => true,
+            wire::Egress::None => state.closes_egress,
+            wire::Egress::Allow => state.closes_egress && state.filters_egress,
+        }
     }
 
     /// Returns the journal of its revisions.

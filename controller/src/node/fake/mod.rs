@@ -62,6 +62,8 @@ pub struct Faults {
     pub refuse_files: Option<Reason>,
     /// Answers like a node that cannot close a sandbox, or whose version does not say so.
     pub isolates_nothing: bool,
+    /// Whether it keeps no sandbox to an allow-list.
+    pub filters_nothing: bool,
 }
 
 /// Point at which the connection breaks.

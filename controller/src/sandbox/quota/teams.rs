@@ -40,14 +40,14 @@ impl Sandboxes {
     /// Returns the limits and the use of a team, which may have nothing.
     pub fn team(&self, team: &Team) -> TeamView {
         let state = self.quotas.state.lock();
-        let limits = state.limits(team, self.quotas.defaults);
+        let limits = state.limits(team, &self.quotas.defaults);
         let rate = limits.creates.and_then(Limit::max);
         let history = state.histories.get(team);
         let count =
             rate.zip(history).map(|(rate, history)| history.team.count(rate, self.clock.now_ms()));
         TeamView {
             team: team.clone(),
-            own: state.own.get(team).copied().unwrap_or_default(),
+            own: state.own.get(team).cloned().unwrap_or_default(),
             limits,
             usage: state.usage(&self.nodes.cache, team),
             creates: count.unwrap_or_default(),
@@ -73,8 +73,8 @@ impl Sandboxes {
             let _alone = this.quotas.changing.lock().await;
             let own = this.team(&team).own;
             let own = own.updated(&asked.limits.unwrap_or_default(), &paths)?;
-            this.store.put_team_limits(&team, own).await?;
-            this.quotas.set_own(&team, own);
+            this.store.put_team_limits(&team, own.clone()).await?;
+            this.quotas.set_own(&team, own.clone());
             tracing::info!(%team, limits = %own, by, "limits of a team changed");
             Ok(this.team(&team))
         });

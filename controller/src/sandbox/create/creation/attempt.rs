@@ -5,8 +5,7 @@ use std::{ops::ControlFlow, time::Duration};
 use proto::{
     Cause, Reason,
     name::NodeName,
-    sandbox::v1::{Failure, NodeLoad, Phase, Sandbox},
-    spec::Egress,
+    sandbox::v1::{self as wire, Failure, NodeLoad, Phase, Sandbox},
 };
 use tokio::{
     sync::watch::Receiver,
@@ -16,7 +15,7 @@ use tokio::{
 use super::{AttemptResult, Creation, POLL};
 use crate::{
     node::{self, Node},
-    sandbox::{RETRY, Sandboxes, WAIT},
+    sandbox::{RETRY, Sandboxes, WAIT, quota::why_not_kept},
 };
 
 /// Pause between two requests to a node.
@@ -40,12 +39,9 @@ impl Sandboxes {
             }
             return AttemptResult::Refused("it is not in the configuration any more".into(), None);
         };
-        if creation.spec.egress == Some(Egress::None)
-            && !creation.maybe_sent
-            && !node.closes_egress()
-        {
-            let why = "it cannot close a sandbox: it does not isolate, or its agent is too old";
-            return AttemptResult::Refused(why.into(), None);
+        let egress = creation.spec.egress.as_ref().map(wire::Egress::from).unwrap_or_default();
+        if !creation.maybe_sent && !node.keeps_to(egress) {
+            return AttemptResult::Refused(format!("it {}", why_not_kept(egress)), None);
         }
         let mut step = if creation.maybe_sent { Step::Ask } else { Step::Send };
         let mut silent_since = Instant::now();
@@ -53,8 +49,7 @@ impl Sandboxes {
         loop {
             news.mark_unchanged();
             // Its agent may have been replaced by an older one since, which would make it open.
-            let closed = creation.spec.egress == Some(Egress::None);
-            if matches!(step, Step::Send) && closed && !node.closes_egress() {
+            if matches!(step, Step::Send) && !node.keeps_to(egress) {
                 creation.cancel.cancel();
             }
             if Instant::now() > creation.begun + self.options.deadline {
