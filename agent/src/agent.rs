@@ -18,6 +18,7 @@ use crate::{
     load::HostLoad,
     pve::Pve,
     reconcile::{self, Reconciler, Waker, garbage::Preview},
+    resolver,
     rpc::{self, BoxError, Connection, Reporter, Rpc},
     saga::Faults,
     sandbox::{
@@ -54,6 +55,8 @@ pub struct Parts {
     pub dhcp: Option<Arc<dyn DhcpReplies>>,
     /// Isolation of the sandboxes, and the addresses that it is about; `None`: it is switched off.
     pub isolation: Option<(Arc<dyn Firewall>, Grounds)>,
+    /// Resolver for sandboxes with allow-lists; `None`: there can be none.
+    pub resolver: Option<resolver::Settings>,
     /// Injected faults; none outside of tests.
     pub faults: Faults,
 }
@@ -89,6 +92,7 @@ impl Agent {
             shims,
             dhcp,
             isolation,
+            resolver,
             faults,
         } = parts;
         let tasks = Tasks::default();
@@ -96,7 +100,20 @@ impl Agent {
             Sandboxes::open(sandboxes, pve, journal, clock, tasks.clone(), faults).await?;
         // Before anything else: what runs is isolated from here on.
         if let Some((firewall, grounds)) = isolation {
+            let lists = match resolver {
+                Some(resolver) => firewall.can_allow(&grounds).await.map(|()| Some(resolver)),
+                None => Ok(None),
+            };
             sandboxes.isolate_by(firewall, grounds);
+            match lists {
+                Ok(Some(resolver)) => {
+                    sandboxes.expect_resolver();
+                    let stop = tasks.stopping().clone();
+                    tasks.spawn(resolver::run(Arc::clone(&sandboxes) as _, resolver, stop));
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "no sandbox can have an allow-list"),
+            }
             sandboxes.enforce_isolation().await;
         }
         // Before sandboxes that need it are started again.

@@ -7,7 +7,7 @@
 //! `journal` (durable state), `saga` (steps with undos), `pve` (the host: `pct`, its files) and
 //! `sys` (the kernel). It reaches into sandboxes through `shim`, one process per sandbox that
 //! outlives the agent; the process inside is the crate `helper`. `firewall` isolates them from each
-//! other and from the host's networks. `run` starts every process. `load`
+//! other and from the host's networks. `resolver` answers the DNS questions of those with an allow-list. `run` starts every process. `load`
 //! and `detect` read the host, `config` records where each value comes from, `clock` is the time.
 //!
 //! # What must always hold
@@ -40,6 +40,7 @@ pub mod journal;
 pub mod load;
 pub mod pve;
 pub mod reconcile;
+pub mod resolver;
 pub mod rpc;
 pub mod run;
 pub mod saga;

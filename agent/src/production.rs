@@ -10,7 +10,7 @@ use agent::{
     detect::{self, Roots},
     dhcp::{Replies, Server},
     doctor,
-    firewall::{Firewall, Grounds, nft::NftFirewall},
+    firewall::{Firewall, Grounds, RESOLVER_PORT, nft::NftFirewall},
     ingress::{
         caddy::{self as files, Provided},
         check::IngressCheck,
@@ -22,7 +22,7 @@ use agent::{
     journal::{self, Journal, SqliteJournal},
     load::Sampler,
     pve::{Pve, pct::Pct, shim_cgroup, worker},
-    reconcile,
+    reconcile, resolver,
     run::Runner,
     saga::Faults,
     sandbox::{
@@ -56,6 +56,8 @@ const SWEEP: Duration = Duration::from_secs(60);
 pub(crate) const NET: &str = "/sys/class/net";
 /// File with the name servers of the host, which PVE copies into containers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Port of name servers.
+const DNS_PORT: u16 = 53;
 /// Longest wait for the last answers to be sent.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
@@ -150,6 +152,7 @@ pub(crate) async fn assemble(config: &Config, stop: &CancellationToken) -> Resul
     let mut parts = parts(config, Arc::clone(&pve), Arc::clone(&clock), Arc::clone(&shims))?;
     parts.dhcp = dhcp(config, stop);
     parts.isolation = isolation(config);
+    parts.resolver = parts.isolation.as_ref().and_then(|(_, grounds)| resolver(config, grounds));
     let agent = Agent::start(parts).await?;
     Ok(Assembled { agent, pve, clock, shims })
 }
@@ -194,6 +197,20 @@ fn isolation(config: &Config) -> Option<(Arc<dyn Firewall>, Grounds)> {
     let (name_servers, reach) = (&grounds.name_servers, &grounds.reach);
     tracing::info!(?name_servers, ?reach, "sandboxes are isolated");
     Some((Arc::new(NftFirewall::default()), grounds))
+}
+
+/// Returns where the resolver of allow-lists answers and whom it asks; `None` where sandboxes send their
+/// packets to another gateway, past this host's rules for what it routes.
+fn resolver(config: &Config, grounds: &Grounds) -> Option<resolver::Settings> {
+    let gateway = grounds.gateway;
+    if !config.network.own.contains(&gateway) {
+        tracing::info!(%gateway, "this host is not the gateway: no sandbox can have an allow-list");
+        return None;
+    }
+    // What answers at the gateway asks the same servers, or is all that there is.
+    let others = grounds.name_servers.iter().filter(|server| **server != gateway);
+    let servers = others.chain([&gateway]).map(|server| (*server, DNS_PORT).into());
+    Some(resolver::Settings { listen: (gateway, RESOLVER_PORT).into(), servers: servers.collect() })
 }
 
 #[expect(
@@ -343,6 +360,7 @@ fn parts(
         shims,
         dhcp: None,
         isolation: None,
+        resolver: None,
         faults: Faults::default(),
     })
 }

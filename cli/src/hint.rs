@@ -67,7 +67,7 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::EgressRefused => (
             exit::REFUSED,
-            "leave --egress out for what your team may; an operator raises it with `sandboxctl team set TEAM --egress open`",
+            "`sandboxctl team get` shows what your team may; leave --egress out for that; an operator raises it with `sandboxctl team set TEAM --egress`",
         ),
         Reason::LimitsFailed => (
             exit::NOT_NOW,

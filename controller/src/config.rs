@@ -198,8 +198,8 @@ pub struct Quota {
     pub events: Option<u64>,
 }
 
-/// Reach of a sandbox outside of itself: `open` or `none`.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+/// Reach of a sandbox outside of itself: `open`, `none` or `allow=NAME,NAME`.
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EgressRules {
     /// Egress of a sandbox whose creation says nothing.
@@ -437,7 +437,7 @@ impl Config {
             deadline: Duration::from_secs(self.create.deadline_s),
             bids: self.create.bids,
             sizes: self.sizes.clone(),
-            egress: self.egress.default,
+            egress: self.egress.default.clone(),
             limits: self.limits_of_teams(),
         }
     }
@@ -456,7 +456,7 @@ impl Config {
             disk_gib: quota.disk_gib.map(Limit::Max),
             creates: rate(&self.rates.creates),
             user_creates: rate(&self.rates.user_creates),
-            egress: (self.egress.max < Egress::Open).then_some(self.egress.max),
+            egress: (self.egress.max != Egress::Open).then(|| self.egress.max.clone()),
             execs: rate(&self.rates.execs),
             running_execs: quota.running_execs.map(Limit::Max),
             // `[limits]` has the default.
@@ -526,6 +526,19 @@ mod tests {
         let limits = config.sandbox_options().limits;
         let expected = "running_execs=3 output_mib=64 events=5000 execs=600/1m changes=60/1m";
         assert_eq!(limits, TeamLimits::stored(expected));
+    }
+
+    #[test]
+    fn egress_is_a_word_or_a_list() {
+        let read = |text: &str| serde_json::from_str::<EgressRules>(text);
+        let rules = read(r#"{"default": "allow=GitHub.com", "max": "none"}"#).expect("rules");
+        assert_eq!(
+            (rules.default.to_string(), rules.max),
+            ("allow=github.com".into(), Egress::None)
+        );
+        for wrong in ["allow", "allow=10.0.0.1", "some"] {
+            read(&format!(r#"{{"max": "{wrong}"}}"#)).expect_err(wrong);
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Protocol of all parts: the generated messages and services, and the validated values that both
 //! ends of a call use.
 //!
-//! Code map: `id` has the identities, `name` the other names, `spec` the checked creation,
+//! Code map: `id` has the identities, `name` the other names, `spec` the checked creation, `egress` what a
+//! sandbox reaches,
 //! `lifetime` its lifetime rules, `limits` those of a team, `exec` the checks of a command, `phase` and `cause` questions
 //! about a phase, a cause and a step, `reason` the constants of `ErrorInfo.reason`, `reattach` the
 //! positions in a command's streams, `scope` and `token` what a caller's token allows and looks like, `secret`
@@ -10,6 +11,7 @@
 
 pub mod cause;
 pub mod duration;
+pub mod egress;
 mod enums;
 pub mod exec;
 pub mod id;

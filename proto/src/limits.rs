@@ -108,7 +108,7 @@ impl<T: FromStr> FromStr for Limit<T> {
 
 /// Limits of a team. What is `None` is as the controller's defaults say; in these, `None` is no
 /// limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TeamLimits {
     /// Sandboxes that are not deleted.
     pub sandboxes: Option<Limit<u64>>,
@@ -218,7 +218,9 @@ impl TeamLimits {
             Field::UserCreates => {
                 self.user_creates = rate_of("limits.user_creates", asked.user_creates.as_ref())?;
             }
-            Field::Egress => self.egress = Egress::read(asked.egress, "limits.egress")?,
+            Field::Egress => {
+                self.egress = Egress::read(asked.egress, &asked.egress_names, "limits.egress")?;
+            }
             Field::Execs => self.execs = rate_of("limits.execs", asked.execs.as_ref())?,
             Field::RunningExecs => self.running_execs = asked.running_execs.map(limit_of),
             Field::Streams => self.streams = asked.streams.map(limit_of),
@@ -299,7 +301,7 @@ impl fmt::Display for TeamLimits {
             ("disk_gib", text(self.disk_gib)),
             ("creates", rate(self.creates)),
             ("user_creates", rate(self.user_creates)),
-            ("egress", self.egress.map(|egress| egress.to_string())),
+            ("egress", self.egress.as_ref().map(Egress::to_string)),
             ("execs", rate(self.execs)),
             ("running_execs", text(self.running_execs)),
             ("streams", text(self.streams)),
@@ -333,7 +335,8 @@ impl From<TeamLimits> for wire::TeamLimits {
             disk_gib: limits.disk_gib.map(limit),
             creates: limits.creates.map(rate),
             user_creates: limits.user_creates.map(rate),
-            egress: limits.egress.map(wire::Egress::from).unwrap_or_default().into(),
+            egress: limits.egress.as_ref().map(wire::Egress::from).unwrap_or_default().into(),
+            egress_names: limits.egress.as_ref().map(Egress::names).unwrap_or_default(),
             execs: limits.execs.map(rate),
             running_execs: limits.running_execs.map(limit),
             streams: limits.streams.map(limit),
@@ -396,21 +399,27 @@ mod tests {
         assert_eq!(TeamLimits::stored(&format!("{limits} later=3 disk_gib=?")), limits);
         assert_eq!(TeamLimits::stored(""), TeamLimits::default());
         let all = ["limits".to_owned()];
-        assert_eq!(TeamLimits::default().updated(&limits.into(), &all), Ok(limits));
+        assert_eq!(TeamLimits::default().updated(&limits.clone().into(), &all), Ok(limits.clone()));
         assert_eq!(TeamLimits::stored("egress=later").egress, Some(Egress::None));
+        let listed: Egress = "allow=*.npmjs.org,github.com".parse().expect("a list");
+        let some = TeamLimits { egress: Some(listed), ..TeamLimits::default() };
+        assert_eq!(some.to_string(), "egress=allow=*.npmjs.org,github.com");
+        assert_eq!(TeamLimits::stored(&some.to_string()), some);
+        assert_eq!(TeamLimits::default().updated(&some.clone().into(), &all), Ok(some));
         // Unset is the default again, and what is not named stays.
         let one = ["limits.sandboxes".to_owned()];
-        let now = limits.updated(&wire::TeamLimits::default(), &one).expect("a mask");
-        assert_eq!(now, TeamLimits { sandboxes: None, ..limits });
+        let now = limits.clone().updated(&wire::TeamLimits::default(), &one).expect("a mask");
+        assert_eq!(now, TeamLimits { sandboxes: None, ..limits.clone() });
         for (_, field) in FIELDS {
             let only = [(*field).to_owned()];
-            let one = TeamLimits::default().updated(&limits.into(), &only).expect("a field");
+            let one = TeamLimits::default().updated(&limits.clone().into(), &only);
+            let one = one.expect("a field");
             assert_eq!(one.to_string().split(' ').count(), 1, "{field}");
-            let rest = limits.updated(&wire::TeamLimits::default(), &only).expect("a field");
-            assert_eq!(rest.or(one), limits, "{field}");
+            let rest = limits.clone().updated(&wire::TeamLimits::default(), &only);
+            assert_eq!(rest.expect("a field").or(one), limits, "{field}");
         }
         for wrong in [vec![], vec!["name".to_owned()]] {
-            assert!(limits.updated(&limits.into(), &wrong).is_err());
+            assert!(limits.clone().updated(&limits.clone().into(), &wrong).is_err());
         }
         let endless = wire::RateLimit { count: 1, ..Default::default() };
         let asked = wire::TeamLimits { creates: Some(endless), ..Default::default() };

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::egress::Egress;
 use crate::{
     id::Invalid,
     lifetime::LifetimePatch,
@@ -89,65 +90,6 @@ pub enum Network {
     Static,
     /// DHCP server on the node's bridge.
     Dhcp,
-}
-
-/// Reach of a sandbox outside of itself, from the tightest to the widest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Egress {
-    /// Nothing. Connections into the sandbox are answered.
-    None,
-    /// Public addresses, and the name servers of its node.
-    #[default]
-    Open,
-}
-
-impl Egress {
-    /// Returns the word for it.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Open => "open",
-        }
-    }
-
-    /// Reads the value of a message; `None` where it is unspecified.
-    ///
-    /// # Errors
-    /// When a later version has made the value. The error names `field`.
-    pub fn read(value: i32, field: &'static str) -> Result<Option<Self>, Invalid> {
-        match wire::Egress::try_from(value) {
-            Ok(wire::Egress::Unspecified) => Ok(None),
-            Ok(wire::Egress::Open) => Ok(Some(Self::Open)),
-            Ok(wire::Egress::None) => Ok(Some(Self::None)),
-            Err(_) => Err(Invalid::new(field, "must be OPEN or NONE")),
-        }
-    }
-}
-
-impl From<Egress> for wire::Egress {
-    fn from(egress: Egress) -> Self {
-        match egress {
-            Egress::None => Self::None,
-            Egress::Open => Self::Open,
-        }
-    }
-}
-
-impl std::fmt::Display for Egress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.word())
-    }
-}
-
-impl std::str::FromStr for Egress {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        let all = [Self::None, Self::Open];
-        let found = all.into_iter().find(|egress| egress.word() == text);
-        found.ok_or_else(|| Invalid::new("egress", "must be open or none"))
-    }
 }
 
 /// Checked creation request.
@@ -240,7 +182,7 @@ impl TryFrom<&wire::CreateSandboxRequest> for Spec {
             metadata: request.metadata.clone(),
             env: request.env.clone().into(),
             network,
-            egress: Egress::read(request.egress, "egress")?,
+            egress: Egress::read(request.egress, &request.egress_names, "egress")?,
             services: services(&request.services)?,
             lifetime: request
                 .lifetime
@@ -379,17 +321,6 @@ mod tests {
     }
 
     #[test]
-    fn egress_has_a_word_a_value_and_an_order() {
-        for egress in [Egress::None, Egress::Open] {
-            assert_eq!(egress.word().parse(), Ok(egress));
-            assert_eq!(Egress::read(wire::Egress::from(egress).into(), "egress"), Ok(Some(egress)));
-        }
-        assert!("".parse::<Egress>().is_err() && "Open".parse::<Egress>().is_err());
-        assert_eq!(Egress::read(0, "egress"), Ok(None));
-        assert!(Egress::None < Egress::Open, "the tighter one is the smaller one");
-    }
-
-    #[test]
     fn spec_field_out_of_bounds_is_named() {
         refused("request_id", |r| r.request_id = String::new());
         refused("request_id", |r| r.request_id = "a\nb".into());
@@ -410,6 +341,8 @@ mod tests {
         refused("env", |r| drop(r.env.insert("A".into(), "x".repeat(40_000))));
         refused("network", |r| r.network = 9);
         refused("egress", |r| r.egress = 9);
+        refused("egress_names", |r| r.egress = wire::Egress::Allow.into());
+        refused("egress_names", |r| r.egress_names.push("github.com".into()));
         refused("node", |r| r.node = "a/../b".into());
         let placement = |r: &mut wire::CreateSandboxRequest, labels: Vec<String>| {
             r.placement = Some(wire::Placement { avoid: labels, ..Default::default() });

@@ -121,7 +121,10 @@ impl TryFrom<&wire::UpdateSandboxRequest> for Update {
                 "wake_on.http" => update.wake_on.http = Some(wake_on.http),
                 "wake_on.ssh" => update.wake_on.ssh = Some(wake_on.ssh),
                 "wake_on.exec" => update.wake_on.exec = Some(wake_on.exec),
-                "egress" => update.egress = Some(Egress::read(sandbox.egress, "sandbox.egress")?),
+                "egress" => {
+                    let (value, names) = (sandbox.egress, &sandbox.egress_names);
+                    update.egress = Some(Egress::read(value, names, "sandbox.egress")?);
+                }
                 "size" | "size.cpu_cores" | "size.memory_mib" | "size.disk_gib" => {
                     update.size = Some(size_of(&update, path, sandbox)?);
                 }

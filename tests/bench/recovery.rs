@@ -176,6 +176,7 @@ impl Stage {
             shims: Arc::new(NoShims),
             dhcp: None,
             isolation: None,
+            resolver: None,
             faults,
         };
         Ok(Arc::new(Agent::start(parts).await?))

@@ -72,7 +72,7 @@ while True:
         c.sendall(bytes([a[0], n]) + bytes(x ^ m[i % 4] for i, x in enumerate(d)))
 "#;
 
-/// What came of one stream.
+/// Result of one stream.
 struct Outcome {
     /// Lines or messages.
     count: u32,

@@ -36,8 +36,8 @@ pub(crate) const ELSEWHERE: &[(&str, &str)] = &[
     ),
 ];
 
-/// What stands in a command on the node of the tests for what stands in the docs. Nobody can be asked there,
-/// there is no network, and there is one node.
+/// Replacements in a command of the docs for the node of the tests: nobody can be asked there, there is no
+/// network, and there is one node.
 const FOR: &[(&str, &str)] = &[
     ("apt update && apt install", "apt-get REPO update && apt-get REPO install --yes"),
     ("apt install", "apt-get install --yes --no-install-recommends"),

@@ -166,6 +166,7 @@ impl Node {
             shims: Arc::new(NoShims),
             dhcp: None,
             isolation: None,
+            resolver: None,
             faults: Faults::default(),
         }
     }

@@ -10,6 +10,7 @@
 )]
 
 mod address;
+mod allow_list;
 mod bad_input;
 mod crash;
 mod create_failure;

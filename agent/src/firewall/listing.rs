@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::render::{ARRIVALS, COUNTED};
+use super::{
+    names::{ALLOWED, QUESTIONS},
+    render::{ARRIVALS, COUNTED},
+};
 
 /// Parts of our tables (table, sets, chains, rules) by kind and name, without what differs from one
 /// listing to the next. Empty for a text that is no listing.
@@ -23,8 +26,9 @@ pub(super) fn parse(text: &str) -> Listing {
         }
         let mut part = part.clone();
         canonical(&mut part);
-        if kind == "set" && (part["name"] == COUNTED || part["name"] == ARRIVALS) {
-            // The kernel adds to them and removes from them.
+        let moves = [COUNTED, ARRIVALS, ALLOWED, QUESTIONS];
+        if kind == "set" && moves.iter().any(|name| part["name"] == *name) {
+            // The kernel adds to them and removes from them, or the resolver does.
             part["elem"].take();
         }
         let word = |key: &str| part[key].as_str().unwrap_or_default().to_owned();

@@ -1,8 +1,11 @@
 //! Firewall in memory, for the simulation and the tests.
 
-use daemon::sync::Mutex;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use super::{Error, Firewall, Result, Rules};
+use daemon::sync::Mutex;
+use tokio::time::Instant;
+
+use super::{Error, Firewall, Grant, Grounds, Result, Rules, names::Book};
 
 /// Rules of a host that exists in memory only.
 #[derive(Debug, Default)]
@@ -18,12 +21,21 @@ struct State {
     fails: bool,
     /// Whether the kernel cannot count connections.
     cannot_count: bool,
+    book: Book,
+    allowed: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
 }
 
 impl MemoryFirewall {
     /// Returns the rules that are in force.
     pub fn rules(&self) -> Option<Rules> {
         self.state.lock().rules.clone()
+    }
+
+    /// Returns the addresses that a sandbox reaches by its list.
+    pub fn allowed(&self, sandbox: Ipv4Addr) -> Vec<Ipv4Addr> {
+        let state = self.state.lock();
+        let of = state.allowed.iter().filter(|(of, _)| *of == sandbox);
+        of.map(|(_, address)| *address).collect()
     }
 
     /// Removes the rules, as `nft flush ruleset` does.
@@ -55,6 +67,26 @@ impl Firewall for MemoryFirewall {
             return Err(Error::Refused("told to fail".to_owned()));
         }
         state.rules = Some(rules.clone());
+        state.book.follow(rules);
+        let gone = state.book.gone().clone();
+        state.allowed.retain(|pair| !gone.contains(pair));
+        state.book.remove(&gone);
+        Ok(())
+    }
+
+    async fn can_allow(&self, _grounds: &Grounds) -> Result<()> {
+        Ok(())
+    }
+
+    async fn allow(&self, grants: &[Grant]) -> Result<()> {
+        let mut state = self.state.lock();
+        if state.fails {
+            return Err(Error::Refused("told to fail".to_owned()));
+        }
+        let change = state.book.grant(grants, Instant::now());
+        state.allowed.retain(|pair| !change.remove.contains(pair));
+        state.allowed.extend(change.add);
+        state.book.remove(&change.remove);
         Ok(())
     }
 

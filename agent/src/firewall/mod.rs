@@ -1,12 +1,13 @@
 //! Isolation of sandboxes on the node's bridges, by tables of nftables that are ours alone.
 //!
 //! `render` turns rules into the text for `nft` and is pure. `nft` applies them to the host, `memory`
-//! to a variable, for the simulation. A rule names interfaces of sandboxes only, so other guests of
+//! to a variable, for the simulation. `names` is about sandboxes with an allow-list. A rule names interfaces of sandboxes only, so other guests of
 //! the bridge are never filtered. The names are known before PVE makes the interfaces, so a sandbox
 //! is isolated before its first packet.
 
 mod listing;
 pub mod memory;
+mod names;
 pub mod nft;
 pub mod render;
 #[cfg(test)]
@@ -19,6 +20,11 @@ use std::{
 
 use ipnet::Ipv4Net;
 use proto::{id::Vmid, spec::Egress};
+
+pub use names::Grant;
+
+/// Port of the gateway's address at which the resolver answers sandboxes with an allow-list.
+pub const RESOLVER_PORT: u16 = 10_053;
 
 /// Networks that no sandbox reaches: private, link-local, shared, reserved and multicast ones.
 const NEVER_PUBLIC: [(Ipv4Addr, u8); 10] = [
@@ -90,6 +96,12 @@ impl Grounds {
         Ipv4Net::aggregate(&all)
     }
 
+    /// Returns true when a sandbox that is open reaches this address.
+    pub fn is_within_reach(&self, address: Ipv4Addr) -> bool {
+        let has = |networks: Vec<Ipv4Net>| networks.iter().any(|net| net.contains(&address));
+        has(self.all_reach()) || !has(self.all_closed())
+    }
+
     /// Returns the networks within reach. No two of them overlap.
     fn all_reach(&self) -> Vec<Ipv4Net> {
         let all: Vec<_> = self.reach.iter().map(Ipv4Net::trunc).collect();
@@ -149,6 +161,18 @@ pub trait Firewall: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When they are not in force. The former ones may be.
     async fn apply(&self, rules: &Rules) -> Result<()>;
+
+    /// Checks that this host can keep a sandbox to an allow-list.
+    ///
+    /// # Errors
+    /// When it cannot.
+    async fn can_allow(&self, grounds: &Grounds) -> Result<()>;
+
+    /// Lets sandboxes reach these addresses, as far as their lists allow the names.
+    ///
+    /// # Errors
+    /// When the host does not let them.
+    async fn allow(&self, grants: &[Grant]) -> Result<()>;
 
     /// Compares the host's rules with those that were applied last. Returns what differs, and then
     /// the next `apply` replaces them all.

@@ -10,12 +10,13 @@ use nix::sys::signal::Signal;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     sync::Mutex,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{
-    Error, Firewall, Result, Rules,
+    Error, Firewall, Grant, Grounds, Result, Rules,
     listing::{self, Listing},
+    names::{self, Book, Kernel},
     ports, render,
 };
 use crate::{
@@ -44,8 +45,18 @@ pub struct NftFirewall {
     nft: Vec<OsString>,
     /// Rules that were applied last; the lock also makes changes take turns.
     applied: Mutex<Option<Applied>>,
+    /// Addresses of sandboxes with lists. Locked after `applied`, and never while listing for a
+    /// comparison: questions for names do not wait for that.
+    names: Mutex<Names>,
     /// Whether this kernel can count connections; `None`: not tried yet.
     counts: daemon::sync::Mutex<Option<bool>>,
+}
+
+#[derive(Debug, Default)]
+struct Names {
+    book: Book,
+    /// Whether it has what an earlier agent left in the kernel.
+    recalled: bool,
 }
 
 #[derive(Debug)]
@@ -61,6 +72,7 @@ impl Default for NftFirewall {
             net: NET.into(),
             nft: vec![NFT.into()],
             applied: Mutex::default(),
+            names: Mutex::default(),
             counts: Default::default(),
         }
     }
@@ -87,29 +99,30 @@ impl Firewall for NftFirewall {
             *applied = before;
             return Ok(());
         }
-        let transaction = before.and_then(|before| render::change(&before.rules, rules));
-        let changed = match transaction {
-            None => false,
-            Some(transaction) => match self.transact(&transaction).await {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::warn!(%error, "isolation rules were not changed; replacing them all");
-                    false
-                }
-            },
-        };
-        if !changed {
-            self.transact(&render::whole(rules)).await?;
-        }
-        let listing = self.list().await?;
+        self.replace(before.as_ref().map(|before| &before.rules), rules).await?;
+        let listing = self.list(rules).await?;
         *applied = Some(Applied { rules: rules.clone(), listing });
+        Ok(())
+    }
+
+    async fn can_allow(&self, grounds: &Grounds) -> Result<()> {
+        let ended = self.nft(&["-c", "-f", "-"], &names::probe(grounds)).await?;
+        // Busy, or short of memory: it may be otherwise the next time.
+        if ended.exit == Exit::Code(0) || !ended.lacks() { Ok(()) } else { Err(ended.refusal()) }
+    }
+
+    async fn allow(&self, grants: &[Grant]) -> Result<()> {
+        let mut names = self.names.lock().await;
+        let change = names.book.grant(grants, Instant::now());
+        self.transact(&names::granting(&change)).await?;
+        names.book.remove(&change.remove);
         Ok(())
     }
 
     async fn check(&self) -> Result<Option<String>> {
         let mut applied = self.applied.lock().await;
         let Some(expected) = &*applied else { return Ok(None) };
-        let found = self.list().await?;
+        let found = self.list(&expected.rules).await?;
         let mut differences = listing::differences(&expected.listing, &found);
         if found.is_empty() {
             differences = vec!["the tables are missing".to_owned()];
@@ -138,7 +151,56 @@ impl NftFirewall {
     #[cfg(test)]
     pub(super) fn of(net: &std::path::Path, nft: &[String]) -> Self {
         let nft = nft.iter().map(OsString::from).collect();
-        Self { net: net.to_owned(), nft, applied: Mutex::default(), counts: Default::default() }
+        Self { net: net.to_owned(), nft, ..Self::default() }
+    }
+
+    /// Puts rules in force, by a change of those that are or as a whole.
+    async fn replace(&self, before: Option<&Rules>, rules: &Rules) -> Result<()> {
+        let mut names = self.names.lock().await;
+        names.book.follow(rules);
+        let transaction = before.and_then(|before| {
+            let change = render::change(before, rules)?;
+            Some(change + &names::change(before, rules, &names.book))
+        });
+        let changed = match transaction {
+            None => false,
+            Some(transaction) => match self.transact(&transaction).await {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!(%error, "isolation rules were not changed; replacing them all");
+                    false
+                }
+            },
+        };
+        if !changed {
+            let kernel = self.kernel().await;
+            if !std::mem::replace(&mut names.recalled, true) {
+                names.book.recall(&kernel, Instant::now());
+            }
+            let names = names::whole(rules, &names.book, &kernel, Instant::now());
+            self.transact(&(render::whole(rules) + &names)).await?;
+        }
+        let gone = names.book.gone().clone();
+        if !gone.is_empty() && names::are_needed(rules) {
+            // A packet that was on its way may have renewed one.
+            self.transact(&names::removal(&gone)).await?;
+        }
+        names.book.remove(&gone);
+        Ok(())
+    }
+
+    /// Lists the addresses of sandboxes with lists; none where that fails.
+    async fn kernel(&self) -> Kernel {
+        match (self.list_set(names::LISTED).await, self.list_set(names::ALLOWED).await) {
+            (Some(listed), Some(allowed)) => Kernel::parse(&listed, &allowed),
+            _ => Kernel::default(),
+        }
+    }
+
+    async fn list_set(&self, set: &str) -> Option<String> {
+        let line = ["-j", "list", "set", "inet", names::TABLE, set];
+        let ended = self.nft(&line, "").await.ok()?;
+        (ended.exit == Exit::Code(0)).then_some(ended.stdout)
     }
 
     /// Finds the bridges of the sandboxes: those that the rules name, and those that their ports
@@ -171,8 +233,7 @@ impl NftFirewall {
         let can = ended.exit == Exit::Code(0);
         if !can {
             let error = ended.refusal();
-            let lacks = ["No such file or directory", "not supported"];
-            if !lacks.iter().any(|why| ended.stderr.contains(why)) {
+            if !ended.lacks() {
                 // Busy, or short of memory: it may be otherwise the next time.
                 return Err(error);
             }
@@ -208,15 +269,23 @@ impl NftFirewall {
         if ended.exit == Exit::Code(0) { Ok(()) } else { Err(ended.refusal()) }
     }
 
-    /// Lists our tables; a table that is missing has no parts.
-    async fn list(&self) -> Result<Listing> {
+    /// Lists our tables; a table that is missing has no parts. The addresses of names are left out: there
+    /// can be many of them.
+    async fn list(&self, rules: &Rules) -> Result<Listing> {
         let mut listing = Listing::new();
         for family in render::FAMILIES {
-            let ended = self.nft(&["-j", "list", "table", family, render::TABLE], "").await?;
-            if ended.exit == Exit::Code(0) {
-                listing.extend(listing::parse(&ended.stdout));
-            } else if !ended.stderr.contains("No such file or directory") {
-                return Err(ended.refusal());
+            let mut lines = vec![vec!["-j", "list", "table", family, render::TABLE]];
+            if names::are_needed(rules) {
+                lines.push(vec!["-j", "-t", "list", "table", family, names::TABLE]);
+                lines.push(vec!["-j", "list", "set", family, names::TABLE, names::LISTED]);
+            }
+            for line in lines {
+                let ended = self.nft(&line, "").await?;
+                if ended.exit == Exit::Code(0) {
+                    listing.extend(listing::parse(&ended.stdout));
+                } else if !ended.stderr.contains("No such file or directory") {
+                    return Err(ended.refusal());
+                }
             }
         }
         Ok(listing)
@@ -253,6 +322,12 @@ struct Ended {
 }
 
 impl Ended {
+    /// Returns true when it failed for something that this kernel does not have.
+    fn lacks(&self) -> bool {
+        let lacks = ["No such file or directory", "not supported"];
+        lacks.iter().any(|why| self.stderr.contains(why))
+    }
+
     fn refusal(&self) -> Error {
         let line = self.stderr.lines().find(|line| !line.trim().is_empty()).unwrap_or("no message");
         Error::Refused(line.chars().take(SHOWN_MAX).collect())

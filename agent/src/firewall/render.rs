@@ -1,6 +1,6 @@
 //! Text of the rules for `nft -f -`. Pure.
 //!
-//! Two tables. `bridge` sees every frame of a sandbox's port: what it may send as (MAC, ARP, address,
+//! Two tables; `names` has two more. `bridge` sees every frame of a sandbox's port: what it may send as (MAC, ARP, address,
 //! DHCP), and where a frame may go that leaves by another port. `inet` sees what the host would take
 //! or route: there connections that the host opened into a sandbox are told from the sandbox's own. A
 //! bridge hands some frames (to LLDP's address) to the host as if its port were no port: none of them is
@@ -117,11 +117,11 @@ fn elements(rules: &Rules) -> Elements {
         add(ROUTERS, router.to_string());
     }
     for (vmid, entry) in &rules.sandboxes {
-        let Entry { mac, ip, dhcp, egress } = *entry;
+        let Entry { mac, ip, dhcp, ref egress } = *entry;
         for port in ports(*vmid) {
             add(PORTS, format!("{port:?}"));
             add(HOST_PORTS, format!("{port:?}"));
-            if egress == Egress::None {
+            if *egress == Egress::None {
                 add(CLOSED_PORTS, format!("{port:?}"));
             }
             let Some(mac) = mac else { continue };
@@ -139,7 +139,7 @@ fn elements(rules: &Rules) -> Elements {
         }
         if let Some(ip) = ip {
             add(ADDRESSES, ip.to_string());
-            if egress == Egress::None {
+            if *egress == Egress::None {
                 add(CLOSED_ADDRESSES, ip.to_string());
             }
         }
@@ -274,7 +274,8 @@ fn inet_chains(grounds: &Grounds) -> String {
     )
 }
 
-fn dhcp(grounds: &Grounds) -> String {
+/// Lets the DHCP server be asked, if there is one.
+pub(super) fn dhcp(grounds: &Grounds) -> String {
     grounds.dhcp_server.map_or_else(String::new, |server| {
         format!("\t\tudp sport 68 udp dport 67 ip daddr {{ {server}, 255.255.255.255 }} accept\n")
     })

@@ -48,13 +48,14 @@ pub(super) mod stop_result {
     }
 }
 
-/// Reach of a sandbox, in a record. A word of a later version reads as the tightest.
+/// Reach of a sandbox, in a record: a word, with the names of a list behind it. A word of a later
+/// version reads as the tightest, as a list does to a version that has none.
 pub(super) mod egress {
     use proto::spec::Egress;
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub(crate) fn serialize<S: Serializer>(egress: &Egress, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(egress.word())
+        to.serialize_str(&egress.to_string())
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Egress, D::Error> {
@@ -106,7 +107,7 @@ fn of_word<T: Copy + Default>(words: &[(T, &'static str)], word: &str) -> T {
 
 #[cfg(test)]
 mod tests {
-    use proto::{Cause, Progress};
+    use proto::{Cause, Progress, spec::Egress};
 
     #[derive(serde::Serialize, serde::Deserialize)]
     struct Stored {
@@ -114,6 +115,22 @@ mod tests {
         cause: Cause,
         #[serde(with = "super::progress")]
         step: Progress,
+    }
+
+    #[test]
+    fn list_is_a_word_that_a_version_without_lists_reads_as_none() {
+        #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        struct Stored {
+            #[serde(with = "super::egress")]
+            egress: Egress,
+        }
+        let stored = Stored { egress: "allow=*.npmjs.org,github.com".parse().expect("a list") };
+        let text = serde_json::to_string(&stored).expect("written");
+        assert_eq!(text, r#"{"egress":"allow=*.npmjs.org,github.com"}"#);
+        assert_eq!(serde_json::from_str::<Stored>(&text).expect("read"), stored);
+        // A word that is not known is read like this, as that one was before there were lists.
+        let later = serde_json::from_str::<Stored>(r#"{"egress":"allow=a.b:443"}"#).expect("read");
+        assert_eq!(later.egress, Egress::None);
     }
 
     #[test]

@@ -38,8 +38,8 @@ pub(super) fn order(request: &agent::CreateSandboxRequest) -> Result<Order, Inva
 }
 
 /// Reads what a container that becomes a sandbox reaches; older controllers do not say it.
-pub(super) fn egress(value: i32) -> Result<Egress, Invalid> {
-    Ok(Egress::read(value, "egress")?.unwrap_or_default())
+pub(super) fn egress(value: i32, names: &[String]) -> Result<Egress, Invalid> {
+    Ok(Egress::read(value, names, "egress")?.unwrap_or_default())
 }
 
 pub(super) fn attempt(number: u32) -> Result<u32, Invalid> {
@@ -92,7 +92,8 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
         expires_at: record.lifetime.expires.as_ref().map(|at| timestamp(at.wall_ms)),
         lifetime: Some(lifetime(&record.lifetime)),
         stop_result: record.stop_result.into(),
-        egress: wire::Egress::from(record.egress).into(),
+        egress: wire::Egress::from(&record.egress).into(),
+        egress_names: record.egress.names(),
         since: (record.since.wall_ms != 0).then(|| timestamp(record.since.wall_ms)),
     }
 }

@@ -42,6 +42,7 @@ impl Rpc {
             vmid_first: first.get(),
             vmid_last: last.get(),
             closes_egress: self.sandboxes.isolates(),
+            filters_egress: self.sandboxes.filters_egress(),
         })
     }
 
@@ -79,7 +80,7 @@ impl Rpc {
         if !request.dry_run {
             self.fence(request.epoch).await?;
         }
-        let egress = convert::egress(request.egress)?;
+        let egress = convert::egress(request.egress, &request.egress_names)?;
         let record = self.sandboxes.recover(vmid, egress, request.dry_run).await;
         let record = record.map_err(refusal)?;
         Ok(RecoverSandboxResponse { sandbox: Some(self.wire(&record)) })
@@ -155,7 +156,7 @@ impl Rpc {
             id: request.id.parse()?,
             vmid: Vmid::try_from(request.vmid)?,
             team: request.team.parse()?,
-            egress: convert::egress(request.egress)?,
+            egress: convert::egress(request.egress, &request.egress_names)?,
         };
         if !request.dry_run {
             self.fence(request.epoch).await?;

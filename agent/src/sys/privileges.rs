@@ -34,7 +34,7 @@ const KEPT: &[(Capability, &str)] = &[
 pub struct Missing {
     /// Name of it.
     pub name: String,
-    /// What fails without it.
+    /// Use that fails without it.
     pub needed_for: &'static str,
 }
 

@@ -25,12 +25,12 @@ const CONTAINERS_MAX: usize = 100_000;
 /// Most sandboxes that are listed by name.
 const SHOWN_MAX: usize = 50;
 
-/// What becomes of a part of the node.
+/// Decision about a part of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Choice {
-    /// It stays as it is.
+    /// Leave it as it is.
     Keep,
-    /// It is removed.
+    /// Remove it.
     Delete,
 }
 

@@ -15,15 +15,27 @@ use crate::{
 Examples:
   sandboxctl egress ID                          show what it reaches
   sandboxctl egress ID none                     nothing, not even a name server
+  sandboxctl egress ID 'allow=github.com,*.npmjs.org'  these names, and those below npmjs.org
   sandboxctl egress ID open                     public addresses, as far as your team may
 
-Commands, files and web requests get into it in each case. Its open connections to outside end with `none`.")]
+Commands, files and web requests get into it in each case. Its open connections to outside end,
+unless they are to an address that it may still reach. A list takes the place of the one before.
+Names that it asked for in vain are in the log of its node's agent.")]
 pub(crate) struct Egress {
     /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
     pub(super) id: String,
     /// Reach from now on
-    #[arg(value_name = "open|none")]
+    #[arg(value_name = "open|none|allow=NAMES")]
     egress: Option<spec::Egress>,
+}
+
+/// Returns the reach of a sandbox as it is typed; empty when its node does not say it.
+pub(super) fn words(sandbox: &wire::Sandbox) -> String {
+    let word = json::egress(sandbox.egress());
+    match &sandbox.egress_names[..] {
+        [] => word.to_owned(),
+        names => format!("{word}={}", names.join(",")),
+    }
 }
 
 pub(super) async fn run(
@@ -33,8 +45,12 @@ pub(super) async fn run(
 ) -> Result<u8, Failure> {
     let mut sandbox = fetch(&controller, args.id).await?;
     if let Some(egress) = args.egress {
-        let egress = wire::Egress::from(egress).into();
-        let change = wire::Sandbox { id: sandbox.id, egress, ..Default::default() };
+        let change = wire::Sandbox {
+            id: sandbox.id,
+            egress: wire::Egress::from(&egress).into(),
+            egress_names: egress.names(),
+            ..Default::default()
+        };
         let request = update::request(change, &["egress"]);
         let call = || {
             let (mut client, request) = (controller.sandboxes.clone(), request.clone());
@@ -45,7 +61,7 @@ pub(super) async fn run(
     if output.json {
         output.value(&json::sandbox(&sandbox))?;
     } else {
-        output.line(format!("{} {}", sandbox.id, json::egress(sandbox.egress())))?;
+        output.line(format!("{} {}", sandbox.id, words(&sandbox)))?;
     }
     Ok(0)
 }

@@ -77,7 +77,7 @@ fn describe(sandbox: &Sandbox) -> String {
         ("attempt", sandbox.attempt.to_string()),
         ("request id", sandbox.request_id.clone()),
     ];
-    lines.push(("egress", json::egress(sandbox.egress()).to_owned()));
+    lines.push(("egress", super::egress::words(sandbox)));
     lines.push(("wake on", super::wake_on::words(sandbox.wake_on)));
     lines.push(("lifetime", super::lifetime::words(sandbox)));
     if sandbox.cause() != Cause::ASKED {

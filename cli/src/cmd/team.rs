@@ -59,6 +59,7 @@ Examples:
   sandboxctl team set acme --egress none        its new sandboxes reach nothing outside
   sandboxctl team set acme --execs 600/1m --running-execs 64 --kept-output 512m
   sandboxctl team set acme --changes 60/1m --streams 200 --events 50000
+  sandboxctl team set acme --egress 'allow=github.com,*.npmjs.org'  these names at most
 
 A limit counts from the next creation, command or call on; it ends nothing that is there. 0 lets
 nothing more in. Of events beyond the limit the oldest are dropped, within 10 minutes.")]
@@ -85,8 +86,8 @@ pub(crate) struct Set {
     /// Creations of each user of the team
     #[arg(long, value_name = "RATE", value_parser = rate)]
     user_creates: Option<Wanted<Rate>>,
-    /// Most that its sandboxes reach outside of themselves: open or none, or default
-    #[arg(long, value_name = "open|none", value_parser = most)]
+    /// Most that its sandboxes reach outside: open, none, allow=NAME,NAME, or default
+    #[arg(long, value_name = "open|none|allow=NAMES", value_parser = most)]
     egress: Option<Most>,
     /// Commands that the team starts, such as 600/1m
     #[arg(long, value_name = "RATE", value_parser = rate)]
@@ -109,7 +110,7 @@ pub(crate) struct Set {
 }
 
 /// Most that a team's sandboxes reach; `None`: as the controller's configuration says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Most(Option<Egress>);
 
 fn most(text: &str) -> Result<Most, String> {
@@ -118,7 +119,7 @@ fn most(text: &str) -> Result<Most, String> {
         text => text
             .parse()
             .map(|egress| Most(Some(egress)))
-            .map_err(|_| "must be open, none or default".into()),
+            .map_err(|why: proto::id::Invalid| format!("{why}; or `default`")),
     }
 }
 
@@ -297,14 +298,14 @@ fn show(team: &Team, output: Output) -> Result<(), Failure> {
     listing::table(output, table)
 }
 
-/// Most that the sandboxes of a team reach, in a word, and whether the team has it of its own.
-fn egress(team: &Team) -> (&'static str, bool) {
-    let (own, all) = (team.limits.unwrap_or_default(), team.effective.unwrap_or_default());
-    let most = match all.egress() {
-        wire::Egress::Unspecified | wire::Egress::Open => Egress::Open,
-        wire::Egress::None => Egress::None,
-    };
-    (most.word(), own.egress() != wire::Egress::Unspecified)
+/// Most that the sandboxes of a team reach, as it is typed, and whether the team has it of its own.
+fn egress(team: &Team) -> (String, bool) {
+    let own = team.limits.as_ref().is_some_and(|own| own.egress() != wire::Egress::Unspecified);
+    let most = team.effective.as_ref().map(|all| {
+        // What a later controller says is something tighter than open.
+        Egress::read(all.egress, &all.egress_names, "egress").unwrap_or(Some(Egress::None))
+    });
+    (most.flatten().unwrap_or_default().to_string(), own)
 }
 
 /// One limit of a team.
@@ -377,7 +378,8 @@ fn rated(
 
 /// Limits of a team, those of the list first.
 fn limits(team: &Team) -> [Row; 12] {
-    let (own, all) = (team.limits.unwrap_or_default(), team.effective.unwrap_or_default());
+    let of = |limits: &Option<wire::TeamLimits>| limits.clone().unwrap_or_default();
+    let (own, all) = (of(&team.limits), of(&team.effective));
     let used = team.usage.unwrap_or_default();
     let (creates, execs, changes) = (Some(used.creates), Some(used.execs), Some(used.changes));
     [

@@ -65,8 +65,8 @@ pub(crate) struct Wanted {
     /// Ask a DHCP server on the node's bridge for the address
     #[arg(long)]
     dhcp: bool,
-    /// Reach of a sandbox outside of itself: open or none [default: as the controller says]
-    #[arg(long, value_name = "open|none")]
+    /// Reach outside of itself: open, none or allow=NAME,NAME [default: as the controller says]
+    #[arg(long, value_name = "open|none|allow=NAMES")]
     egress: Option<Egress>,
     /// How long it lives.
     #[command(flatten)]
@@ -160,7 +160,8 @@ pub(super) async fn request(
         name: wanted.name.unwrap_or_default(),
         files,
         files_user: String::new(),
-        egress: wanted.egress.map(wire::Egress::from).unwrap_or_default().into(),
+        egress: wanted.egress.as_ref().map(wire::Egress::from).unwrap_or_default().into(),
+        egress_names: wanted.egress.as_ref().map(Egress::names).unwrap_or_default(),
     })
 }
 

@@ -35,6 +35,7 @@ pub struct Sandbox<'a> {
     expires_at: Option<String>,
     lifetime: Lifetime,
     egress: &'static str,
+    egress_names: &'a [String],
 }
 
 /// JSON of a lifetime; seconds, 0 is for ever.
@@ -136,6 +137,7 @@ pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
         expires_at: rfc3339(sandbox.expires_at),
         lifetime: lifetime(sandbox.lifetime),
         egress: egress(sandbox.egress()),
+        egress_names: &sandbox.egress_names,
     }
 }
 
@@ -145,6 +147,7 @@ pub fn egress(egress: wire::Egress) -> &'static str {
         wire::Egress::Unspecified => "",
         wire::Egress::Open => "open",
         wire::Egress::None => "none",
+        wire::Egress::Allow => "allow",
     }
 }
 

@@ -136,6 +136,7 @@ async fn get_shows_all_details_of_a_sandbox() {
         "cause": "", "stop_result": "", "expires_at": null,
         "lifetime": { "ttl_s": 0, "ttl_action": "pause", "idle_s": 0, "idle_action": "pause" },
         "egress": "open",
+        "egress_names": [],
     });
     assert_eq!(value, expected);
     assert!(fake.run(&["get", ID]).await.text().contains("node:       node2"));
@@ -287,6 +288,16 @@ async fn pause_resume_wake_on_and_egress_print_the_new_state() {
     assert_eq!(fake.run(&["egress", ID]).await.text(), format!("{ID} open\n"));
     assert_eq!(fake.run(&["egress", ID, "none"]).await.text(), format!("{ID} none\n"));
     assert_eq!(fake.run(&["egress", ID, "some"]).await.code, Some(2));
+    let listed = fake.run(&["egress", ID, "allow=GitHub.com,*.npmjs.org"]).await;
+    assert_eq!(listed.text(), format!("{ID} allow=*.npmjs.org,github.com\n"));
+    let value = fake.run(&["egress", "--json", ID, "allow=github.com"]).await.json();
+    assert_eq!(
+        (&value["egress"], &value["egress_names"]),
+        (&json!("allow"), &json!(["github.com"]))
+    );
+    for wrong in ["allow", "allow=", "allow=10.0.0.1", "allow=*.com"] {
+        assert_eq!(fake.run(&["egress", ID, wrong]).await.code, Some(2), "{wrong}");
+    }
     assert!(fake.run(&["get", ID]).await.text().contains("wake on:    http, exec"));
 }
 
@@ -487,6 +498,8 @@ async fn limits_of_a_team_are_shown_beside_their_use_and_set() {
     assert_eq!(value["max"]["egress"], "open");
     let closed = fake.run(&["team", "set", "acme", "--egress", "none", "--json"]).await.json();
     assert_eq!((&closed["own"], &closed["max"]["egress"]), (&json!(["egress"]), &json!("none")));
+    let set = ["team", "set", "acme", "--egress", "allow=github.com", "--json"];
+    assert_eq!(fake.run(&set).await.json()["max"]["egress"], "allow=github.com");
     assert_eq!(
         (&value["max"]["sandboxes"], &value["max"]["memory_mib"]),
         (&json!(null), &json!(81_920))

@@ -19,6 +19,7 @@ use proto::{
     id::SandboxId,
     name::{NodeName, Port, ServiceName, SnapshotId},
     sandbox::v1 as api,
+    spec::Egress,
 };
 use tonic::{Request, Status, transport::Channel};
 
@@ -276,11 +277,16 @@ impl Client {
     pub async fn recover(
         &self,
         epoch: u64,
-        (vmid, egress): (u32, api::Egress),
+        (vmid, egress): (u32, Option<&Egress>),
         dry_run: bool,
     ) -> Result<api::Sandbox> {
-        let egress = egress.into();
-        let request = wire::RecoverSandboxRequest { epoch, vmid, dry_run, egress };
+        let request = wire::RecoverSandboxRequest {
+            epoch,
+            vmid,
+            dry_run,
+            egress: egress.map(api::Egress::from).unwrap_or_default().into(),
+            egress_names: egress.map(Egress::names).unwrap_or_default(),
+        };
         sandbox(
             call(Call::RecoverSandbox, QUICK, self.agent().recover_sandbox(request)).await?.sandbox,
         )

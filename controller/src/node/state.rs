@@ -3,7 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use daemon::{peer::Validity, sync::Mutex};
-use proto::{agent::v1::HelloResponse, id::SandboxId, name::NodeName, sandbox::v1::NodeLoad};
+use proto::{
+    agent::v1::HelloResponse,
+    id::SandboxId,
+    name::NodeName,
+    sandbox::v1::{self as wire, NodeLoad},
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -45,9 +50,18 @@ pub(super) struct State {
     pub(super) synced: bool,
     /// Whether it has answered us before; a higher epoch there then means that we were replaced.
     handshaken: bool,
-    /// Whether it can keep a sandbox from reaching anything, by its first answer over this connection;
-    /// `None` without a connection: it may come back with an older agent.
-    closes_egress: Option<bool>,
+    /// What it can keep sandboxes from, by its first answer over this connection; `None` without a
+    /// connection: it may come back with an older agent.
+    keeps: Option<Keeps>,
+}
+
+/// What a node can keep a sandbox from.
+#[derive(Debug, Clone, Copy)]
+struct Keeps {
+    /// From reaching anything.
+    closed: bool,
+    /// From reaching more than the names of a list.
+    to_names: bool,
 }
 
 /// State of a node for operators.
@@ -109,14 +123,20 @@ impl Node {
         let mut state = self.state.lock();
         hello.version.clone_into(&mut state.version);
         state.journal_id = hello.journal_id.as_str().into();
-        state.closes_egress = Some(hello.closes_egress);
+        state.keeps = Some(Keeps { closed: hello.closes_egress, to_names: hello.filters_egress });
         state.first_report = true;
         std::mem::replace(&mut state.handshaken, true)
     }
 
-    /// Returns whether it can keep a sandbox from reaching anything; `None` while it is not connected.
-    pub fn closes_egress(&self) -> Option<bool> {
-        self.state.lock().closes_egress
+    /// Returns whether it can keep a sandbox with this egress from reaching more: an older agent, or
+    /// one that does not isolate, would let it. `None` while it is not connected.
+    pub fn keeps_to(&self, egress: wire::Egress) -> Option<bool> {
+        let keeps = self.state.lock().keeps;
+        match egress {
+            wire::Egress::Unspecified | wire::Egress::Open => Some(true),
+            wire::Egress::None => keeps.map(|keeps| keeps.closed),
+            wire::Egress::Allow => keeps.map(|keeps| keeps.closed && keeps.to_names),
+        }
     }
 
     /// Returns the journal of its revisions.
@@ -154,7 +174,7 @@ impl Node {
         let changed = state.down.is_some() != down.is_some();
         state.synced |= down.is_none();
         if down.is_some() {
-            state.closes_egress = None;
+            state.keeps = None;
         }
         state.down = down;
         changed

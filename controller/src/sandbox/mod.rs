@@ -258,7 +258,7 @@ impl Sandboxes {
             writers: Mutex::new(Shares::new(create::WRITERS)),
             names: KeyedLock::default(),
             requests: KeyedLock::default(),
-            quotas: Arc::new(Quotas::new(options.limits)),
+            quotas: Arc::new(Quotas::new(options.limits.clone())),
             options,
             retention,
             writing: tokio::sync::Mutex::default(),

@@ -89,7 +89,7 @@ impl AccessStore for Memory {
 
     async fn team_limits(&self) -> Result<Vec<(Team, TeamLimits)>> {
         let tables = self.tables.lock();
-        Ok(tables.limits.iter().map(|(team, limits)| (team.clone(), *limits)).collect())
+        Ok(tables.limits.iter().map(|(team, limits)| (team.clone(), limits.clone())).collect())
     }
 
     async fn token_teams(&self) -> Result<Vec<Team>> {

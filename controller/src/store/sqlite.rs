@@ -383,7 +383,7 @@ impl Store for Sqlite {
     }
 
     async fn event_counts(&self) -> Result<Vec<(Option<Team>, u64)>> {
-        self.read(retention::counts).await
+        self.read(|db| retention::counts(db)).await
     }
 
     async fn events_of_team(&self, team: &Team) -> Result<u64> {

@@ -119,7 +119,7 @@ async fn limits_of_teams(store: &dyn Store) -> Result<()> {
     store.put_team_limits(&red, first).await?;
     store.put_team_limits(&blue, TeamLimits::stored("cpu_cores=none")).await?;
     let second = TeamLimits::stored("sandboxes=6");
-    store.put_team_limits(&red, second).await?;
+    store.put_team_limits(&red, second.clone()).await?;
     let all = store.team_limits().await?;
     assert_eq!(all, [(blue, TeamLimits::stored("cpu_cores=none")), (red, second)]);
     Ok(())

@@ -105,6 +105,111 @@ async fn get_or_create_compares_the_egress_that_is_asked_for() {
     assert!(other.message().contains("egress"), "{other}");
 }
 
+fn listing(request_id: &str, names: &[&str]) -> CreateSandboxRequest {
+    let egress_names = names.iter().map(|name| (*name).to_owned()).collect();
+    CreateSandboxRequest { egress_names, ..asking(request_id, Egress::Allow) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn list_is_kept_within_the_list_of_its_team() {
+    let lab = Lab::new().await;
+    let made = async |request| create(&mut lab.api(), request).await;
+    let free =
+        made(listing("r1", &["GitHub.com", "*.npmjs.org", "github.com"])).await.expect("made");
+    assert_eq!(free.egress(), Egress::Allow);
+    assert_eq!(free.egress_names, ["*.npmjs.org", "github.com"], "in the normal form");
+    made(listing("r2", &[])).await.expect_err("no names");
+    made(listing("r3", &["10.0.0.1"])).await.expect_err("an address");
+    let stray = CreateSandboxRequest { egress: Egress::Open.into(), ..listing("r4", &["a.b"]) };
+    made(stray).await.expect_err("names without a list");
+
+    let limits = proto::sandbox::v1::TeamLimits {
+        egress: Egress::Allow.into(),
+        egress_names: vec!["*.npmjs.org".into(), "pypi.org".into()],
+        ..Default::default()
+    };
+    let team = TeamMessage { name: "red".into(), limits: Some(limits), ..Default::default() };
+    let update_mask = Some(prost_types::FieldMask { paths: vec!["limits.egress".into()] });
+    let set = lab.operator().update_team(UpdateTeamRequest { team: Some(team), update_mask }).await;
+    let effective = set.expect("set").into_inner().team.and_then(|team| team.effective);
+    assert_eq!(effective.expect("limits").egress_names, ["*.npmjs.org", "pypi.org"]);
+    let whole = made(asking("r5", Egress::Unspecified)).await.expect("made");
+    assert_eq!(whole.egress_names, ["*.npmjs.org", "pypi.org"], "the maximum");
+    let part = made(listing("r6", &["cdn.npmjs.org"])).await.expect("made");
+    assert_eq!(part.egress_names, ["cdn.npmjs.org"]);
+    assert_eq!(made(asking("r7", Egress::None)).await.expect("made").egress(), Egress::None);
+    for wrong in
+        [listing("r8", &["github.com"]), listing("r9", &["npmjs.org"]), asking("ra", Egress::Open)]
+    {
+        let refused = made(wrong).await.expect_err("too much");
+        assert_eq!(reason(&refused), Some(Reason::EgressRefused), "{refused}");
+    }
+
+    // A change is held to the same, and names both fields at once.
+    let change = async |names: &[&str]| {
+        let change = Sandbox {
+            id: free.id.clone(),
+            egress: Egress::Allow.into(),
+            egress_names: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Sandbox::default()
+        };
+        let changed = lab.api().update_sandbox(update::request(change, &["egress"])).await?;
+        Ok::<_, Status>(changed.into_inner().sandbox.expect("a sandbox").egress_names)
+    };
+    assert_eq!(change(&["pypi.org"]).await.expect("tighter"), ["pypi.org"]);
+    let refused = change(&["github.com"]).await.expect_err("too much");
+    assert_eq!(reason(&refused), Some(Reason::EgressRefused));
+    assert_eq!(lab.change(&free.id, Egress::None).await.expect("tighter"), Egress::None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn get_or_create_compares_lists_by_their_names() {
+    let lab = Lab::new().await;
+    let get = async |request_id, names: &[&str]| {
+        let create = CreateSandboxRequest { name: "web".into(), ..listing(request_id, names) };
+        let request = GetOrCreateSandboxRequest { create: Some(create) };
+        let answer = lab.api().get_or_create_sandbox(request).await?;
+        Ok::<_, Status>(answer.into_inner().sandbox.expect("a sandbox").id)
+    };
+    let made = get("r1", &["b.c", "a.b"]).await.expect("made");
+    assert_eq!(get("r2", &["A.b", "b.c"]).await.expect("the same"), made);
+    let other = get("r3", &["a.b"]).await.expect_err("another one");
+    assert_eq!(reason(&other), Some(Reason::NameTaken));
+}
+
+#[tokio::test(start_paused = true)]
+async fn list_goes_to_no_node_that_cannot_keep_to_it() {
+    let mut lab = Lab::new().await;
+    let (last, others) = lab.agents.split_last().expect("some");
+    for agent in others {
+        agent.faults(|faults| faults.filters_nothing = true);
+    }
+    let able = last.clone();
+    lab.start().await;
+    for number in 0..4 {
+        let name = format!("r{number}");
+        let sandbox = create(&mut lab.api(), listing(&name, &["a.b"])).await.expect("made");
+        assert_eq!(sandbox.node, able.name().to_string());
+    }
+    for agent in &lab.agents {
+        if agent.name() != able.name() {
+            assert_eq!(agent.received(), [], "it was not even asked");
+        }
+    }
+    // They still close sandboxes, and a sandbox there gets no list.
+    let elsewhere = lab.agents.first().expect("one").name().to_string();
+    let closed = CreateSandboxRequest { node: elsewhere, ..asking("r9", Egress::None) };
+    let closed = create(&mut lab.api(), closed).await.expect("made");
+    let change = Sandbox {
+        id: closed.id,
+        egress: Egress::Allow.into(),
+        egress_names: vec!["a.b".into()],
+        ..Sandbox::default()
+    };
+    let refused = lab.api().update_sandbox(update::request(change, &["egress"])).await;
+    assert_eq!(reason(&refused.expect_err("refused")), Some(Reason::IsolationFailed));
+}
+
 #[tokio::test(start_paused = true)]
 async fn closed_sandbox_goes_to_no_node_that_cannot_close_it() {
     let mut lab = Lab::new().await;

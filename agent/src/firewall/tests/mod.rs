@@ -9,7 +9,7 @@ use std::{
 
 use proto::spec::Egress;
 
-use super::{Entry, Firewall as _, Grounds, Rules, nft::NftFirewall, render::TABLE};
+use super::{Entry, Firewall as _, Grant, Grounds, Rules, nft::NftFirewall, render::TABLE};
 
 pub(super) fn grounds() -> Grounds {
     Grounds {
@@ -108,7 +108,12 @@ async fn rules_are_applied_changed_and_put_back() {
     // A change is as good as a replacement.
     let dhcp = Entry { ip: None, dhcp: true, ..entry(3) };
     let closed = Entry { egress: Egress::None, ..entry(2) };
-    let two = rules([(100_002, closed), (100_004, entry(4)), (100_003, dhcp)]);
+    let two = rules([
+        (100_002, closed),
+        (100_004, entry(4)),
+        (100_003, dhcp),
+        (100_005, listed("allow=a.b")),
+    ]);
     firewall.apply(&two).await.expect("changed");
     assert_eq!(firewall.check().await, Ok(None));
     let list = || namespace.run("list ruleset");
@@ -127,6 +132,9 @@ async fn rules_are_applied_changed_and_put_back() {
         format!("flush chain bridge {TABLE} source"),
         format!("delete element inet {TABLE} closed_egress {{ 10.100.1.2 }}"),
         format!("add element inet {TABLE} name_servers {{ 10.9.9.9 }}"),
+        "delete element inet pve_sandbox_names listed { 10.100.1.5 }".to_owned(),
+        "flush chain inet pve_sandbox_names asking".to_owned(),
+        "delete table bridge pve_sandbox_names".to_owned(),
         format!("delete table bridge {TABLE}"),
         "flush ruleset".to_owned(),
     ] {
@@ -143,6 +151,70 @@ async fn rules_are_applied_changed_and_put_back() {
     std::fs::write(&setting, "0\n").expect("written");
     let found = fresh.check().await.expect("listed").expect("a difference");
     assert!(found.contains("no_linklocal_learn"), "{found}");
+}
+
+fn listed(names: &str) -> Entry {
+    Entry { egress: names.parse().expect("an egress"), ..entry(5) }
+}
+
+fn grant(name: &str, last: u8) -> Grant {
+    let (sandbox, address) = ([10, 100, 1, 5].into(), [93, 184, 216, last].into());
+    Grant { sandbox, name: name.to_owned(), address }
+}
+
+#[tokio::test]
+async fn addresses_of_names_come_go_and_outlive_the_agent() {
+    if !nix::unistd::geteuid().is_root() {
+        // Making a namespace requires root.
+        return;
+    }
+    let (namespace, net) = (Namespace::new(), tempfile::tempdir().expect("a directory"));
+    let firewall = NftFirewall::of(net.path(), &namespace.nft());
+    firewall.can_allow(&grounds()).await.expect("this kernel has all that it takes");
+    assert_eq!(namespace.run("list ruleset"), "", "it was tried only");
+    let with = |names: &str| rules([(100_005, listed(names)), (100_002, entry(2))]);
+    firewall.apply(&with("allow=a.b,c.d")).await.expect("applied");
+    let grants = [grant("a.b", 1), grant("c.d", 2), grant("e.f", 3)];
+    firewall.allow(&grants).await.expect("allowed");
+    firewall.allow(&grants[..1]).await.expect("once more");
+    let has = |last: u8| {
+        ["bridge", "inet"].map(|family| {
+            let set = namespace.run(&format!("list set {family} pve_sandbox_names allowed"));
+            set.contains(&format!("10.100.1.5 . 93.184.216.{last} "))
+        })
+    };
+    assert_eq!([has(1), has(2), has(3)], [[true; 2], [true; 2], [false; 2]]);
+    assert_eq!(firewall.check().await, Ok(None), "they are no difference");
+    // Another sandbox's change and a repair leave them.
+    firewall.apply(&rules([(100_005, listed("allow=a.b,c.d"))])).await.expect("changed");
+    namespace.run("flush chain inet pve_sandbox_names named");
+    assert!(firewall.check().await.expect("listed").is_some());
+    firewall.apply(&with("allow=a.b,c.d")).await.expect("put back");
+    assert_eq!([has(1), has(2)], [[true; 2]; 2]);
+    // A tighter list takes one away, though the kernel may have forgotten it.
+    namespace.run("flush set bridge pve_sandbox_names allowed");
+    firewall.apply(&with("allow=a.b")).await.expect("tightened");
+    assert_eq!([has(1), has(2)], [[false, true], [false; 2]]);
+    firewall.allow(&[grant("c.d", 2), grant("a.b", 1)]).await.expect("as far as allowed");
+    assert_eq!([has(1), has(2)], [[true; 2], [false; 2]]);
+    // The next agent keeps it under the same list, and not under another.
+    let next = NftFirewall::of(net.path(), &namespace.nft());
+    next.apply(&with("allow=a.b")).await.expect("applied");
+    assert_eq!(has(1), [true; 2]);
+    let other = NftFirewall::of(net.path(), &namespace.nft());
+    other.apply(&with("allow=a.b,c.d")).await.expect("applied");
+    assert_eq!(has(1), [false; 2]);
+    // After a flush, what was answered lately comes back.
+    other.allow(&[grant("a.b", 1)]).await.expect("allowed");
+    namespace.run("flush ruleset");
+    assert!(other.allow(&[grant("c.d", 2)]).await.is_err(), "there are no tables");
+    other.check().await.expect("listed").expect("a difference");
+    other.apply(&with("allow=a.b,c.d")).await.expect("put back");
+    assert_eq!(has(1), [true; 2]);
+    // Without a list there are no tables of names.
+    other.apply(&rules([(100_002, entry(2))])).await.expect("changed");
+    assert!(!namespace.run("list ruleset").contains("pve_sandbox_names"));
+    assert_eq!(other.check().await, Ok(None));
 }
 
 #[tokio::test]

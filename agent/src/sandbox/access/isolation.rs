@@ -18,6 +18,7 @@ use proto::{
     spec::{Egress, Network},
 };
 
+use super::names::Resolver;
 use crate::{
     firewall::{self, Entry, Firewall, Grounds, Rules},
     journal::Record,
@@ -32,8 +33,9 @@ use crate::{
 /// Isolation of a node's sandboxes, with what it remembers.
 #[derive(Debug)]
 pub struct Isolation {
-    firewall: Arc<dyn Firewall>,
+    pub(super) firewall: Arc<dyn Firewall>,
     grounds: Grounds,
+    pub(super) resolver: Mutex<Resolver>,
     /// Held while rules are made and applied, so that older ones never replace newer ones.
     turn: tokio::sync::Mutex<()>,
     memory: Mutex<Memory>,
@@ -65,8 +67,8 @@ struct Connected {
 impl Sandboxes {
     /// Isolates the sandboxes by this firewall from now on. Only the first call counts.
     pub fn isolate_by(&self, firewall: Arc<dyn Firewall>, grounds: Grounds) {
-        let (turn, memory) = Default::default();
-        drop(self.isolation.set(Isolation { firewall, grounds, turn, memory }));
+        let (resolver, turn, memory) = Default::default();
+        drop(self.isolation.set(Isolation { firewall, grounds, resolver, turn, memory }));
     }
 
     /// Isolates a sandbox whose container is about to start, and all others.
@@ -79,7 +81,7 @@ impl Sandboxes {
         record: &Record,
         config: &ContainerConfig,
     ) -> Result<()> {
-        self.check_egress(record.egress)?;
+        self.check_egress(&record.egress)?;
         let Some(isolation) = self.isolation.get() else { return Ok(()) };
         self.check_interfaces(record.vmid, config)?;
         isolation.memory.lock().starting.insert(record.id);
@@ -167,16 +169,6 @@ impl Sandboxes {
         self.isolation.get().is_some()
     }
 
-    /// Refuses a sandbox that this node cannot keep from reaching what it shall not reach.
-    pub(in crate::sandbox) fn check_egress(&self, egress: Egress) -> Result<()> {
-        if egress == Egress::Open || self.isolates() {
-            return Ok(());
-        }
-        let message =
-            "sandboxes of this node are not isolated (network.isolation), so none can be closed";
-        Err(Error::new(Reason::IsolationFailed, message))
-    }
-
     /// Refuses creations while the rules are not in force.
     pub(in crate::sandbox) fn check_isolation_works(&self) -> Result<()> {
         let broken = self.isolation.get().and_then(|one| one.memory.lock().broken.clone());
@@ -187,9 +179,13 @@ impl Sandboxes {
     pub(in crate::sandbox) async fn isolation_findings(&self) -> Vec<Finding> {
         let Some(isolation) = self.isolation.get() else {
             let live = self.live().into_iter();
-            let open = live.filter(|record| record.phase.is_up() && record.egress == Egress::None);
-            let detail = "its egress is `none`, and sandboxes of this node are not isolated";
-            return open.map(|record| Finding::new(Invariant::I5, record.id, detail)).collect();
+            let open = live.filter(|record| record.phase.is_up() && record.egress != Egress::Open);
+            let finding = |record: Arc<Record>| {
+                let word = record.egress.word();
+                let detail = format!("its egress is `{word}`, and this node isolates no sandboxes");
+                Finding::new(Invariant::I5, record.id, detail)
+            };
+            return open.map(finding).collect();
         };
         let subject = self.pve.node();
         let (restored, broken) = {
@@ -210,7 +206,8 @@ impl Sandboxes {
                           not limited";
             Finding::new(Invariant::Unchecked, subject, detail)
         });
-        restored.into_iter().chain(broken).chain(uncounted).collect()
+        let silent = self.resolver_finding().map(|why| Finding::new(Invariant::I5, subject, why));
+        restored.into_iter().chain(broken).chain(uncounted).chain(silent).collect()
     }
 
     /// Makes the rules for the records as they are.
@@ -240,7 +237,7 @@ impl Sandboxes {
                 mac,
                 ip: record.lease(),
                 dhcp: record.network == Network::Dhcp,
-                egress: record.egress,
+                egress: self.egress_here(record),
             };
             rules.sandboxes.insert(record.vmid, entry);
         }
@@ -272,7 +269,8 @@ impl Sandboxes {
 }
 
 impl Isolation {
-    fn grounds(&self) -> Grounds {
+    /// Returns the addresses that the rules are about, with the nodes that are known by now.
+    pub(super) fn grounds(&self) -> Grounds {
         let nodes = self.memory.lock().nodes.iter().copied().map(Ipv4Net::from).collect();
         let mut grounds = self.grounds.clone();
         grounds.closed = &grounds.closed | &nodes;

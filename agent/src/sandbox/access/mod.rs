@@ -4,4 +4,5 @@ pub(super) mod expose;
 pub mod files;
 pub mod isolation;
 pub mod kill_connections;
+mod names;
 pub(super) mod wake;

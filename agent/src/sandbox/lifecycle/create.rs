@@ -16,7 +16,7 @@ use proto::{
     Cause, Progress, Reason,
     id::{SandboxRef, Vmid},
     sandbox::v1::StopResult,
-    spec::{Network, Size},
+    spec::{Egress, Network, Size},
 };
 use tokio::time::Instant;
 
@@ -117,7 +117,7 @@ impl Sandboxes {
         let template = template?;
         fit?;
         self.check_isolation_works()?;
-        self.check_egress(order.spec.egress.unwrap_or_default())?;
+        self.check_resolver(order.spec.egress.as_ref().unwrap_or(&Egress::Open))?;
         if self.network_of(order.spec.network)? == Network::Dhcp {
             let bridge = template.bridge.as_deref().unwrap_or(&self.options.network.name);
             self.check_dhcp_bridge(bridge)?;
@@ -218,7 +218,7 @@ impl Sandboxes {
             network,
             ip: None,
             ip_granted: false,
-            egress: spec.egress.unwrap_or_default(),
+            egress: spec.egress.clone().unwrap_or_default(),
             services: spec.services.clone(),
             name: spec.name.clone(),
             metadata: spec.metadata.clone(),

@@ -28,10 +28,11 @@ impl Sandboxes {
         update: Update,
     ) -> Result<Arc<Record>, Error> {
         let now = self.clock.moment();
-        let egress = update.egress.map(Option::unwrap_or_default);
-        if let Some(egress) = egress {
-            self.check_egress(egress)?;
-            if egress == Egress::None
+        let egress = update.egress.clone().map(Option::unwrap_or_default);
+        let follows = egress.is_some();
+        if let Some(egress) = &egress {
+            self.check_resolver(egress)?;
+            if *egress != Egress::Open
                 && let Some(Known::Live(record)) = self.known(&SandboxRef::Id(*id))
                 && let Some(config) = self.pve.config(record.vmid).await?
             {
@@ -52,11 +53,13 @@ impl Sandboxes {
                 wake_on.http = asked.http.unwrap_or(wake_on.http);
                 wake_on.ssh = asked.ssh.unwrap_or(wake_on.ssh);
                 wake_on.exec = asked.exec.unwrap_or(wake_on.exec);
-                record.egress = egress.unwrap_or(record.egress);
+                if let Some(egress) = &egress {
+                    record.egress.clone_from(egress);
+                }
                 Ok(())
             })
             .await?;
-        if egress.is_some() {
+        if follows {
             // The record stands: if this fails, each pass of the reconciler tries again.
             self.isolate().await?;
         }

@@ -72,7 +72,7 @@ impl Sandboxes {
             };
         }
         let config = self.container(vmid).await?;
-        self.check_egress(egress)?;
+        self.check_resolver(&egress)?;
         if let Some(Known::Live(record)) = self.known(&SandboxRef::Vmid(vmid)) {
             let why = format!("container {vmid} is {} already", record.id);
             return Err(Error::new(Reason::SandboxKnown, why));

@@ -39,8 +39,8 @@ impl Sandboxes {
         dry_run: bool,
     ) -> Result<Arc<Record>> {
         let config = self.container(vmid).await?;
-        self.check_egress(egress)?;
-        if egress == Egress::None {
+        self.check_resolver(&egress)?;
+        if egress != Egress::Open {
             self.check_interfaces(vmid, &config)?;
         }
         let mark = config.mark().filter(|mark| mark.vmid == vmid && !config.is_template());
@@ -92,7 +92,7 @@ impl Sandboxes {
             Ok(record)
         });
         let written = written.await.ok_or_else(lost)?;
-        if written.as_ref().is_ok_and(|record| record.egress == Egress::None) {
+        if written.as_ref().is_ok_and(|record| record.egress != Egress::Open) {
             // The record stands: if this fails, each pass of the reconciler tries again.
             self.isolate().await?;
         }

@@ -155,7 +155,7 @@ impl Node {
     /// Reach of the sandbox of the record by the rules.
     fn lets_reach(&self, firewall: &MemoryFirewall, record: &Record) -> Option<Egress> {
         let rules = firewall.rules()?;
-        rules.sandboxes.get(&record.vmid).map(|entry| entry.egress)
+        rules.sandboxes.get(&record.vmid).map(|entry| entry.egress.clone())
     }
 }
 
@@ -171,7 +171,7 @@ async fn closed_sandbox_is_closed_from_its_start_and_after_a_restart_of_the_agen
     closed.spec.egress = Some(Egress::None);
     let record = node.sandboxes.create(closed, LONG).await.expect("made");
     let open = node.running(2).await;
-    assert_eq!((record.phase, record.egress), (Phase::Running, Egress::None));
+    assert_eq!((record.phase, &record.egress), (Phase::Running, &Egress::None));
     assert_eq!(node.lets_reach(&firewall, &record), Some(Egress::None));
     assert_eq!(node.lets_reach(&firewall, &open), Some(Egress::Open));
 
@@ -201,6 +201,76 @@ async fn egress_of_a_running_sandbox_can_be_changed() {
     firewall.set_failing(false);
     node.reconcile().await;
     assert_eq!(node.lets_reach(&firewall, &record), Some(Egress::None));
+}
+
+fn list(names: &str) -> Egress {
+    format!("allow={names}").parse().expect("a list")
+}
+
+fn listed(number: u8, names: &str) -> Order {
+    let mut order = order(number);
+    order.spec.egress = Some(list(names));
+    order
+}
+
+#[tokio::test(start_paused = true)]
+async fn sandbox_with_a_list_needs_a_resolver_that_answers() {
+    let mut node = Node::new().await;
+    let firewall = node.isolated();
+    for resolver in [false, true] {
+        if resolver {
+            node.sandboxes.expect_resolver();
+        }
+        assert_eq!(node.sandboxes.filters_egress(), resolver);
+        let error = node.sandboxes.create(listed(1, "a.b"), LONG).await.expect_err("refused");
+        assert_eq!(error.reason, Reason::IsolationFailed);
+    }
+    node.sandboxes.resolver_answers(true);
+    let record = node.sandboxes.create(listed(1, "a.b,*.c.d"), LONG).await.expect("made");
+    assert_eq!(node.lets_reach(&firewall, &record), Some(list("*.c.d,a.b")));
+    let ip = record.lease().expect("an address");
+    let (id, known) = node.sandboxes.allow_list_of(ip).expect("a list");
+    assert!(id == record.id && known.allows("a.b"));
+    let open = node.running(2).await;
+    assert_eq!(node.sandboxes.allow_list_of(open.lease().expect("an address")), None);
+
+    // It runs on without answers, which is told; and it is what it was after a restart.
+    node.sandboxes.resolver_answers(false);
+    let (findings, _) = node.sandboxes.check().await;
+    assert!(findings.iter().any(|one| one.detail.contains("allow-list")), "{findings:?}");
+    node.restart().await;
+    let firewall = node.isolated();
+    node.sandboxes.expect_resolver();
+    node.reconcile().await;
+    assert_eq!(node.lets_reach(&firewall, &record), Some(list("*.c.d,a.b")));
+    assert_eq!(node.lets_reach(&firewall, &open), Some(Egress::Open));
+}
+
+#[tokio::test(start_paused = true)]
+async fn addresses_follow_the_list_of_a_running_sandbox() {
+    let node = Node::new().await;
+    let firewall = node.isolated();
+    node.sandboxes.expect_resolver();
+    node.sandboxes.resolver_answers(true);
+    let record = node.sandboxes.create(listed(1, "a.b,c.d"), LONG).await.expect("made");
+    let sandbox = record.lease().expect("an address");
+    let grant = |name: &str, last: u8| crate::firewall::Grant {
+        sandbox,
+        name: name.to_owned(),
+        address: [93, 184, 216, last].into(),
+    };
+    node.sandboxes.allow(&[grant("a.b", 1), grant("c.d", 2), grant("e.f", 3)]).await.expect("some");
+    let allowed = || firewall.allowed(sandbox).iter().map(|ip| ip.octets()[3]).collect::<Vec<_>>();
+    assert_eq!(allowed(), [1, 2]);
+    let tighter = node.sandboxes.update(&record.id, egress(list("c.d"))).await.expect("tighter");
+    assert_eq!(tighter.egress, list("c.d"));
+    assert_eq!(allowed(), [2]);
+    node.sandboxes.update(&record.id, egress(Egress::Open)).await.expect("open");
+    node.sandboxes.update(&record.id, egress(list("c.d"))).await.expect("closed again");
+    assert_eq!(allowed(), [] as [u8; 0]);
+    assert!(node.sandboxes.is_within_reach([93, 184, 216, 1].into()));
+    assert!(!node.sandboxes.is_within_reach([10, 0, 0, 5].into()));
+    assert!(!node.sandboxes.is_within_reach([169, 254, 169, 254].into()));
 }
 
 #[tokio::test(start_paused = true)]

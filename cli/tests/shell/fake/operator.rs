@@ -16,7 +16,7 @@ fn team(name: &str, own: Option<proto::limits::TeamLimits>) -> Team {
     let defaults = proto::limits::TeamLimits::stored("sandboxes=20 creates=10/hour streams=4096");
     Team {
         name: name.into(),
-        limits: Some(own.into()),
+        limits: Some(own.clone().into()),
         effective: Some(own.or(defaults).into()),
         usage: Some(TeamUsage {
             sandboxes: 3,

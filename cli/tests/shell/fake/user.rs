@@ -229,7 +229,7 @@ impl SandboxService for Service {
             old.size = update.size.map(|size| size.or(before.into()).into()).or(old.size);
             old.metadata = update.metadata_of(&old.metadata).unwrap_or_default();
             if update.egress.is_some() {
-                old.egress = new.egress;
+                (old.egress, old.egress_names) = (new.egress, new.egress_names);
             }
             if let Some(name) = update.name {
                 old.name = name.map(String::from).unwrap_or_default();

@@ -66,6 +66,8 @@ pub struct Faults {
     pub opens: bool,
     /// Reports no commands, as agents of before.
     pub tells_no_commands: bool,
+    /// Whether it keeps no sandbox to an allow-list.
+    pub filters_nothing: bool,
 }
 
 /// Point at which the connection breaks.

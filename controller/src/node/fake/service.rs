@@ -90,6 +90,7 @@ impl FakeAgent {
             services: spec.services,
             name: spec.name,
             egress: if faults.opens { api::Egress::Unspecified.into() } else { spec.egress },
+            egress_names: spec.egress_names.clone(),
             metadata: spec.metadata,
             attempt: order.attempt,
             request_id: order.request_id.clone(),
@@ -217,6 +218,7 @@ impl AgentService for Service {
             vmid_first: 0,
             vmid_last: 0,
             closes_egress: !world.faults.isolates_nothing,
+            filters_egress: !world.faults.filters_nothing,
         }))
     }
 
@@ -380,7 +382,7 @@ impl AgentService for Service {
         sandbox.lifetime = new.lifetime.or(sandbox.lifetime);
         sandbox.wake_on = new.wake_on.or(sandbox.wake_on);
         if update.egress.is_some() {
-            sandbox.egress = new.egress;
+            (sandbox.egress, sandbox.egress_names) = (new.egress, new.egress_names);
         }
         Ok(Response::new(UpdateSandboxResponse { sandbox: Some(self.0.put(sandbox)) }))
     }

@@ -17,7 +17,11 @@ use super::Change;
 use crate::{
     inventory::Entry,
     node::Client,
-    sandbox::{Caller, Result, Sandboxes, WAIT, quota::Admitted, stopping},
+    sandbox::{
+        Caller, Result, Sandboxes, WAIT,
+        quota::{Admitted, can_keep_to},
+        stopping,
+    },
 };
 
 const UPDATE: Change = Change {
@@ -53,8 +57,14 @@ impl Sandboxes {
         if let Some(size) = update.size {
             check_disk(has, size)?;
         }
-        if let (Some(asked), Some(sandbox)) = (update.egress, &mut request.sandbox) {
-            sandbox.set_egress(self.egress(&entry.team, asked)?.into());
+        if let (Some(asked), Some(sandbox)) = (&update.egress, &mut request.sandbox) {
+            let egress = self.egress(&entry.team, asked.clone())?;
+            let node = entry.node.as_ref().and_then(|node| self.nodes.get(node));
+            if let Some(node) = node.filter(|node| node.down().is_none()) {
+                can_keep_to(&node, (&egress).into())?;
+            }
+            sandbox.set_egress((&egress).into());
+            sandbox.egress_names = egress.names();
         }
         // What it is called may change while this waits for a name.
         let id = entry.id;

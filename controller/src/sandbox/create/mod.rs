@@ -12,8 +12,8 @@ use proto::{
     Progress, Reason,
     id::{Invalid, SandboxId},
     name::Preset,
-    sandbox::v1::{self as wire, CreateSandboxRequest, EventKind, Phase, Sandbox},
-    spec::{Size, Spec},
+    sandbox::v1::{CreateSandboxRequest, EventKind, Phase, Sandbox},
+    spec::{Egress, Size, Spec},
 };
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -180,7 +180,8 @@ impl Sandboxes {
             return Ok((Accepted::Taken(Box::new(row)), None));
         }
         let egress = self.egress(&team, spec.egress)?;
-        (request.egress, spec.egress) = (wire::Egress::from(egress).into(), Some(egress));
+        request.set_egress((&egress).into());
+        (request.egress_names, spec.egress) = (egress.names(), Some(egress));
         let has_files = files.is_some();
         let created_ms = self.clock.now_ms();
         let id = self.new_id(created_ms);
@@ -355,7 +356,7 @@ fn differences(one: &CreateSandboxRequest, other: &CreateSandboxRequest) -> Vec<
         ("env", one.env != other.env),
         ("network", one.network != other.network),
         ("services", one.services != other.services),
-        ("egress", reaches_otherwise(one.egress, other.egress)),
+        ("egress", reaches_otherwise((one.egress, &one.egress_names), other)),
         ("node", one.node != other.node),
         ("lifetime", one.lifetime.unwrap_or_default() != other.lifetime.unwrap_or_default()),
         (
@@ -377,7 +378,7 @@ fn known_differences(sandbox: &Sandbox, request: &CreateSandboxRequest) -> Vec<&
         ("snapshot_id", sandbox.snapshot_id != request.snapshot_id),
         ("size", wants.or(has) != has),
         ("metadata", sandbox.metadata != request.metadata),
-        ("egress", reaches_otherwise(sandbox.egress, request.egress)),
+        ("egress", reaches_otherwise((sandbox.egress, &sandbox.egress_names), request)),
         ("node", !request.node.is_empty() && sandbox.node != request.node),
     ];
     fields.into_iter().filter(|(_, differ)| *differ).map(|(field, _)| field).collect()
@@ -385,10 +386,13 @@ fn known_differences(sandbox: &Sandbox, request: &CreateSandboxRequest) -> Vec<&
 
 /// Returns true when a request asks for an egress that a sandbox was not created with. Those of
 /// before had no other than OPEN.
-fn reaches_otherwise(has: i32, wants: i32) -> bool {
-    let (open, unspecified) = (i32::from(wire::Egress::Open), i32::from(wire::Egress::Unspecified));
-    let has = if has == unspecified { open } else { has };
-    wants != unspecified && wants != has
+fn reaches_otherwise((has, names): (i32, &[String]), wants: &CreateSandboxRequest) -> bool {
+    let has = Egress::read(has, names, "egress").map(Option::unwrap_or_default);
+    match Egress::read(wants.egress, &wants.egress_names, "egress") {
+        Ok(None) => false,
+        Ok(Some(wants)) => has != Ok(wants),
+        Err(_) => true,
+    }
 }
 
 /// Turns a creation's result into an answer: its failure is an error, the sandbox's later life not.
@@ -420,6 +424,7 @@ pub(super) fn placeholder(row: &Row, request: &CreateSandboxRequest) -> Sandbox 
         snapshot_id: request.snapshot_id.clone(),
         size: request.size,
         egress: request.egress,
+        egress_names: request.egress_names.clone(),
         metadata: request.metadata.clone(),
         created_at: Some(timestamp(row.created_ms)),
         attempt: row.attempt,

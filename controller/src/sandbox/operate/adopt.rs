@@ -11,10 +11,9 @@ use proto::{
     sandbox::v1::{self as wire, EventKind, Sandbox},
 };
 
-use super::can_close;
 use crate::{
     node::{self, Node},
-    sandbox::{Caller, Error, Result, Sandboxes},
+    sandbox::{Caller, Error, Result, Sandboxes, quota::can_keep_to},
 };
 
 impl Sandboxes {
@@ -39,7 +38,7 @@ impl Sandboxes {
         };
         let id = self.new_id(self.clock.now_ms());
         if !dry_run {
-            can_close(&node, self.default_egress(&team).into())?;
+            can_keep_to(&node, (&self.default_egress(&team)).into())?;
             let who = (id, team.clone());
             self.operator_wants(caller, EventKind::AdoptAsked, who, &node);
         }
@@ -83,13 +82,15 @@ impl Sandboxes {
     }
 
     fn order(&self, id: SandboxId, vmid: Vmid, team: &Team, dry_run: bool) -> AdoptSandboxRequest {
+        let egress = self.default_egress(team);
         AdoptSandboxRequest {
             epoch: self.nodes.epoch.get(),
             id: id.to_string(),
             vmid: vmid.get(),
             team: team.to_string(),
             dry_run,
-            egress: wire::Egress::from(self.default_egress(team)).into(),
+            egress: wire::Egress::from(&egress).into(),
+            egress_names: egress.names(),
         }
     }
 }

@@ -7,16 +7,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use proto::{
     id::{SandboxId, SandboxRef},
     name::NodeName,
-    sandbox::v1::{self as wire, EventKind, Phase, Sandbox},
+    sandbox::v1::{EventKind, Phase, Sandbox},
     spec::{Network, Spec},
 };
 use tokio::time::Instant;
 
-use super::can_close;
 use crate::{
     inventory::Entry,
     node::{Node, registry::AttemptHistory},
-    sandbox::{Caller, Error, Result, Sandboxes},
+    sandbox::{Caller, Error, Result, Sandboxes, quota::can_keep_to},
     store::Event,
 };
 
@@ -80,7 +79,7 @@ impl Sandboxes {
         let (to, record) = exported.map_err(|error| self.node_error(from, error))?;
         let to = self.node(&to)?;
         // An interrupted move goes on to its target, which may have another agent by now.
-        can_close(&to, entry.sandbox.egress())?;
+        can_keep_to(&to, entry.sandbox.egress())?;
         let imported = to.client.import_sandbox(epoch, record).await;
         let sandbox = imported.map_err(|error| self.node_error(&to, error))?;
         let revision = sandbox.revision;
@@ -105,13 +104,11 @@ impl Sandboxes {
         let decision =
             self.nodes.place(None, &entry.team, &spec, 1, &AttemptHistory::default(), None);
         let fit = decision.verdicts.iter().filter(|verdict| verdict.filtered.is_none());
-        let closed = entry.sandbox.egress() == wire::Egress::None;
-        let closes = |node: &NodeName| {
-            self.nodes.get(node).and_then(|node| node.closes_egress()) == Some(true)
+        let egress = entry.sandbox.egress();
+        let keeps = |node: &NodeName| {
+            self.nodes.get(node).and_then(|node| node.keeps_to(egress)) == Some(true)
         };
-        let best = fit
-            .map(|verdict| &verdict.node)
-            .find(|node| *node != from && (!closed || closes(node)));
+        let best = fit.map(|verdict| &verdict.node).find(|node| *node != from && keeps(node));
         best.cloned().ok_or_else(|| {
             let why = format!("no other node has room for {}: {}", entry.id, decision.why());
             Error::new(proto::Reason::NoCapacity, why)

@@ -4,13 +4,13 @@
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
     name::Team,
-    sandbox::v1::{self as wire, EventKind, Sandbox},
+    sandbox::v1::{EventKind, Sandbox},
+    spec::Egress,
 };
 
-use super::can_close;
 use crate::{
     node::Node,
-    sandbox::{Caller, Result, Sandboxes},
+    sandbox::{Caller, Result, Sandboxes, quota::can_keep_to},
     store::Event,
 };
 
@@ -33,8 +33,7 @@ impl Sandboxes {
         }
         let node = self.node(node)?;
         let epoch = self.nodes.epoch.get();
-        let unspecified = (vmid.get(), wire::Egress::Unspecified);
-        let found = node.client.recover(epoch, unspecified, true).await;
+        let found = node.client.recover(epoch, (vmid.get(), None), true).await;
         let found = found.map_err(|error| self.node_error(&node, error))?;
         if dry_run {
             return Ok(found);
@@ -42,9 +41,9 @@ impl Sandboxes {
         let id = found.id.parse()?;
         self.operator_wants(caller, EventKind::RecoverAsked, (id, found.team.parse()?), &node);
         let egress = self.egress_before(&id, &found.team.parse()?);
-        can_close(&node, egress)?;
+        can_keep_to(&node, (&egress).into())?;
         self.release_elsewhere(&id, &node).await?;
-        let recovered = node.client.recover(epoch, (vmid.get(), egress), false).await;
+        let recovered = node.client.recover(epoch, (vmid.get(), Some(&egress)), false).await;
         let sandbox = recovered.map_err(|error| self.node_error(&node, error))?;
         self.nodes.apply(&node.name, sandbox.clone());
         self.log_flushed().await;
@@ -52,11 +51,14 @@ impl Sandboxes {
     }
 
     /// Returns what a sandbox reached when it was last seen; without that, what a new one would.
-    fn egress_before(&self, id: &SandboxId, team: &Team) -> wire::Egress {
+    /// A value of a later version reads as none.
+    fn egress_before(&self, id: &SandboxId, team: &Team) -> Egress {
         let entry = self.nodes.cache.get(&SandboxRef::Id(*id));
-        let known = entry.map(|entry| entry.sandbox.egress()).unwrap_or_default();
-        let known = Some(known).filter(|known| *known != wire::Egress::Unspecified);
-        known.unwrap_or_else(|| self.default_egress(team).into())
+        let known = entry.and_then(|entry| {
+            let (value, names) = (entry.sandbox.egress, &entry.sandbox.egress_names);
+            Egress::read(value, names, "egress").unwrap_or(Some(Egress::None))
+        });
+        known.unwrap_or_else(|| self.default_egress(team))
     }
 
     async fn release_elsewhere(&self, id: &SandboxId, node: &Node) -> Result<()> {

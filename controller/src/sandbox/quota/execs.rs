@@ -53,7 +53,7 @@ impl Quotas {
             return Ok(AdmittedExec { running, counted: None });
         }
         let team = place.team.clone();
-        let limits = state.limits(&team, self.defaults);
+        let limits = state.limits(&team, &self.defaults);
         let used = commands.of_team(&team);
         check_output(&team, limits.output_mib, used.kept_bytes)?;
         check_running(&team, limits.running_execs, used.running)?;
@@ -76,7 +76,7 @@ impl Quotas {
     /// RATE_EXCEEDED.
     pub(in crate::sandbox) fn admit_change(&self, team: &Team, now_ms: u64) -> Result<()> {
         let mut state = self.state.lock();
-        let limit = state.limits(team, self.defaults).changes;
+        let limit = state.limits(team, &self.defaults).changes;
         if limit.and_then(Limit::max).is_none() {
             state.changes.remove(team);
             return Ok(());
@@ -90,7 +90,7 @@ impl Quotas {
 
     /// Returns the most events that are kept of a team, if it has a limit.
     pub(in crate::sandbox) fn events_max(&self, team: &Team) -> Option<u64> {
-        self.state.lock().limits(team, self.defaults).events.and_then(Limit::max)
+        self.state.lock().limits(team, &self.defaults).events.and_then(Limit::max)
     }
 }
 

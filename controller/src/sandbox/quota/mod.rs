@@ -25,6 +25,7 @@ use self::history::{History, Times};
 use super::Error;
 use crate::inventory::{Cache, Usage};
 
+pub(super) use egress::{can_keep_to, why_not_kept};
 pub(super) use execs::AdmittedExec;
 pub use teams::TeamView;
 
@@ -136,7 +137,7 @@ impl Quotas {
 
     /// Returns true when a team has any limit.
     pub(super) fn is_limited(&self, team: &Team) -> bool {
-        self.state.lock().limits(team, self.defaults) != TeamLimits::default()
+        self.state.lock().limits(team, &self.defaults) != TeamLimits::default()
     }
 
     /// Admits a creation, or says which limit it would exceed.
@@ -151,8 +152,8 @@ impl Quotas {
     ) -> Result<Admitted, Error> {
         let Creator { team, user, at_ms } = creator;
         let mut state = self.state.lock();
-        let limits = state.limits(team, self.defaults);
-        check_usage(team, limits, state.usage(cache, team), Usage::of(size))?;
+        let limits = state.limits(team, &self.defaults);
+        check_usage(team, &limits, state.usage(cache, team), Usage::of(size))?;
         let history = state.histories.entry(team.clone()).or_default();
         check_rate(&format!("team {team}"), CREATES, limits.creates, &history.team, at_ms)?;
         if let Some(user) = user {
@@ -179,8 +180,8 @@ impl Quotas {
         (from, to): (Size, Size),
     ) -> Result<Admitted, Error> {
         let mut state = self.state.lock();
-        let limits = state.limits(team, self.defaults);
-        check_usage(team, limits, state.usage(cache, team), Usage::growth(from, to))?;
+        let limits = state.limits(team, &self.defaults);
+        check_usage(team, &limits, state.usage(cache, team), Usage::growth(from, to))?;
         let number = state.admit(team, id, to);
         Ok(Admitted { quotas: self.clone(), number, unmade: None })
     }
@@ -188,8 +189,8 @@ impl Quotas {
 
 impl State {
     /// Returns the limits that count for a team.
-    fn limits(&self, team: &Team, defaults: TeamLimits) -> TeamLimits {
-        self.own.get(team).copied().unwrap_or_default().or(defaults)
+    fn limits(&self, team: &Team, defaults: &TeamLimits) -> TeamLimits {
+        self.own.get(team).cloned().unwrap_or_default().or(defaults.clone())
     }
 
     fn usage(&self, cache: &Cache, team: &Team) -> Usage {
@@ -206,7 +207,7 @@ impl State {
 
 /// Checks that a team may have more than it uses. What does not grow is not checked: a team that is
 /// over a limit that was lowered may still change other things.
-fn check_usage(team: &Team, limits: TeamLimits, used: Usage, more: Usage) -> Result<(), Error> {
+fn check_usage(team: &Team, limits: &TeamLimits, used: Usage, more: Usage) -> Result<(), Error> {
     let checks = [
         ("sandboxes", "sandboxes", limits.sandboxes, used.sandboxes, more.sandboxes),
         ("cpu_cores", "cores", limits.cpu_cores, used.cpu_cores, more.cpu_cores),

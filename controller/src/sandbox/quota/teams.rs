@@ -49,7 +49,7 @@ impl Sandboxes {
     /// Returns the limits and the use of a team, which may have nothing.
     pub fn team(&self, team: &Team) -> TeamView {
         let state = self.quotas.state.lock();
-        let limits = state.limits(team, self.quotas.defaults);
+        let limits = state.limits(team, &self.quotas.defaults);
         let now_ms = self.clock.now_ms();
         let count = |rate: Option<Limit<Rate>>, times: Option<&Times>| {
             let both = rate.and_then(Limit::max).zip(times);
@@ -58,20 +58,20 @@ impl Sandboxes {
         let commands = self.nodes.commands.of_team(team);
         TeamView {
             team: team.clone(),
-            own: state.own.get(team).copied().unwrap_or_default(),
-            limits,
+            own: state.own.get(team).cloned().unwrap_or_default(),
             usage: state.usage(&self.nodes.cache, team),
             creates: count(limits.creates, state.histories.get(team).map(|of| &of.team)),
             execs: count(limits.execs, state.execs.get(team)),
             changes: count(limits.changes, state.changes.get(team)),
             running_execs: commands.running,
             output_mib: mib(commands.kept_bytes),
+            limits,
         }
     }
 
     /// Returns the most streams of a team, if it has a limit beside that of the configuration.
     pub fn streams_max(&self, team: &Team) -> Option<Limit<u64>> {
-        self.quotas.state.lock().limits(team, self.quotas.defaults).streams
+        self.quotas.state.lock().limits(team, &self.quotas.defaults).streams
     }
 
     /// Returns the number of events that are kept of a team.
@@ -110,8 +110,8 @@ impl Sandboxes {
             let _alone = this.quotas.changing.lock().await;
             let own = this.team(&team).own;
             let own = own.updated(&asked.limits.unwrap_or_default(), &paths)?;
-            this.store.put_team_limits(&team, own).await?;
-            this.quotas.set_own(&team, own);
+            this.store.put_team_limits(&team, own.clone()).await?;
+            this.quotas.set_own(&team, own.clone());
             tracing::info!(%team, limits = %own, by, "limits of a team changed");
             Ok(this.team(&team))
         });

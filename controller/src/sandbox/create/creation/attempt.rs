@@ -6,7 +6,6 @@ use proto::{
     Cause, Reason,
     name::NodeName,
     sandbox::v1::{self as wire, Failure, NodeLoad, Phase, Sandbox},
-    spec::Egress,
 };
 use tokio::{
     sync::watch::Receiver,
@@ -16,15 +15,11 @@ use tokio::{
 use super::{AttemptResult, Creation, POLL};
 use crate::{
     node::{self, Node},
-    sandbox::{RETRY, Sandboxes, WAIT},
+    sandbox::{RETRY, Sandboxes, WAIT, quota::why_not_kept},
 };
 
 /// Pause between two requests to a node.
 const ASK: Duration = Duration::from_millis(500);
-
-/// Reason why a node gets no closed sandbox.
-const CANNOT_CLOSE: &str =
-    "it cannot close a sandbox: it does not isolate, or its agent is too old";
 
 /// Next request to the node of an attempt.
 enum Step {
@@ -53,10 +48,12 @@ impl Sandboxes {
                 creation.expired = true;
                 creation.cancel.cancel();
             }
-            if !creation.cancel.is_cancelled() && matches!(step, Step::Send) && is_closed(creation)
+            if !creation.cancel.is_cancelled()
+                && matches!(step, Step::Send)
+                && egress_of(creation) != wire::Egress::Open
             {
                 let silent = silent_since.elapsed() > self.options.patience;
-                match self.before_closed(creation, &node, silent, &mut news).await {
+                match self.before_bounded(creation, &node, silent, &mut news).await {
                     ControlFlow::Continue(None) => {}
                     ControlFlow::Continue(Some(next)) => {
                         step = next;
@@ -91,20 +88,21 @@ impl Sandboxes {
         }
     }
 
-    /// Decides before a closed sandbox is sent: a node that cannot close it would make it open. The node
-    /// may have come back with an older agent since it was chosen, or not have said yet what it can.
-    /// Continues with another step; `None`: it can be sent.
-    async fn before_closed(
+    /// Decides before a sandbox is sent that must not reach everything: a node that cannot keep it from that
+    /// would make it open. The node may have come back with an older agent since it was chosen, or not have
+    /// said yet what it can. Continues with another step; `None`: it can be sent.
+    async fn before_bounded(
         &self,
         creation: &Creation,
         node: &Node,
         silent: bool,
         news: &mut Receiver<u64>,
     ) -> ControlFlow<AttemptResult, Option<Step>> {
-        match node.closes_egress() {
+        let egress = egress_of(creation);
+        match node.keeps_to(egress) {
             Some(true) => ControlFlow::Continue(None),
             Some(false) if !creation.maybe_sent => {
-                ControlFlow::Break(AttemptResult::Refused(CANNOT_CLOSE.into(), None))
+                ControlFlow::Break(AttemptResult::Refused(cannot_keep(egress), None))
             }
             Some(false) => ControlFlow::Break(self.leave(creation, node).await),
             None if !creation.maybe_sent => {
@@ -123,7 +121,7 @@ impl Sandboxes {
         }
     }
 
-    /// Takes an attempt back from a node that cannot close its sandbox, so that it goes to another: a
+    /// Takes an attempt back from a node that cannot keep its sandbox to its egress, so that it goes to another: a
     /// request that is still on its way there is then refused.
     async fn leave(&self, creation: &Creation, node: &Node) -> AttemptResult {
         let cancelled = self.cancel_attempt(creation, node);
@@ -131,7 +129,9 @@ impl Sandboxes {
             Ok(AttemptResult::Cancelled) if creation.cancel.is_cancelled() => {
                 AttemptResult::Cancelled
             }
-            Ok(AttemptResult::Cancelled) => AttemptResult::Refused(CANNOT_CLOSE.into(), None),
+            Ok(AttemptResult::Cancelled) => {
+                AttemptResult::Refused(cannot_keep(egress_of(creation)), None)
+            }
             Ok(other) => other,
             Err(_) => AttemptResult::Abandoned,
         }
@@ -171,9 +171,9 @@ impl Sandboxes {
         self.nodes.apply(&node.name, sandbox.clone());
         match sandbox.phase() {
             // Its agent was replaced by one that does not know of it, and this was not noticed before.
-            Phase::Creating if is_closed(creation) && sandbox.egress() != wire::Egress::None => {
+            Phase::Creating if !is_as_asked(creation, &sandbox) => {
                 tracing::error!(sandbox_id = %creation.order.id, node = %node.name,
-                    "node makes a closed sandbox open; the attempt is taken back");
+                    "node makes a sandbox that reaches more than it may; the attempt is taken back");
                 ControlFlow::Break(self.leave(creation, node).await)
             }
             Phase::Creating | Phase::Unspecified => {
@@ -336,9 +336,28 @@ impl Sandboxes {
     }
 }
 
-/// True when the sandbox must reach nothing.
-fn is_closed(creation: &Creation) -> bool {
-    creation.spec.egress == Some(Egress::None)
+/// Egress that the sandbox must have.
+fn egress_of(creation: &Creation) -> wire::Egress {
+    match creation.spec.egress.as_ref().map(wire::Egress::from) {
+        None | Some(wire::Egress::Unspecified) => wire::Egress::Open,
+        Some(egress) => egress,
+    }
+}
+
+/// True when the node gives the sandbox no more than the egress that was asked for.
+fn is_as_asked(creation: &Creation, sandbox: &Sandbox) -> bool {
+    match egress_of(creation) {
+        wire::Egress::Unspecified | wire::Egress::Open => true,
+        wire::Egress::None => sandbox.egress() == wire::Egress::None,
+        wire::Egress::Allow => {
+            matches!(sandbox.egress(), wire::Egress::None | wire::Egress::Allow)
+        }
+    }
+}
+
+/// Explains why a node gets no sandbox with this egress.
+fn cannot_keep(egress: wire::Egress) -> String {
+    format!("it {}", why_not_kept(egress))
 }
 
 /// Classifies a node's refusal, or the failure that it recorded.
