@@ -179,10 +179,7 @@ where
         Ok(admitted) => admitted,
         Err(Denied { status, caller }) => {
             match caller {
-                Some(caller) => {
-                    let call = rules.recorder.begin(method, Some(&caller), row.peer());
-                    Ticket::new(call).end(&status);
-                }
+                Some(caller) => rules.recorder.refuse(method, &caller, row.peer(), &status),
                 None => rules.recorder.count_refused(),
             }
             return Ok(unread(*status, version));
