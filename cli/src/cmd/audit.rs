@@ -63,8 +63,8 @@ Examples:
   sandboxctl audit ls --team acme --since 1d    calls of the team, and those of operators on what it owns
   sandboxctl audit ls --sandbox ID -n 1000 --json
 
-A call has an entry when it ends; a stream, such as a command's, has one more (`begun`) when it begins. A call
-that changes many sandboxes, such as `prune`, has one more (`part`) for each.")]
+A call has an entry when it ends; a stream, such as a command's, has one more (`begun`) when it
+begins. A call that changes many sandboxes, such as `prune`, has one more (`part`) for each.")]
 pub(crate) struct Ls {
     /// Entries of this team, and of others on what it owns
     #[arg(long)]
