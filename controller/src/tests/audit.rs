@@ -331,8 +331,12 @@ async fn every_sandbox_of_a_prune_has_its_entry() {
 #[tokio::test(start_paused = true)]
 async fn every_sandbox_of_a_lost_node_has_its_entry_with_its_owner() {
     let (mut lab, _dir) = lab().await;
+    // One that is configured cannot be forgotten.
+    lab.agents[0].add_member("n1", "10.0.0.1");
+    lab.agents[0].add_member("n2", "10.0.0.2");
     lab.discover = true;
     lab.start().await;
+    lab.controller.as_ref().expect("a controller").settled(Duration::from_secs(5)).await;
     let blue = token(&lab.store, "blue", "sandbox").await;
     let mut api = lab.api_as(&blue);
     let mut on_n2 = Vec::new();

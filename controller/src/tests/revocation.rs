@@ -162,7 +162,8 @@ async fn token_that_is_revoked_in_the_store_alone_ends_its_calls() {
 #[tokio::test(start_paused = true)]
 async fn token_that_expires_ends_its_calls() {
     let lab = Lab::new().await;
-    let expires_ms = lab.now_ms() + 60_000;
+    // Before a command of a unary call is given up.
+    let expires_ms = lab.now_ms() + 15_000;
     let (text, _) = lab.second(expires_ms).await;
     lab.calls_end(&text, "expired", async || {
         tokio::time::sleep(Duration::from_millis(expires_ms - lab.now_ms())).await;
