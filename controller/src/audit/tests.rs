@@ -229,7 +229,7 @@ async fn disk_that_fails_loses_nothing_up_to_the_queue_and_counts_the_rest() {
     // Until the entries in memory are as many as they may be, and for long after that.
     for round in 0..200 {
         add(&audit, 10..60);
-        let wait = if round < 150 { 20 } else { 10_000 };
+        let wait = if round < 195 { 20 } else { 2_000 };
         tokio::time::sleep(Duration::from_millis(wait)).await;
     }
     fs::rename(&away, &log).expect("back");
