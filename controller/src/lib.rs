@@ -123,6 +123,8 @@ impl Controller {
         .await?;
         let (uses, until) = (access.clone(), stop.clone());
         tasks.spawn(async move { uses.write_uses(until).await });
+        let (ends, until) = (access.clone(), stop.clone());
+        tasks.spawn(async move { ends.end_calls_of_ended_tokens(until).await });
         let api =
             rpc::Api::new(sandboxes.clone(), access, parts.audit, parts.urls, parts.limits).await;
         Ok(Self { sandboxes, api, store: parts.store, clock, tasks, stop })

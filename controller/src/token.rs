@@ -96,9 +96,12 @@ pub enum Verdict {
 /// Checks the secret, and whether the token may still be used.
 pub fn verify(token: &store::Token, secret: &str, now_ms: u64) -> Verdict {
     let hash = Sha256::digest(secret.as_bytes());
-    if !same(&hash, &token.hash) {
-        Verdict::Wrong
-    } else if token.revoked_ms != 0 {
+    if same(&hash, &token.hash) { standing(token, now_ms) } else { Verdict::Wrong }
+}
+
+/// Returns whether a token may still be used, whoever shows it; never `Wrong`.
+pub fn standing(token: &store::Token, now_ms: u64) -> Verdict {
+    if token.revoked_ms != 0 {
         Verdict::Revoked
     } else if token.is_expired(now_ms) {
         Verdict::Expired

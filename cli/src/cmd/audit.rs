@@ -13,8 +13,8 @@ use prost_types::Timestamp;
 use proto::{
     Reason,
     sandbox::v1::{
-        AuditEntry, AuditGap, AuditHead, AuditKind, ExportAuditRequest, ListAuditRequest,
-        VerifyAuditRequest,
+        AuditEntry, AuditFault, AuditGap, AuditHead, AuditKind, ExportAuditRequest,
+        ListAuditRequest, VerifyAuditRequest,
     },
 };
 use serde_json::{Value, json};
@@ -63,7 +63,8 @@ Examples:
   sandboxctl audit ls --team acme --since 1d    calls of the team, and those of operators on what it owns
   sandboxctl audit ls --sandbox ID -n 1000 --json
 
-A call has an entry when it ends; a stream, such as a command's, has one more (`begun`) when it begins.")]
+A call has an entry when it ends; a stream, such as a command's, has one more (`begun`) when it
+begins. A call that changes many sandboxes, such as `prune`, has one more (`part`) for each.")]
 pub(crate) struct Ls {
     /// Entries of this team, and of others on what it owns
     #[arg(long)]
@@ -227,11 +228,17 @@ async fn verify(controller: Controller, args: Verify, output: Output) -> Result<
         head: Some(Head { seq: head.seq, hash }),
         gaps: report.gaps,
         lost: report.lost,
-        broken: report
-            .broken
-            .map(|broken| (format!("entry {}", broken.seq), broken.seq, broken.detail)),
+        broken: report.broken.map(|broken| (place(&broken), broken.seq, broken.detail)),
     };
     show(&checked, output)
+}
+
+/// Says where a mistake in the controller's log is.
+fn place(broken: &AuditFault) -> String {
+    match broken.file.as_str() {
+        "" => format!("entry {}", broken.seq),
+        file => format!("entry {} in {file}", broken.seq),
+    }
 }
 
 /// Checks an export.
@@ -278,7 +285,7 @@ fn show(checked: &Checked, output: Output) -> Result<u8, Failure> {
         output.line(format!("{place} is wrong: {detail}"))?;
     }
     let last = head.map_or(0, |head| head.seq);
-    let right = if broken.is_some() { "right before it" } else { "right" };
+    let right = if broken.is_some() { "right beside it" } else { "right" };
     match entries {
         0 => output.line("no entries")?,
         1 => output.line(format!("1 entry is {right}: {last}"))?,
@@ -317,14 +324,15 @@ fn reason(entry: &AuditEntry) -> &'static str {
 
 fn outcome(entry: &AuditEntry) -> (String, Colour) {
     match (entry.kind(), reason(entry)) {
-        (AuditKind::Call, "") if entry.code == 0 => ("ok".into(), Colour::Green),
-        (AuditKind::Call, "") => (code_name(entry.code).into(), Colour::Red),
-        (AuditKind::Call, reason) => (reason.into(), Colour::Red),
+        (AuditKind::Call | AuditKind::Part, "") if entry.code == 0 => ("ok".into(), Colour::Green),
+        (AuditKind::Call | AuditKind::Part, "") => (code_name(entry.code).into(), Colour::Red),
+        (AuditKind::Call | AuditKind::Part, reason) => (reason.into(), Colour::Red),
         (AuditKind::Gap, reason) if entry.count > 0 => {
             (format!("{reason}: {} missing", entry.count), Colour::Red)
         }
         (AuditKind::Gap, reason) => (reason.into(), Colour::Red),
-        (AuditKind::Refused, _) => (format!("{} calls", entry.count), Colour::Grey),
+        (AuditKind::Refused, "") => (format!("{} calls", entry.count), Colour::Grey),
+        (AuditKind::Refused, reason) => (format!("{reason}: {} more", entry.count), Colour::Red),
         (AuditKind::Begun, _) => ("begun".into(), Colour::Grey),
         (AuditKind::Opened | AuditKind::Closed | AuditKind::Unspecified, _) => {
             (String::new(), Colour::Grey)
@@ -369,7 +377,16 @@ fn end_of(id: &str) -> &str {
 
 /// JSON of an entry.
 fn value(entry: &AuditEntry) -> Value {
-    let is_call = entry.kind() == AuditKind::Call;
+    let has_code = match entry.kind() {
+        AuditKind::Call | AuditKind::Part => true,
+        // Of callers that nobody knew, there is none.
+        AuditKind::Refused => entry.code != 0,
+        AuditKind::Unspecified
+        | AuditKind::Begun
+        | AuditKind::Gap
+        | AuditKind::Opened
+        | AuditKind::Closed => false,
+    };
     json!({
         "seq": entry.seq,
         "at": time::rfc3339(entry.at),
@@ -384,7 +401,7 @@ fn value(entry: &AuditEntry) -> Value {
         "object": entry.object,
         "owner": entry.owner,
         "request_id": entry.request_id,
-        "code": if is_call { code_name(entry.code) } else { "" },
+        "code": if has_code { code_name(entry.code) } else { "" },
         "reason": reason(entry),
         "duration_s": entry.duration.map(|took| took.seconds as f64 + f64::from(took.nanos) / 1e9),
         "count": entry.count,

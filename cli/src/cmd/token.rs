@@ -101,7 +101,7 @@ Examples:
   sandboxctl token revoke 3f9c0a1b2c3d          by its id, of any team
   sandboxctl token revoke ci --team acme        by its name
 
-It is refused from the next call on. Calls and streams that run go on to their end.")]
+It is refused from now on, and its calls and streams that run end. Commands run on.")]
 pub(crate) struct Revoke {
     /// Id or name of the token
     #[arg(value_name = "TOKEN")]

@@ -86,7 +86,7 @@ impl Access {
         Ok((tokens, next.unwrap_or_default()))
     }
 
-    /// Revokes a token by its id, or a living one by its name in a team.
+    /// Revokes a token by its id, or a living one by its name in a team, and ends its calls.
     ///
     /// # Errors
     /// TOKEN_NOT_FOUND when there is none.
@@ -106,7 +106,10 @@ impl Access {
         let id = known.ok_or_else(none)?.id;
         self.store.revoke_token(&id, now_ms).await?;
         tracing::info!(token = id, by = caller.token, "token revoked");
-        self.store.token(&id).await?.ok_or_else(none)
+        let revoked = self.store.token(&id).await;
+        // Last, without a wait behind it: a token that revokes itself gets its answer.
+        self.end_calls(&id);
+        revoked?.ok_or_else(none)
     }
 
     /// Returns the teams that have tokens, ordered by name.

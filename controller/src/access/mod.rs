@@ -1,9 +1,11 @@
-//! Who may call: looks up tokens, makes and revokes them, and records when each was last used.
+//! Who may call: looks up tokens, makes and revokes them, ends the calls of those that end, and records
+//! when each was last used.
 //!
 //! A use is noted in memory and written once a minute for all tokens together, so that no call
 //! waits for a write.
 
 mod manage;
+mod open_calls;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -16,6 +18,9 @@ use crate::{
     store::{self, Store, Token},
 };
 
+use open_calls::OpenCalls;
+pub use open_calls::{Cut, Ending, OpenCall};
+
 /// Time between two writes of the last uses, and the precision of a last use.
 const WRITE_USED: Duration = Duration::from_mins(1);
 
@@ -26,12 +31,14 @@ pub struct Access {
     clock: Arc<dyn Clock>,
     /// Last uses that are not written yet, milliseconds since 1970, by the ids of the tokens.
     used: Mutex<BTreeMap<String, u64>>,
+    /// Calls under way, which end with their tokens.
+    open: Arc<OpenCalls>,
 }
 
 impl Access {
     /// Creates the service over a store.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
-        Self { store, clock, used: Mutex::default() }
+        Self { store, clock, used: Mutex::default(), open: Arc::default() }
     }
 
     /// Returns the wall clock, milliseconds since 1970.

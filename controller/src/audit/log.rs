@@ -6,20 +6,20 @@
 
 use std::{
     fs::{self, DirBuilder, File},
-    io::{self, BufReader, Read as _, Seek as _, SeekFrom},
+    io,
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use daemon::{
-    audit::{Chain, GAP_RESTART, Hash, Head, Kind, LINE_MAX, Line, Record, read_line},
+    audit::{Chain, GAP_RESTART, Head, Kind, Record},
     replace::{Access, replace},
-    text,
 };
 
 use super::{
     Options,
+    opening::{self, Damage, Found},
     retention::{self, Segment},
 };
 
@@ -28,8 +28,6 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
 /// Age at which a segment ends, so that old entries can be removed by whole segments.
 const SEGMENT_AGE_MS: u64 = 24 * 3600 * 1000;
-/// Segments that are looked at; far more than retention leaves.
-const SEGMENTS_MAX: usize = 100_000;
 
 /// Failure to open the log.
 #[derive(Debug, thiserror::Error)]
@@ -43,12 +41,6 @@ pub enum OpenError {
     /// The program ends.
     #[error("the controller is stopping")]
     Stopping,
-}
-
-/// Number of the first line of a segment, by its file name.
-fn first_of(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix("audit-")?.strip_suffix(".jsonl")?;
-    (digits.len() == 20).then(|| digits.parse().ok()).flatten().filter(|first| *first > 0)
 }
 
 /// Makes the directory and locks it against other processes.
@@ -92,49 +84,24 @@ pub(super) struct Log {
     written: usize,
     /// Time of the oldest and the newest entry that are written and not synced.
     times: Option<(u64, u64)>,
+    damage: Vec<Damage>,
 }
 
 impl Log {
-    /// Opens the log; cuts a torn last line. Entries about that wait to be written.
+    /// Opens the log; cuts a torn last line. Entries about that wait to be written. Damage of older lines
+    /// is told, and never keeps the log from going on.
     pub(super) fn open(dir: &Path, lock: File, options: Options) -> Result<Self, OpenError> {
         Self::load(dir, lock, options).map_err(|error| OpenError::Io(dir.to_owned(), error))
     }
 
     fn load(dir: &Path, lock: File, options: Options) -> io::Result<Self> {
-        let head = text::read_if_there(&dir.join("head"))?;
-        let parsed = |text: String| text.trim().parse::<Head>().map_err(io::Error::other);
-        let before: Head = head.map(parsed).transpose()?.unwrap_or(Head::START);
-        let mut segments = list(dir)?;
-        // What an interrupted removal has left.
-        while segments.get(1).is_some_and(|next| next.first <= before.seq.saturating_add(1)) {
-            fs::remove_file(segments.remove(0).path(dir))?;
-        }
-        for segment in &mut segments {
-            look(dir, segment)?;
-        }
-        let mut head = before;
-        // After the first line there is always a segment, unless somebody has removed it.
-        let (mut clean, mut cut) = (before == Head::START || !segments.is_empty(), false);
-        if let Some(last) = segments.last().copied() {
-            let tail = scan(&last.path(dir))?;
-            cut = tail.bytes < last.bytes;
-            if cut {
-                tracing::warn!(bytes = last.bytes - tail.bytes, "audit log: cut a torn last line");
-                let file = File::options().write(true).open(last.path(dir))?;
-                file.set_len(tail.bytes)?;
-                file.sync_all()?;
-            }
-            clean = tail.closed;
-            head = Head { seq: last.first + tail.lines - 1, hash: tail.hash };
-            if tail.lines == 0 {
-                let previous = segments.len().checked_sub(2).map(|at| segments[at]);
-                head.hash = previous.map_or(Ok(before.hash), |one| last_hash(&one.path(dir)))?;
-                // The line before decides: a segment begins after a line of its own.
-                clean = previous.is_none() && before == Head::START;
-            }
-            if let Some(last) = segments.last_mut() {
-                last.bytes = tail.bytes;
-            }
+        let Found { before, segments, head, clean, damage } = opening::survey(dir)?;
+        for damage in &damage {
+            tracing::error!(
+                file = damage.file,
+                why = damage.why,
+                "audit log: damage found; the log goes on"
+            );
         }
         let end = segments.last().map_or(0, |last| last.bytes);
         let mut log = Self {
@@ -150,16 +117,22 @@ impl Log {
             pending: Vec::new(),
             written: 0,
             times: None,
+            damage,
         };
         if log.segments.is_empty() {
             log.segments.push(Segment::empty(head.seq.saturating_add(1)));
         }
-        if cut || !clean {
+        if !clean {
             // The time is set when it is written.
             log.add(Record { reason: GAP_RESTART.into(), ..Record::new(Kind::Gap, 0) });
         }
         log.add(Record::new(Kind::Opened, 0));
         Ok(log)
+    }
+
+    /// Returns the damage that was found when the log was opened.
+    pub(super) fn damage(&self) -> &[Damage] {
+        &self.damage
     }
 
     /// Adds an entry to those that wait.
@@ -282,7 +255,12 @@ impl Log {
         else {
             return Ok(());
         };
-        let head = Head { seq: next.first - 1, hash: last_hash(&last.path(&self.dir))? };
+        let seq = next.first.saturating_sub(1);
+        let hash = match self.synced.seq == seq {
+            true => self.synced.hash,
+            false => opening::hash_before(&self.dir, last, next)?,
+        };
+        let head = Head { seq, hash };
         replace(&self.dir.join("head"), format!("{head}\n").as_bytes(), Access::PRIVATE)?;
         self.before = head;
         for segment in self.segments.drain(..count) {
@@ -301,73 +279,4 @@ impl Log {
     pub(super) fn visible(&self) -> (Head, Vec<Segment>, Head) {
         (self.before, self.segments.clone(), self.synced)
     }
-}
-
-/// Lists the segments in the order of their lines, with their sizes.
-fn list(dir: &Path) -> io::Result<Vec<Segment>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir)?.take(SEGMENTS_MAX) {
-        let entry = entry?;
-        if let Some(first) = entry.file_name().to_str().and_then(first_of) {
-            found.push(Segment { bytes: entry.metadata()?.len(), ..Segment::empty(first) });
-        }
-    }
-    found.sort_by_key(|segment| segment.first);
-    Ok(found)
-}
-
-/// Reads the times of a segment's first and last line. A line that is none has the time 0.
-fn look(dir: &Path, segment: &mut Segment) -> io::Result<()> {
-    let path = segment.path(dir);
-    let time = |line: &[u8]| Line::parse(line).map_or(0, |line| line.record.at_ms);
-    let mut first = Vec::new();
-    read_line(&mut BufReader::new(File::open(&path)?), &mut first)?;
-    segment.first_ms = time(&first);
-    segment.last_ms = time(&last_line(&path)?);
-    Ok(())
-}
-
-/// Reads the last whole line of a segment, without its line break.
-fn last_line(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    let most = 2 * LINE_MAX as u64;
-    let bytes = file.metadata()?.len();
-    file.seek(SeekFrom::Start(bytes.saturating_sub(most)))?;
-    let mut tail = Vec::new();
-    file.take(most).read_to_end(&mut tail)?;
-    let end = tail.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
-    let start = tail[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    Ok(tail[start..end].to_vec())
-}
-
-fn last_hash(path: &Path) -> io::Result<Hash> {
-    Ok(Hash::of(&last_line(path)?))
-}
-
-/// End of a segment.
-struct Tail {
-    /// Number of its whole lines, their bytes, and the hash of the last one.
-    lines: u64,
-    bytes: u64,
-    hash: Hash,
-    /// Whether the last line says that the controller stopped in order.
-    closed: bool,
-}
-
-/// Reads a segment up to its last whole line.
-fn scan(path: &Path) -> io::Result<Tail> {
-    let mut reader = BufReader::new(File::open(path)?);
-    let mut tail = Tail { lines: 0, bytes: 0, hash: Hash::ZERO, closed: false };
-    let (mut line, mut read, mut last) = (Vec::new(), 0, Vec::new());
-    while let Some(ended) = read_line(&mut reader, &mut line)? {
-        read += line.len() as u64 + u64::from(ended);
-        if ended {
-            tail.lines += 1;
-            tail.bytes = read;
-            last.clone_from(&line);
-        }
-    }
-    tail.hash = Hash::of(&last);
-    tail.closed = Line::parse(&last).is_some_and(|line| line.record.kind == Kind::Closed);
-    Ok(tail)
 }

@@ -1,18 +1,21 @@
 //! Audit log: who called what, when, from where, and how it ended. Entries go through a bounded queue
 //! to one writer, which writes and syncs them in groups: no call waits for the disk.
 //!
-//! `log` has the files, `retention` decides what is removed, `writer` is the task, `read` lists,
-//! exports and verifies. Lines and their chain of hashes are `daemon::audit`.
+//! `log` has the files, `opening` finds what an earlier controller has left, `retention` decides what is
+//! removed, `writer` is the task, `read` lists, exports and verifies, `refusals` counts. Lines and their
+//! chain of hashes are `daemon::audit`.
 
 mod log;
+mod opening;
 mod read;
+mod refusals;
 mod retention;
 mod writer;
 
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -25,8 +28,10 @@ use daemon::{
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::clock::Clock;
+use refusals::Noted;
 
 pub use log::OpenError;
+use opening::Damage;
 pub use read::{AuditError, AuditFilter, AuditQuery};
 
 /// Entries that wait for the writer at most. More are dropped and counted.
@@ -88,7 +93,13 @@ struct Shared {
     lost: AtomicU64,
     /// Calls that were only counted since the last entry about them.
     refused: AtomicU64,
+    /// Refusals of known callers since the last entries about them.
+    refusals: Mutex<refusals::Refusals>,
     calls: AtomicU64,
+    /// Damage that was found when the log was opened.
+    damage: OnceLock<Vec<Damage>>,
+    /// First mistake that the last verification found.
+    broken: Mutex<Option<String>>,
     visible: Mutex<Visible>,
 }
 
@@ -125,6 +136,7 @@ impl Audit {
         let opened = tokio::task::spawn_blocking(move || log::Log::open(&path, opened, segment));
         let log = opened.await.map_err(|_| OpenError::Stopping)??;
         let shared = Arc::new(Shared::default());
+        shared.damage.get_or_init(|| log.damage().to_vec());
         let (sender, receiver) = mpsc::channel(queue);
         tokio::spawn(writer::run(log, receiver, shared.clone(), clock));
         let verifying = Arc::new(Semaphore::new(1));
@@ -147,6 +159,17 @@ impl Audit {
     pub fn count_refused(&self) {
         if let Some(inner) = &self.0 {
             inner.shared.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Adds the refusal of a call whose caller is known. Of many of one kind, all but the first are counted.
+    pub fn refuse(&self, record: Record) {
+        let Some(inner) = &self.0 else { return };
+        let noted = inner.shared.refusals.lock().note(&record);
+        match noted {
+            Noted::Alone => self.record(record),
+            Noted::Counted => {}
+            Noted::TooMany => self.count_refused(),
         }
     }
 
@@ -180,18 +203,27 @@ impl Audit {
         }
     }
 
-    /// Says what is wrong with the log now, in a sentence for `fsck`.
+    /// Says what is wrong with the log now, in a text for `fsck`.
     pub fn trouble(&self) -> Option<String> {
         let inner = self.0.as_ref()?;
-        let lost = inner.shared.lost.load(Ordering::Relaxed);
-        let failing = inner.shared.visible.lock().failing.clone();
-        match (failing, lost) {
-            (Some(why), lost) => Some(format!(
+        let shared = &inner.shared;
+        let lost = shared.lost.load(Ordering::Relaxed);
+        let visible = shared.visible.lock().clone();
+        let mut all = Vec::new();
+        match (visible.failing, lost) {
+            (Some(why), lost) => all.push(format!(
                 "nothing can be written now, and {lost} entries are missing since the start: {why}"
             )),
-            (None, 0) => None,
-            (None, lost) => Some(format!("{lost} entries are missing since the start")),
+            (None, 0) => {}
+            (None, lost) => all.push(format!("{lost} entries are missing since the start")),
         }
+        let kept = |first: u64| visible.segments.iter().any(|segment| segment.first == first);
+        let damage = shared.damage.get().into_iter().flatten();
+        let damage =
+            damage.filter(|damage| damage.aside || damage.first == 0 || kept(damage.first));
+        all.extend(damage.map(|damage| format!("{}: {}", damage.file, damage.why)));
+        all.extend(shared.broken.lock().clone());
+        (!all.is_empty()).then(|| all.join("; "))
     }
 }
 

@@ -13,7 +13,7 @@ use daemon::audit::{Broken, Fault, Head, Line, Report, Verifier, read_line};
 use futures_util::{Stream, stream};
 use tokio::task::spawn_blocking;
 
-use super::{Audit, Inner, retention::Segment};
+use super::{Audit, Inner, Shared, Visible, opening::Damage, retention::Segment};
 
 /// Bytes of lines in one read.
 const PAGE: u64 = 128 * 1024;
@@ -95,7 +95,23 @@ impl Cursor {
             self.segments.pop_front();
             self.offset = 0;
         }
-        let Some(segment) = self.segments.front() else { return Ok(None) };
+        let Some(segment) = self.segments.front().copied() else { return Ok(None) };
+        let lines = match self.lines(dir, &segment) {
+            Err(AuditError::Io(error)) => {
+                // The others are there; `verify` and `fsck` tell of this one.
+                tracing::warn!(%error, file = segment.name(), "audit log: segment cannot be read");
+                Vec::new()
+            }
+            lines => lines?,
+        };
+        if lines.is_empty() {
+            // Or somebody has cut the file.
+            self.offset = segment.bytes;
+        }
+        Ok(Some(lines))
+    }
+
+    fn lines(&mut self, dir: &Path, segment: &Segment) -> Result<Vec<Vec<u8>>, AuditError> {
         let mut file = open(&segment.path(dir))?;
         file.seek(SeekFrom::Start(self.offset))?;
         let mut reader = BufReader::new(file.take(segment.bytes - self.offset));
@@ -106,11 +122,7 @@ impl Cursor {
             self.offset += line.len() as u64 + u64::from(ended);
             lines.push(line.clone());
         }
-        if lines.is_empty() {
-            // Somebody has cut the file.
-            self.offset = segment.bytes;
-        }
-        Ok(Some(lines))
+        Ok(lines)
     }
 }
 
@@ -223,6 +235,18 @@ impl Audit {
     /// # Errors
     /// When the log cannot be read, or another verification runs.
     pub async fn verify(&self, wanted: Option<Head>) -> Result<Report, AuditError> {
+        self.verify_files(wanted).await.map(|(report, _)| report)
+    }
+
+    /// Verifies as `verify` does, and names the file with the first mistake. A segment that is wrong, or that
+    /// cannot be read, does not keep the others from being verified.
+    ///
+    /// # Errors
+    /// When another verification runs, or files are removed meanwhile.
+    pub async fn verify_files(
+        &self,
+        wanted: Option<Head>,
+    ) -> Result<(Report, Option<String>), AuditError> {
         self.flush().await;
         let inner = self.inner()?.clone();
         let turn = inner.verifying.clone().try_acquire_owned();
@@ -233,26 +257,8 @@ impl Audit {
             let (Some(before), Some(head)) = (visible.before, visible.head) else {
                 return Err(AuditError::Stopping);
             };
-            let mut verifier = Verifier::new(Some(before), wanted);
-            let mut gone = None;
-            for segment in visible.segments.iter().filter(|segment| segment.bytes > 0) {
-                let (path, bytes) = (segment.path(&inner.dir), segment.bytes);
-                let read = spawn_blocking(move || verify_segment(&path, bytes, verifier));
-                let read = read.await.map_err(|_| AuditError::Stopping)?;
-                let goes_on;
-                (verifier, goes_on) = match read {
-                    Ok(read) => read,
-                    Err(AuditError::Gone) => {
-                        gone = Some(segment.first);
-                        verifier = Verifier::new(Some(before), None);
-                        break;
-                    }
-                    Err(error) => return Err(error),
-                };
-                if !goes_on {
-                    break;
-                }
-            }
+            let Walked { verifier, gone, mut file } =
+                walk(&inner, before, &visible, wanted).await?;
             let mut report = verifier.finish();
             if gone.is_some() && gone != missing {
                 // Removed by retention, or by somebody: the next look tells.
@@ -266,9 +272,79 @@ impl Audit {
                 let fault = if same { Fault::Changed } else { Fault::Missing };
                 report.broken = Some(Broken { line: report.entries, seq: head.seq, fault });
             }
-            return Ok(report);
+            if report.broken.is_none()
+                && let Some(aside) = inner.shared.aside()
+            {
+                let (seq, fault) = (aside.first, Fault::Unreadable);
+                report.broken = Some(Broken { line: 0, seq, fault });
+                file = Some(aside.file.clone());
+            }
+            inner.shared.note_verified(&report, file.as_deref());
+            return Ok((report, file));
         }
         Err(AuditError::Gone)
+    }
+}
+
+/// Verification of all segments.
+struct Walked {
+    verifier: Verifier,
+    /// Number of the first line of a segment that is not there.
+    gone: Option<u64>,
+    /// File with the first mistake.
+    file: Option<String>,
+}
+
+async fn walk(
+    inner: &Arc<Inner>,
+    before: Head,
+    visible: &Visible,
+    wanted: Option<Head>,
+) -> Result<Walked, AuditError> {
+    let mut walked =
+        Walked { verifier: Verifier::new(Some(before), wanted), gone: None, file: None };
+    for segment in visible.segments.iter().filter(|segment| segment.bytes > 0) {
+        let (path, bytes, verifier) = (segment.path(&inner.dir), segment.bytes, walked.verifier);
+        let read = spawn_blocking(move || verify_segment(&path, bytes, verifier));
+        let (verifier, read) = read.await.map_err(|_| AuditError::Stopping)?;
+        walked.verifier = verifier;
+        match read {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(AuditError::Gone) => {
+                walked.gone = Some(segment.first);
+                walked.verifier = Verifier::new(Some(before), None);
+                return Ok(walked);
+            }
+            Err(error) => {
+                tracing::error!(%error, file = segment.name(), "audit log: segment cannot be read");
+                walked.verifier.unreadable(segment.first);
+            }
+        }
+        walked.file.get_or_insert_with(|| segment.name());
+        walked.verifier.resume();
+    }
+    Ok(walked)
+}
+
+impl Shared {
+    /// Returns a file whose lines are not in the log any more.
+    fn aside(&self) -> Option<&Damage> {
+        self.damage.get()?.iter().find(|damage| damage.aside)
+    }
+
+    /// Keeps what a verification has found for `fsck`, until one finds nothing.
+    fn note_verified(&self, report: &Report, file: Option<&str>) {
+        let found = report.broken.map(|broken| {
+            let file = file.unwrap_or("the log");
+            (broken.fault, format!("{file}: entry {} is wrong: {}", broken.seq, broken.fault))
+        });
+        match found {
+            None => *self.broken.lock() = None,
+            // These may come of a line that was noted wrongly.
+            Some((Fault::Changed | Fault::Missing, _)) => {}
+            Some((_, text)) => *self.broken.lock() = Some(text),
+        }
     }
 }
 
@@ -276,18 +352,23 @@ fn verify_segment(
     path: &Path,
     bytes: u64,
     mut verifier: Verifier,
-) -> Result<(Verifier, bool), AuditError> {
-    let mut reader = BufReader::new(open(path)?.take(bytes));
+) -> (Verifier, Result<bool, AuditError>) {
+    let read = open(path).and_then(|file| verify_lines(file, bytes, &mut verifier));
+    (verifier, read)
+}
+
+fn verify_lines(file: File, bytes: u64, verifier: &mut Verifier) -> Result<bool, AuditError> {
+    let mut reader = BufReader::new(file.take(bytes));
     let mut line = Vec::new();
     while let Some(ended) = read_line(&mut reader, &mut line)? {
         if !ended {
             verifier.torn();
         }
         if !ended || !verifier.line(&line) {
-            return Ok((verifier, false));
+            return Ok(false);
         }
     }
-    Ok((verifier, true))
+    Ok(true)
 }
 
 /// Finds the position of the newest entries that fit: segments are read from the newest on.

@@ -23,9 +23,14 @@ impl Segment {
         Self { first, first_ms: 0, last_ms: 0, bytes: 0 }
     }
 
+    /// Returns the name of its file.
+    pub(super) fn name(&self) -> String {
+        format!("audit-{:020}.jsonl", self.first)
+    }
+
     /// Returns the path of its file.
     pub(super) fn path(&self, dir: &Path) -> PathBuf {
-        dir.join(format!("audit-{:020}.jsonl", self.first))
+        dir.join(self.name())
     }
 }
 

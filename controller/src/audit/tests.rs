@@ -226,10 +226,11 @@ async fn disk_that_fails_loses_nothing_up_to_the_queue_and_counts_the_rest() {
     add(&audit, 0..10);
     audit.flush().await;
     assert!(audit.trouble().expect("a finding").contains("nothing can be written"));
-    // Until the entries in memory are as many as they may be.
-    for _ in 0..200 {
+    // Until the entries in memory are as many as they may be, and for long after that.
+    for round in 0..200 {
         add(&audit, 10..60);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let wait = if round < 195 { 20 } else { 2_000 };
+        tokio::time::sleep(Duration::from_millis(wait)).await;
     }
     fs::rename(&away, &log).expect("back");
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -237,11 +238,171 @@ async fn disk_that_fails_loses_nothing_up_to_the_queue_and_counts_the_rest() {
     let all = kinds(&audit).await;
     let calls = all.iter().filter(|(kind, ..)| *kind == Kind::Call).count() as u64;
     let gaps = all.iter().filter(|(kind, reason, _)| *kind == Kind::Gap && reason == GAP_IO);
-    let lost: u64 = gaps.map(|(.., count)| count).sum();
+    let gaps: Vec<_> = gaps.map(|(.., count)| count).collect();
+    assert_eq!(gaps.len(), 1, "one gap, however long the disk failed: {gaps:?}");
+    let lost: u64 = gaps.into_iter().sum();
     assert!(calls > 4000 && lost > 0, "{calls} {lost}");
     assert_eq!(calls + lost, 10 + 200 * 50);
     right(&audit, None).await;
     assert!(audit.trouble().expect("told until the next start").contains("missing"));
+}
+
+/// Log of several segments that was closed; returns its last line.
+async fn closed(dir: &Path, options: &Options) -> Head {
+    let audit = open(dir, options).await;
+    for round in 0..5 {
+        add(&audit, round * 20..round * 20 + 20);
+        audit.flush().await;
+    }
+    audit.close().await;
+    right(&audit, None).await.head
+}
+
+/// Checks that a log goes on, tells its damage, and is named in it with this file and entry.
+async fn goes_on(dir: &Path, options: &Options, damaged: &str, seq: u64) -> Audit {
+    let audit = open(dir, options).await;
+    assert!(audit.trouble().expect("a finding").contains(damaged), "{:?}", audit.trouble());
+    add(&audit, 1000..1003);
+    let calls: Vec<_> = list(&audit, AuditQuery::default()).await;
+    let last: Vec<_> = calls.iter().rev().take(3).map(|record| record.call).collect();
+    assert_eq!(last, [1002, 1001, 1000], "new entries");
+    let (report, file) = audit.verify_files(None).await.expect("readable");
+    assert_eq!((report.broken.expect("broken").seq, file.as_deref()), (seq, Some(damaged)));
+    audit
+}
+
+#[tokio::test(start_paused = true)]
+async fn log_goes_on_with_an_old_segment_that_cannot_be_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir.path();
+    let options = Options { segment_bytes: 2000, ..Options::default() };
+    let head = closed(dir, &options).await;
+    let second = segments(dir).remove(1);
+    let name = second.file_name().and_then(|name| name.to_str()).expect("text").to_owned();
+    let first: u64 = name["audit-".len()..][..20].parse().expect("a number");
+    fs::remove_file(&second).expect("removed");
+    // No file can be read less.
+    fs::create_dir(&second).expect("made");
+    let audit = goes_on(dir, &options, &name, first).await;
+    let (report, _) = audit.verify_files(Some(head)).await.expect("readable");
+    assert!(report.head.seq > head.seq, "the others are verified: {report:?}");
+    assert_eq!(report.broken.expect("broken").fault, Fault::Unreadable);
+    let export = audit.export(0, None).await.expect("readable");
+    let bytes = export.try_collect::<Vec<_>>().await.expect("read").concat();
+    let report = daemon::audit::verify(&mut bytes.as_slice(), None).expect("read");
+    assert_eq!(report.broken.expect("a hole").fault, Fault::Number);
+    audit.close().await;
+    drop(audit);
+    goes_on(dir, &options, &name, first).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn log_goes_on_with_an_old_segment_whose_end_is_lost() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir.path();
+    let options = Options { segment_bytes: 2000, ..Options::default() };
+    closed(dir, &options).await;
+    let second = segments(dir).remove(1);
+    let name = second.file_name().and_then(|name| name.to_str()).expect("text").to_owned();
+    let bytes = fs::read(&second).expect("read");
+    let cut = &bytes[..bytes.len() - 10];
+    fs::write(&second, cut).expect("written");
+    let whole = cut.iter().filter(|byte| **byte == b'\n').count() as u64;
+    let first: u64 = name["audit-".len()..][..20].parse().expect("a number");
+    goes_on(dir, &options, &name, first + whole).await;
+    assert_eq!(fs::read(&second).expect("read"), cut, "only the newest is ever cut");
+}
+
+#[tokio::test(start_paused = true)]
+async fn newest_segment_that_cannot_be_read_is_set_aside() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir.path();
+    let options = Options { segment_bytes: 2000, ..Options::default() };
+    closed(dir, &options).await;
+    let newest = segments(dir).pop().expect("a segment");
+    let name = newest.file_name().and_then(|name| name.to_str()).expect("text").to_owned();
+    let first: u64 = name["audit-".len()..][..20].parse().expect("a number");
+    fs::remove_file(&newest).expect("removed");
+    fs::create_dir(&newest).expect("made");
+    let aside = format!("{name}.damaged");
+    let audit = goes_on(dir, &options, &aside, first).await;
+    let all = kinds(&audit).await;
+    assert!(all.contains(&(Kind::Gap, GAP_RESTART.to_owned(), 0)), "the place is marked");
+    // Nothing is wrong with the chain itself: it goes on from the line before.
+    let export = audit.export(0, None).await.expect("readable");
+    let bytes = export.try_collect::<Vec<_>>().await.expect("read").concat();
+    assert_eq!(daemon::audit::verify(&mut bytes.as_slice(), None).expect("read").broken, None);
+    audit.close().await;
+    drop(audit);
+    goes_on(dir, &options, &aside, first).await;
+    fs::remove_dir(dir.join(&aside)).expect("removed");
+    let audit = open(dir, &options).await;
+    assert_eq!(audit.trouble(), None);
+    right(&audit, None).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rest_of_the_newest_segment_that_is_no_torn_line_is_kept() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir.path();
+    let head = closed(dir, &Options::default()).await;
+    let newest = segments(dir).pop().expect("a segment");
+    let mut bytes = fs::read(&newest).expect("read");
+    bytes.resize(bytes.len() + 100_000, 0);
+    fs::write(&newest, &bytes).expect("written");
+    let name = newest.file_name().and_then(|name| name.to_str()).expect("text").to_owned();
+    goes_on(dir, &Options::default(), &name, head.seq + 1).await;
+    assert_eq!(fs::read(&newest).expect("read"), bytes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn head_that_does_not_fit_removes_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir.path();
+    let options = Options { segment_bytes: 2000, ..Options::default() };
+    closed(dir, &options).await;
+    let before = segments(dir);
+    let far = Head { seq: 1 << 40, hash: daemon::audit::Hash::of(b"x") };
+    for text in ["nothing".to_owned(), far.to_string(), "\u{fffd}".repeat(10)] {
+        fs::write(dir.join("head"), text).expect("written");
+        let audit = open(dir, &options).await;
+        assert!(audit.trouble().expect("a finding").contains("head: "));
+        assert!(before.iter().all(|segment| segment.exists()));
+        assert_eq!(right(&audit, None).await.first, 1);
+        audit.close().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn flood_of_refusals_is_counted_and_drops_nothing_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = Options { queue: 100, ..Options::default() };
+    let audit = open(dir.path(), &options).await;
+    let refusal = |number: u64| Record {
+        token: "0a1b2c3d4e5f".into(),
+        reason: "SCOPE_MISSING".into(),
+        ..record(0, START_MS + number)
+    };
+    // The writer has no turn meanwhile.
+    (0..100_000).for_each(|number| audit.refuse(refusal(number)));
+    add(&audit, 1..51);
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let all = list(&audit, AuditQuery::default()).await;
+    let calls = all.iter().filter(|record| record.kind == Kind::Call);
+    assert_eq!(calls.count(), 51, "the first of them, and all that was allowed");
+    let counted: Vec<_> = all.iter().filter(|record| record.kind == Kind::Refused).collect();
+    let [counted] = counted.as_slice() else { panic!("{counted:?}") };
+    assert_eq!((counted.count, counted.method.as_str()), (99_999, "StatFile"));
+    assert_eq!((counted.token.as_str(), counted.team.as_str()), ("0a1b2c3d4e5f", "red"));
+    // What was counted last is written at the end.
+    (0..3).for_each(|number| audit.refuse(refusal(number)));
+    audit.close().await;
+    let all = list(&audit, AuditQuery::default()).await;
+    assert_eq!(
+        all.iter().filter(|r| r.kind == Kind::Refused).map(|r| r.count).sum::<u64>(),
+        100_002
+    );
+    assert_eq!(right(&audit, None).await.gaps, 0);
 }
 
 #[tokio::test(start_paused = true)]

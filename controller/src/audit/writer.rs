@@ -45,7 +45,10 @@ pub(super) async fn run(
         tokio::select! {
             count = queue.recv_many(&mut batch, room), if room > 0 => ended = count == 0,
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
-            _ = minutes.tick() => writer.note_refused(&mut log),
+            // While the disk fails, they stay counted: entries in memory are bounded.
+            _ = minutes.tick() => if !writer.failing {
+                writer.note_refused(&mut log);
+            },
         }
         ended |= writer.take(batch, &mut log);
         let now = Instant::now();
@@ -56,16 +59,24 @@ pub(super) async fn run(
         }
         let full = log.pending() >= SYNC_ENTRIES || !writer.waiting.is_empty() || ended;
         let sync = full || due.is_some_and(|due| due <= now);
-        writer.note_dropped(&mut log);
+        if !writer.failing {
+            writer.note_dropped(&mut log, GAP_QUEUE);
+        }
+        let failed_before = writer.failing;
         let done;
         (log, done) = match writer.step(log, sync).await {
             Some(stepped) => stepped,
             // The runtime ends.
             None => return,
         };
+        if failed_before && done.is_ok() {
+            // One gap for all that was dropped while the disk failed.
+            writer.note_dropped(&mut log, GAP_IO);
+        }
         due = match (done, sync) {
             (Err(_), _) => Some(now + RETRY),
-            (Ok(()), true) => None,
+            (Ok(()), true) if log.pending() == 0 => None,
+            (Ok(()), true) => Some(now + SYNC),
             (Ok(()), false) if log.pending() > 0 => due.or(Some(now + SYNC)),
             (Ok(()), false) => due,
         };
@@ -92,7 +103,7 @@ impl Writer {
                 Message::Flush(done) => self.waiting.push(done),
                 Message::Close(done) => {
                     self.note_refused(log);
-                    self.note_dropped(log);
+                    self.note_dropped(log, if self.failing { GAP_IO } else { GAP_QUEUE });
                     log.add(Record::new(Kind::Closed, self.clock.now_ms()));
                     self.waiting.push(done);
                     closed = true;
@@ -102,23 +113,24 @@ impl Writer {
         closed
     }
 
-    /// Adds an entry for those that were dropped.
-    fn note_dropped(&self, log: &mut Log) {
+    /// Adds an entry for those that were dropped since the last one.
+    fn note_dropped(&self, log: &mut Log, reason: &str) {
         let count = self.shared.dropped.swap(0, Ordering::Relaxed);
         if count > 0 {
-            let reason = if self.failing { GAP_IO } else { GAP_QUEUE };
             tracing::warn!(count, reason, "audit log: entries are missing");
             let record = Record::new(Kind::Gap, self.clock.now_ms());
             log.add(Record { count, reason: reason.into(), ..record });
         }
     }
 
-    /// Adds an entry for the calls that were only counted.
+    /// Adds entries for the calls that were only counted.
     fn note_refused(&self, log: &mut Log) {
         let count = self.shared.refused.swap(0, Ordering::Relaxed);
         if count > 0 {
             log.add(Record { count, ..Record::new(Kind::Refused, self.clock.now_ms()) });
         }
+        let refusals = self.shared.refusals.lock().take(self.clock.now_ms());
+        refusals.into_iter().for_each(|record| log.add(record));
     }
 
     /// Writes, and syncs where it is time; `None` when the runtime ends.

@@ -104,15 +104,19 @@ pub(super) async fn verify(
         hash.map(|hash| Head { seq: head.seq, hash })
     });
     let wanted = wanted.transpose().map_err(|wrong| Error::from(wrong.named("expected.sha256")))?;
-    let Report { entries, first, head, gaps, lost, broken } = audit.verify(wanted).await?;
+    let (report, file) = audit.verify_files(wanted).await?;
+    let Report { entries, first, head, gaps, lost, broken } = report;
     Ok(VerifyAuditResponse {
         entries,
         first_seq: first,
         head: Some(AuditHead { seq: head.seq, sha256: head.hash.to_string() }),
         gaps,
         lost,
-        broken: broken
-            .map(|broken| AuditFault { seq: broken.seq, detail: broken.fault.to_string() }),
+        broken: broken.map(|broken| AuditFault {
+            seq: broken.seq,
+            detail: broken.fault.to_string(),
+            file: file.unwrap_or_default(),
+        }),
     })
 }
 
@@ -136,11 +140,13 @@ fn entry(line: Line) -> AuditEntry {
         Kind::Opened => AuditKind::Opened,
         Kind::Closed => AuditKind::Closed,
         Kind::Refused => AuditKind::Refused,
+        Kind::Part => AuditKind::Part,
         Kind::Later => AuditKind::Unspecified,
     };
     let gap = AuditGap::from_str_name(&format!("AUDIT_GAP_{}", record.reason));
     let gap = gap.filter(|_| kind == AuditKind::Gap).unwrap_or_default();
-    let reason = Reason::named(&record.reason).filter(|_| kind == AuditKind::Call);
+    let is_call = matches!(kind, AuditKind::Call | AuditKind::Part | AuditKind::Refused);
+    let reason = Reason::named(&record.reason).filter(|_| is_call);
     let duration = record.duration_ms.map(std::time::Duration::from_millis);
     AuditEntry {
         seq,
@@ -156,7 +162,7 @@ fn entry(line: Line) -> AuditEntry {
         object: record.object,
         owner: record.owner,
         request_id: record.request_id,
-        code: if kind == AuditKind::Call { code_number(&record.code) } else { 0 },
+        code: if is_call && !record.code.is_empty() { code_number(&record.code) } else { 0 },
         reason: reason.unwrap_or_default().into(),
         duration: duration.and_then(|time| prost_types::Duration::try_from(time).ok()),
         gap: gap.into(),

@@ -1,5 +1,5 @@
 //! Authenticates callers by bearer token. The store is asked at every call: a revoked token is
-//! useless at once.
+//! useless at once. Its calls under way are ended by `access`.
 //!
 //! Callers with bad tokens must not delay the look-ups of others: a token that was valid before is
 //! looked up at once, all others wait for one of a few turns.
@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::Status;
 
 use crate::{
-    access::Access,
+    access::{Access, OpenCall},
     sandbox, store,
     token::{self, Verdict},
 };
@@ -75,6 +75,11 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
+    /// Begins a call with a token that is valid, which ends when the token does.
+    pub(super) fn begin_call(&self, token: &store::Token) -> OpenCall {
+        self.access.begin_call(token)
+    }
+
     pub(super) fn new(access: Arc<Access>) -> Self {
         Self { access, turns: Semaphore::new(TURNS), known: Mutex::default() }
     }
@@ -102,7 +107,7 @@ impl Tokens {
         let found = self.access.token(shown.id).await.map_err(sandbox::Error::from)?;
         let verdict = found.as_ref().map_or(Verdict::Wrong, |found| self.judge(found, shown));
         let mut known = self.known.lock();
-        let why = match (verdict, found) {
+        let refused = match (verdict, found) {
             (Verdict::Valid, Some(token)) => {
                 if known.len() >= KNOWN_MAX && !known.contains_key(shown.id) {
                     known.clear();
@@ -112,20 +117,27 @@ impl Tokens {
                 self.access.note_use(&token);
                 return Ok(token);
             }
-            (Verdict::Revoked, _) => "this token was revoked; use another",
-            (Verdict::Expired, _) => "this token has expired; use another",
-            (Verdict::Valid | Verdict::Wrong, _) => SEND,
+            (why, _) => refusal(why),
         };
         // Another caller's wrong secret must not remove the right one from the cache.
         if known.get(shown.id).is_some_and(|known| self.judge(known, shown) != Verdict::Wrong) {
             known.remove(shown.id);
         }
-        Err(invalid(why))
+        Err(refused)
     }
 }
 
 const SEND: &str = "send a valid token as `authorization: Bearer pvesb_...`; an operator makes one \
                     with `sandboxctl token create`, or `pve-sandbox-controller token create`";
+
+/// Builds the refusal of a token that is not valid, for a new call and for those under way.
+pub(super) fn refusal(verdict: Verdict) -> Status {
+    invalid(match verdict {
+        Verdict::Revoked => "this token was revoked; use another",
+        Verdict::Expired => "this token has expired; use another",
+        Verdict::Valid | Verdict::Wrong => SEND,
+    })
+}
 
 fn invalid(why: &str) -> Status {
     Refusal::new(Reason::TokenInvalid, why).into()

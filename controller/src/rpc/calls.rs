@@ -1,10 +1,16 @@
 //! Entries of calls in the audit log. A call has one entry, at its end; a stream has one more at its
-//! begin, so that a crash loses none that has entered a sandbox.
+//! begin, so that a crash loses none that has entered a sandbox. A call that changes many sandboxes has one
+//! more for each.
 
 use std::sync::{Arc, OnceLock};
 
 use daemon::audit::{Kind, Record, bounded, code_name};
-use proto::Reason;
+use proto::{
+    Reason,
+    id::SandboxId,
+    name::Team,
+    sandbox::v1::{GarbageAction, GarbageItem},
+};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -15,7 +21,7 @@ use super::{
 use crate::{
     access::Access,
     audit::Audit,
-    sandbox::{Caller, Sandboxes},
+    sandbox::{Caller, Outcome, Sandboxes},
 };
 
 /// Key of the metadata of an error with the sandbox that it is about.
@@ -72,6 +78,20 @@ impl Recorder {
             started: Instant::now(),
             about: OnceLock::new(),
         })))
+    }
+
+    /// Adds the entry of a call that is refused to a known caller, or counts it with others like it.
+    pub(super) fn refuse(
+        self: &Arc<Self>,
+        method: Method,
+        caller: &Caller,
+        peer: Option<std::net::SocketAddr>,
+        status: &Status,
+    ) {
+        if let Some(call) = self.begin(method, Some(caller), peer) {
+            let reason = daemon::status::reason(status);
+            self.audit.refuse(call.ended(status.code(), reason, None));
+        }
     }
 
     /// Finds the sandbox that a subject names, and whose it is.
@@ -151,8 +171,8 @@ impl Call {
         record
     }
 
-    /// Adds the entry of the end.
-    fn end(&self, code: Code, reason: Option<Reason>, sandbox: Option<&str>) {
+    /// Builds the entry of the end.
+    fn ended(&self, code: Code, reason: Option<Reason>, sandbox: Option<&str>) -> Record {
         let mut record = self.filled();
         code_name(code.into()).clone_into(&mut record.code);
         record.reason = reason.map(|reason| reason.name().to_owned()).unwrap_or_default();
@@ -160,7 +180,71 @@ impl Call {
         if let Some(sandbox) = sandbox.filter(|_| record.sandbox.is_empty()) {
             record.sandbox = bounded(sandbox);
         }
+        record
+    }
+
+    /// Adds the entry of the end.
+    fn end(&self, code: Code, reason: Option<Reason>, sandbox: Option<&str>) {
+        self.0.recorder.audit.record(self.ended(code, reason, sandbox));
+    }
+
+    /// Adds the entry of one of the sandboxes that the call changes.
+    pub(super) fn part(&self, sandbox: &str, team: &Team, outcome: &Outcome<'_>) {
+        let mut record = self.0.record.clone();
+        record.kind = Kind::Part;
+        record.at_ms = self.0.recorder.access.now_ms();
+        record.sandbox = bounded(sandbox);
+        record.owner = if team.as_str() == record.team { String::new() } else { team.to_string() };
+        let (code, reason) = match outcome {
+            Outcome::Done => (Code::Ok, ""),
+            Outcome::Failed(error) => (error.reason.code(), error.reason.name()),
+            // The caller hung up; the change goes on.
+            Outcome::Unknown => (Code::Cancelled, ""),
+        };
+        code_name(code.into()).clone_into(&mut record.code);
+        reason.clone_into(&mut record.reason);
         self.0.recorder.audit.record(record);
+    }
+
+    /// Adds entries of what a clean-up of nodes has changed.
+    pub(super) fn cleaned(&self, items: &[GarbageItem]) {
+        let done = |item: &&GarbageItem| match item.action() {
+            GarbageAction::Unspecified
+            | GarbageAction::Quarantined
+            | GarbageAction::TooMany
+            | GarbageAction::Unchecked => false,
+            GarbageAction::Unlock
+            | GarbageAction::Undo
+            | GarbageAction::Delete
+            | GarbageAction::Stop
+            | GarbageAction::Start
+            | GarbageAction::EnforcePause
+            | GarbageAction::SettleSize
+            | GarbageAction::Look
+            | GarbageAction::Adopt
+            | GarbageAction::Release
+            | GarbageAction::Destroy
+            | GarbageAction::Forget => true,
+        };
+        for item in items.iter().filter(done) {
+            let mut record = self.0.record.clone();
+            record.kind = Kind::Part;
+            record.at_ms = self.0.recorder.access.now_ms();
+            record.object = format!("node:{}", bounded(&item.node));
+            // Others are no objects: a time, a count, a path.
+            if item.subject.parse::<SandboxId>().is_ok() {
+                let found = self.0.recorder.sandboxes.identify(None, &item.subject);
+                let owner = found.map(|(_, team)| team.to_string()).unwrap_or_default();
+                record.owner = if owner == record.team { String::new() } else { owner };
+                record.sandbox = bounded(&item.subject);
+            } else if item.subject.parse::<u32>().is_ok() {
+                record.object = format!("vmid:{}", bounded(&item.subject));
+            } else {
+                continue;
+            }
+            code_name(Code::Ok.into()).clone_into(&mut record.code);
+            self.0.recorder.audit.record(record);
+        }
     }
 
     /// Adds the entry of a join. One whose token was not good is only counted: whoever has none could
@@ -172,6 +256,18 @@ impl Call {
                 self.end(error.reason.code(), Some(error.reason), None);
             }
             Err(_) => self.0.recorder.count_refused(),
+        }
+    }
+}
+
+/// Returns what adds an entry for each sandbox of a call that changes many.
+pub(super) fn witness<T>(
+    request: &tonic::Request<T>,
+) -> impl Fn(&str, &Team, Outcome<'_>) + Send + Sync + use<T> {
+    let call = request.extensions().get::<Call>().cloned();
+    move |sandbox, team, outcome| {
+        if let Some(call) = &call {
+            call.part(sandbox, team, &outcome);
         }
     }
 }

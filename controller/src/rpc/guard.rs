@@ -1,5 +1,6 @@
 //! Guard in front of every call. Checks in this order: does the method exist, whose call is it, has
-//! the team a free permit, has the token the scope. An unknown caller gets nothing that lasts.
+//! the team a free permit, has the token the scope. An unknown caller gets nothing that lasts, and a call
+//! lasts no longer than its token (`cut`).
 //! Behind the calls it gives every error our form, whoever made it.
 
 use std::{
@@ -19,15 +20,16 @@ use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{
-    auth::{Credentials, Tokens},
+    auth::{self, Credentials, Tokens},
     calls::{Made, Recorder, Ticket},
-    connections::{Busy, RowHandle},
+    connections::RowHandle,
+    cut::{self, Held},
     permits::{Full as NoRoom, Permit, Permits},
     scope::{self, Method, Need, Shape},
     status,
 };
 use crate::{
-    access::Access,
+    access::{Access, OpenCall},
     sandbox::{Caller, Sandboxes},
     store,
 };
@@ -179,14 +181,11 @@ where
     let version = request.version();
     // Only the headers, not the request: its body must not be shared between threads.
     let credentials = Credentials::of(request.headers());
-    let (caller, permit) = match rules.admit(method, row, &credentials).await {
+    let Admitted { caller, permit, open } = match rules.admit(method, row, &credentials).await {
         Ok(admitted) => admitted,
         Err(Denied { status, caller }) => {
             match caller {
-                Some(caller) => {
-                    let call = rules.recorder.begin(method, Some(&caller), row.peer());
-                    Ticket::new(call).end(&status);
-                }
+                Some(caller) => rules.recorder.refuse(method, &caller, row.peer(), &status),
                 None => rules.recorder.count_refused(),
             }
             return Ok(unread(*status, version));
@@ -198,20 +197,36 @@ where
     }
     request.extensions_mut().insert(caller);
     let ticket = Ticket::new(call);
-    let mut held = Held { _permit: permit, _busy: row.busy(), ticket };
+    let mut held = Held { _permit: permit, _busy: row.busy(), open, ticket };
+    let ending = held.open.ending();
+    if method.shape == Shape::Stream {
+        request = request.map(|body| cut::request(body, ending.clone()));
+    }
     let answer = inner.call(request);
-    let response = match method.shape {
-        Shape::Stream => answer.await?,
-        Shape::Unary => match timeout(UNARY_TIME, answer).await {
-            Ok(response) => response?,
-            Err(_) => {
-                let late = late();
-                held.ticket.end(&late);
-                return Ok(unread(late, version));
-            }
-        },
+    let answered = async {
+        match method.shape {
+            Shape::Stream => Some(answer.await),
+            Shape::Unary => timeout(UNARY_TIME, answer).await.ok(),
+        }
     };
-    Ok(finish(response, held))
+    let status = tokio::select! {
+        // An answer that is there counts: a token may revoke itself.
+        biased;
+        answered = answered => match answered {
+            Some(response) => return Ok(finish(response?, method.shape, held)),
+            None => late(),
+        },
+        () = ending.over() => auth::refusal(ending.why()),
+    };
+    held.ticket.end(&status);
+    Ok(unread(status, version))
+}
+
+/// Call that is admitted.
+struct Admitted {
+    caller: Caller,
+    permit: Permit,
+    open: OpenCall,
 }
 
 /// Refusal of a call, with its caller where the token is good and the scope is missing.
@@ -232,7 +247,7 @@ impl Rules {
         method: Method,
         row: &RowHandle,
         credentials: &Credentials,
-    ) -> Result<(Caller, Permit), Denied> {
+    ) -> Result<Admitted, Denied> {
         let shown = credentials.shown()?;
         let early = match self.tokens.team(shown) {
             Some(team) => Some(self.permit(&team, method.shape)?),
@@ -251,6 +266,7 @@ impl Rules {
         let token = self.tokens.verify(shown).await?;
         drop(turn);
         row.belongs_to(&token.team);
+        let open = self.tokens.begin_call(&token);
         let store::Token { team, id, user, scopes, .. } = token;
         let caller = Caller { team, token: id, user, scopes };
         if let Need::Scope(needed) = method.need
@@ -269,7 +285,7 @@ impl Rules {
             Some(permit) => permit,
             None => self.permit(&caller.team, method.shape)?,
         };
-        Ok((caller, permit))
+        Ok(Admitted { caller, permit, open })
     }
 
     fn permit(&self, team: &proto::name::Team, shape: Shape) -> Result<Permit, Status> {
@@ -311,16 +327,8 @@ fn unread(status: Status, version: Version) -> Response<Body> {
     response
 }
 
-/// Guards and audit entry that a call with a token keeps until its last byte.
-#[derive(Debug)]
-struct Held {
-    _permit: Permit,
-    _busy: Busy,
-    ticket: Ticket,
-}
-
-/// Keeps the permit until the last byte of the answer, and gives tonic's own errors our form.
-fn finish(response: Response<Body>, mut held: Held) -> Response<Body> {
+/// Gives tonic's own errors our form, and sends the rest as long as the token is good.
+fn finish(response: Response<Body>, shape: Shape, mut held: Held) -> Response<Body> {
     if let Some(status) = Status::from_header_map(response.headers())
         && status.code() != Code::Ok
     {
@@ -332,13 +340,17 @@ fn finish(response: Response<Body>, mut held: Held) -> Response<Body> {
         };
     }
     held.ticket.answered(response.extensions().get::<Made>());
-    response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let held = &mut held;
-            if let Some(status) = frame.trailers_ref().and_then(Status::from_header_map) {
-                held.ticket.end(&status);
-            }
-            frame
-        }))
-    })
+    match shape {
+        Shape::Stream => cut::answer(response, held),
+        // It is made, and a message at most.
+        Shape::Unary => response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let held = &mut held;
+                if let Some(status) = frame.trailers_ref().and_then(Status::from_header_map) {
+                    held.ticket.end(&status);
+                }
+                frame
+            }))
+        }),
+    }
 }

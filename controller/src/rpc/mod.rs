@@ -6,6 +6,7 @@ mod auth;
 mod calls;
 mod connections;
 mod convert;
+mod cut;
 mod enrolment;
 mod guard;
 mod operator;

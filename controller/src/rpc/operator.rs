@@ -8,7 +8,7 @@ use tonic::{Request, Response};
 
 use super::{
     audit,
-    calls::Made,
+    calls::{self, Call, Made},
     convert,
     permits::Permits,
     sandbox::{Answer, Messages, made, split},
@@ -73,8 +73,12 @@ impl OperatorService for Rpc {
         &self,
         request: Request<CollectGarbageRequest>,
     ) -> Answer<CollectGarbageResponse> {
+        let call = request.extensions().get::<Call>().cloned();
         let (_, CollectGarbageRequest { dry_run, node }) = split(request)?;
         let (items, unreachable) = self.sandboxes.collect_garbage(&node, dry_run).await?;
+        if let Some(call) = call.filter(|_| !dry_run) {
+            call.cleaned(&items);
+        }
         Ok(Response::new(CollectGarbageResponse { items, unreachable }))
     }
 
@@ -127,14 +131,17 @@ impl OperatorService for Rpc {
     }
 
     async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Answer<DrainNodeResponse> {
+        let witness = calls::witness(&request);
         let (caller, DrainNodeRequest { node, why }) = split(request)?;
-        Ok(Response::new(self.sandboxes.drain(&caller, &node, why).await?))
+        Ok(Response::new(self.sandboxes.drain(&caller, &node, why, &witness).await?))
     }
 
     async fn forget_node(&self, request: Request<ForgetNodeRequest>) -> Answer<ForgetNodeResponse> {
+        let witness = calls::witness(&request);
         let (caller, request) = split(request)?;
         let ForgetNodeRequest { node, lost, dry_run } = request;
-        let sandboxes = self.sandboxes.forget_node(&caller, &node, lost, dry_run).await?;
+        let forgotten = self.sandboxes.forget_node(&caller, &node, (lost, dry_run), &witness);
+        let sandboxes = forgotten.await?;
         Ok(Response::new(ForgetNodeResponse { sandboxes }))
     }
 

@@ -10,7 +10,7 @@ use proto::{
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::{
-    calls::{Call, Made},
+    calls::{self, Call, Made},
     convert,
     subject::Named,
 };
@@ -245,8 +245,10 @@ impl SandboxService for Rpc {
         &self,
         request: Request<PruneSandboxesRequest>,
     ) -> Answer<PruneSandboxesResponse> {
+        let witness = calls::witness(&request);
         let (caller, ask) = split(request)?;
-        let pruned = self.sandboxes.prune(&caller, ask.older_than, ask.paused, ask.dry_run);
+        let PruneSandboxesRequest { older_than, paused, dry_run } = ask;
+        let pruned = self.sandboxes.prune(&caller, older_than, (paused, dry_run), &witness);
         Ok(Response::new(PruneSandboxesResponse { sandboxes: pruned.await? }))
     }
 

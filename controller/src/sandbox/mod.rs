@@ -42,7 +42,7 @@ use crate::{
 
 pub use exec::{Output, Responses};
 pub use files::Piece;
-pub use operate::Report;
+pub use operate::{Outcome, Report, Witness};
 pub use quota::{Exceeded, TeamView};
 pub use read::{EventItem, EventQuery};
 

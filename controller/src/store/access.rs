@@ -91,6 +91,9 @@ pub trait AccessStore: Send + Sync + std::fmt::Debug {
     /// Returns one token, revoked or not.
     async fn token(&self, id: &str) -> Result<Option<Token>>;
 
+    /// Returns those of these tokens that there are, revoked or not, in any order.
+    async fn tokens_by_id(&self, ids: Vec<String>) -> Result<Vec<Token>>;
+
     /// Returns the living token of a team with this name.
     async fn token_named(
         &self,

@@ -35,6 +35,11 @@ impl AccessStore for Memory {
         Ok(self.tables.lock().tokens.get(id).cloned())
     }
 
+    async fn tokens_by_id(&self, ids: Vec<String>) -> Result<Vec<Token>> {
+        let tables = self.tables.lock();
+        Ok(ids.iter().filter_map(|id| tables.tokens.get(id)).cloned().collect())
+    }
+
     async fn token_named(
         &self,
         team: &Team,

@@ -117,6 +117,18 @@ impl AccessStore for Sqlite {
         .await
     }
 
+    async fn tokens_by_id(&self, ids: Vec<String>) -> Result<Vec<Token>> {
+        let ids = serde_json::json!(ids).to_string();
+        self.read(move |db| {
+            db.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM tokens WHERE id IN (SELECT value FROM json_each(?1))"
+            ))?
+            .query_map([&ids], to_token)?
+            .collect()
+        })
+        .await
+    }
+
     async fn token_named(
         &self,
         team: &Team,

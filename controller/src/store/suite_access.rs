@@ -89,6 +89,12 @@ async fn pages_of_tokens(store: &dyn Store) -> Result<()> {
         let places: Vec<_> = seen.iter().map(|token| (token.created_ms, &token.id)).collect();
         assert!(places.is_sorted() && seen.len() == count, "{places:?}");
     }
+    let asked = ["many1001", "none", "many1000", "red0001"].map(str::to_owned).to_vec();
+    let mut found = store.tokens_by_id(asked).await?;
+    found.sort_by(|a, b| a.id.cmp(&b.id));
+    let found: Vec<_> = found.iter().map(|token| (token.id.as_str(), token.revoked_ms)).collect();
+    assert_eq!(found, [("many1000", 0), ("many1001", 2000), ("red0001", 9)]);
+    assert_eq!(store.tokens_by_id(Vec::new()).await?, []);
     let all = store.tokens(TokenFilter::default(), None, 1000).await?;
     assert!(all.len() > 7 && all.iter().any(|token| token.team.as_str() == "red"));
     Ok(())
@@ -147,6 +153,12 @@ async fn sqlite_store_keeps_tokens_as_promised() {
     let all = |store: Sqlite| async move {
         store.tokens(TokenFilter::default(), None, 10_000).await.expect("tokens")
     };
+    // A command beside the controller has a handle of its own.
+    let beside = Sqlite::open(&path).expect("open beside");
+    assert!(beside.revoke_token("many1000", 3000).await.expect("revoked"));
+    let seen = store.tokens_by_id(vec!["many1000".into()]).await.expect("read");
+    assert_eq!(seen.iter().map(|token| token.revoked_ms).collect::<Vec<_>>(), [3000]);
+    drop(beside);
     let before = all(store).await;
     assert_eq!(all(Sqlite::open(&path).expect("open again")).await, before);
 }

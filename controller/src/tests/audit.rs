@@ -258,3 +258,108 @@ async fn log_that_cannot_be_written_is_a_finding_and_calls_go_on() {
     let findings = lab.operator().fsck(FsckRequest {}).await.expect("checked").into_inner();
     assert!(findings.findings.iter().all(|found| found.invariant() != Invariant::Audit));
 }
+
+#[tokio::test(start_paused = true)]
+async fn token_that_may_only_read_cannot_fill_the_log() {
+    let (lab, _dir) = lab().await;
+    let reader = token(&lab.store, "blue", "read").await;
+    let mut api = lab.api_as(&reader);
+    for _ in 0..500 {
+        assert_eq!(reason(api.stat_file(stat("x")).await), Reason::ScopeMissing);
+    }
+    let delete = DeleteSandboxRequest { id: "x".into() };
+    assert_eq!(reason(api.delete_sandbox(delete).await), Reason::ScopeMissing);
+    lab.create("r1").await.expect("made");
+    let calls = lab.calls().await;
+    let told: Vec<_> =
+        calls.iter().map(|line| (line.record.method.as_str(), line.record.code.as_str())).collect();
+    let refused = |method| (method, "PERMISSION_DENIED");
+    let expected = [refused("StatFile"), refused("DeleteSandbox"), ("CreateSandbox", "OK")];
+    assert_eq!(told, expected, "one of each kind, and all that was allowed");
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let request = ListAuditRequest { team: "blue".into(), ..ListAuditRequest::default() };
+    let listed = lab.listed(request).await;
+    let counted: Vec<_> =
+        listed.iter().filter(|entry| entry.kind() == AuditKind::Refused).collect();
+    let [counted] = counted.as_slice() else { panic!("{counted:?}") };
+    assert_eq!((counted.count, counted.method.as_str()), (499, "StatFile"));
+    assert_eq!((counted.reason(), counted.code), (Reason::ScopeMissing, 7));
+    assert_eq!((counted.team.as_str(), counted.peer.as_str()), ("blue", ""));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_sandbox_of_a_prune_has_its_entry() {
+    let (lab, _dir) = lab().await;
+    let mut ids = Vec::new();
+    for number in 0..3 {
+        let sandbox = lab.create(&format!("r{number}")).await.expect("made");
+        let holder = lab.holder(&sandbox.id).clone();
+        let mut stopped =
+            holder.living().into_iter().find(|known| known.id == sandbox.id).expect("there");
+        stopped.set_phase(Phase::Stopped);
+        stopped.since = Some(prost_types::Timestamp { seconds: 1_600_000_000, nanos: 0 });
+        holder.put(stopped);
+        lab.until(&sandbox.id, Phase::Stopped).await;
+        ids.push(sandbox.id);
+    }
+    let prune = |dry_run| PruneSandboxesRequest {
+        older_than: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+        paused: false,
+        dry_run,
+    };
+    lab.api().prune_sandboxes(prune(true)).await.expect("looked");
+    let pruned = lab.api().prune_sandboxes(prune(false)).await.expect("pruned").into_inner();
+    assert_eq!(pruned.sandboxes.len(), 3);
+    let all = entries(&lab.audit, AuditQuery::default()).await;
+    let of_kind = |kind| all.iter().map(|line| &line.record).filter(move |r| r.kind == kind);
+    let call = of_kind(Kind::Call).last().expect("an entry").clone();
+    assert_eq!((call.method.as_str(), call.sandbox.as_str()), ("PruneSandboxes", ""));
+    let mut told = Vec::new();
+    for part in of_kind(Kind::Part) {
+        assert_eq!((part.call, &part.token, &part.method), (call.call, &call.token, &call.method));
+        assert_eq!((part.code.as_str(), part.owner.as_str()), ("OK", ""));
+        told.push(part.sandbox.clone());
+    }
+    told.sort_unstable();
+    ids.sort_unstable();
+    assert_eq!(told, ids, "a dry run has none");
+    let request = ListAuditRequest { sandbox: ids[0].clone(), ..ListAuditRequest::default() };
+    let listed = lab.listed(request).await;
+    assert!(listed.iter().any(|entry| entry.kind() == AuditKind::Part), "{listed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_sandbox_of_a_lost_node_has_its_entry_with_its_owner() {
+    let (mut lab, _dir) = lab().await;
+    // One that is configured cannot be forgotten.
+    lab.agents[0].add_member("n1", "10.0.0.1");
+    lab.agents[0].add_member("n2", "10.0.0.2");
+    lab.discover = true;
+    lab.start().await;
+    lab.controller.as_ref().expect("a controller").settled(Duration::from_secs(5)).await;
+    let blue = token(&lab.store, "blue", "sandbox").await;
+    let mut api = lab.api_as(&blue);
+    let mut on_n2 = Vec::new();
+    for number in 0..6 {
+        let made = create(&mut api, request(&format!("r{number}"))).await.expect("made");
+        if made.node == "n2" {
+            on_n2.push(made.id);
+        }
+    }
+    assert!(!on_n2.is_empty(), "some are on each node");
+    lab.agents[1].down();
+    for id in &on_n2 {
+        lab.until(id, Phase::Unreachable).await;
+    }
+    let forget = ForgetNodeRequest { node: "n2".into(), lost: true, dry_run: false };
+    lab.operator().forget_node(forget).await.expect("forgotten");
+    let all = entries(&lab.audit, AuditQuery::default()).await;
+    let parts = all.iter().map(|line| &line.record).filter(|record| record.kind == Kind::Part);
+    let mut told: Vec<_> = parts
+        .inspect(|part| assert_eq!((part.team.as_str(), part.owner.as_str()), ("red", "blue")))
+        .map(|part| part.sandbox.clone())
+        .collect();
+    told.sort_unstable();
+    on_n2.sort_unstable();
+    assert_eq!(told, on_n2);
+}

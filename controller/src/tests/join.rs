@@ -210,6 +210,32 @@ async fn revoked_node_is_refused_until_it_joins_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn commands_on_a_revoked_node_end_at_once_for_their_callers() {
+    let (lab, _dir) = lab().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let start = super::exec::argv(&sandbox.id, &["sleep"]);
+    let start = super::exec::message(proto::sandbox::v1::exec_request::Message::Start(start));
+    let input = futures_util::StreamExt::chain(
+        futures_util::stream::iter([start]),
+        futures_util::stream::pending(),
+    );
+    let mut output = lab.api().exec(input).await.expect("started").into_inner();
+    output.message().await.expect("no error").expect("a message");
+    lab.revoke(&sandbox.node).await.expect("revoked");
+    // What the connector does with the connections of a revoked node.
+    lab.net.cut(&sandbox.node.parse().expect("name"));
+    let ended = async {
+        loop {
+            if let Err(status) = output.message().await {
+                return status;
+            }
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(1), ended).await.expect("at once");
+    assert_eq!(reason::<()>(Err(ended)), Reason::OutcomeUnknown);
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_operators_make_tokens_and_join_is_bounded() {
     let (lab, _dir) = lab().await;
     let blue = token(&lab.store, "blue", "sandbox").await;

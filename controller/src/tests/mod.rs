@@ -21,6 +21,7 @@ mod nodes;
 mod pause;
 mod quotas;
 mod resize;
+mod revocation;
 mod sessions;
 mod stalls;
 mod team_limits;

@@ -30,8 +30,11 @@ pub enum Kind {
     Opened,
     /// Controller stopped in order.
     Closed,
-    /// Calls that were refused before the caller was known, and only counted.
+    /// Calls that were refused and only counted: before the caller was known, or again and again for the
+    /// same token, method and reason.
     Refused,
+    /// One of the sandboxes of a call that changes many; joined with its `Call` by the number.
+    Part,
     /// Kind of a later version.
     #[serde(other)]
     Later,

@@ -62,6 +62,8 @@ pub enum Fault {
     Changed,
     /// Line that was noted before is missing: the log ends before it, or begins after it.
     Missing,
+    /// Lines from here on are in a file that cannot be read.
+    Unreadable,
 }
 
 impl fmt::Display for Fault {
@@ -75,6 +77,7 @@ impl fmt::Display for Fault {
             }
             Self::Changed => "the line has another hash than the one that was noted",
             Self::Missing => "the line that was noted is missing",
+            Self::Unreadable => "the lines from here on are in a file that cannot be read",
         })
     }
 }
@@ -103,7 +106,7 @@ pub struct Report {
     pub gaps: u64,
     /// Sum of the missing entries that gaps have counted.
     pub lost: u64,
-    /// First line that is wrong; nothing behind it is verified.
+    /// First line that is wrong. In an export, nothing behind it is verified.
     pub broken: Option<Broken>,
 }
 
@@ -140,23 +143,32 @@ impl Verifier {
         verifier
     }
 
-    /// Compares a line with the one that was noted.
-    fn compare(&mut self, head: Head, line: u64) {
-        if let Some(wanted) = self.wanted
-            && wanted.seq == head.seq
-        {
-            self.wanted = None;
-            if wanted.hash != head.hash {
-                self.fail(line, head.seq, Fault::Changed);
-            }
+    /// Compares a line with the one that was noted; false when it was changed since.
+    fn compare(&mut self, head: Head, line: u64) -> bool {
+        let Some(wanted) = self.wanted.take_if(|wanted| wanted.seq == head.seq) else {
+            return true;
+        };
+        if wanted.hash != head.hash {
+            self.fail(line, head.seq, Fault::Changed);
         }
+        wanted.hash == head.hash
+    }
+
+    /// Goes on behind a mistake, with whatever the next line says.
+    pub fn resume(&mut self) {
+        self.last = None;
+    }
+
+    /// Notes lines that cannot be read, from this number on.
+    pub fn unreadable(&mut self, seq: u64) {
+        self.fail(self.report.entries + 1, seq, Fault::Unreadable);
     }
 
     fn fail(&mut self, line: u64, seq: u64, fault: Fault) {
         self.report.broken.get_or_insert(Broken { line, seq, fault });
     }
 
-    /// Takes the next line without its line break; false when the log is broken.
+    /// Takes the next line without its line break; false when it is wrong.
     pub fn line(&mut self, line: &[u8]) -> bool {
         let place = self.report.entries + 1;
         let next = self.last.map_or(0, Head::next);
@@ -177,9 +189,10 @@ impl Verifier {
             self.fail(place, last.next(), fault);
             return false;
         }
+        let mut right = true;
         if place == 1 {
             self.report.first = link.seq;
-            self.compare(last, 0);
+            right = self.compare(last, 0);
         }
         let head = Head { seq: link.seq, hash: Hash::of(line) };
         self.last = Some(head);
@@ -189,8 +202,8 @@ impl Verifier {
             self.report.gaps += 1;
             self.report.lost = self.report.lost.saturating_add(link.count);
         }
-        self.compare(head, place);
-        self.report.broken.is_none()
+        let same = self.compare(head, place);
+        right && same
     }
 
     /// Notes a line that cannot be read as one.
@@ -348,6 +361,21 @@ mod tests {
             let report = check(&bytes, None);
             prop_assert!(report.broken.is_some() || bytes.is_empty());
         }
+    }
+
+    #[test]
+    fn verification_goes_on_behind_a_mistake_and_names_the_first_one() {
+        let (_, before) = log(Head::START, 3);
+        let (rest, head) = log(before, 4);
+        let mut verifier = Verifier::new(Some(Head::START), Some(head));
+        assert!(!verifier.line(b"nothing"));
+        verifier.unreadable(2);
+        verifier.resume();
+        assert!(rest.split(|byte| *byte == b'\n').take(4).all(|line| verifier.line(line)));
+        let report = verifier.finish();
+        assert_eq!((report.entries, report.head), (4, head));
+        let broken = report.broken.expect("broken");
+        assert_eq!((broken.seq, broken.fault), (1, Fault::NoEntry));
     }
 
     #[test]

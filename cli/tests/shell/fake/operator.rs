@@ -270,6 +270,7 @@ impl OperatorService for Service {
         let broken = expected.filter(|expected| *expected != known).map(|expected| AuditFault {
             seq: expected.seq,
             detail: "the line has another hash than the one that was noted".into(),
+            file: "audit-00000000000000000001.jsonl".into(),
         });
         Ok(Response::new(VerifyAuditResponse {
             entries: 3,

@@ -7,6 +7,7 @@ use proto::{
     sandbox::v1::{DrainNodeResponse, EventKind},
 };
 
+use super::each::Witness;
 use crate::{
     node::Node,
     sandbox::{Caller, Result, Sandboxes},
@@ -36,7 +37,7 @@ impl Sandboxes {
 
     /// Stops new work for a node and empties it: stopped sandboxes are moved where other nodes have
     /// access to their disk. Returns the sandboxes still on it, those moved, and why the others
-    /// stay.
+    /// stay. `witness` hears of each that is tried.
     ///
     /// # Errors
     /// When there is no such node, or it does not answer.
@@ -45,11 +46,12 @@ impl Sandboxes {
         caller: &Caller,
         node: &str,
         why: String,
+        witness: Witness<'_>,
     ) -> Result<DrainNodeResponse> {
         let kind = EventKind::NodeDraining;
         let node =
             self.set_scheduling(caller, node, (SchedulingState::Draining, kind), why).await?;
-        let (moved, stays) = self.move_stopped(caller, &node).await;
+        let (moved, stays) = self.move_stopped(caller, &node, witness).await;
         let mut remaining = self.nodes.cache.living_on(&node.name);
         remaining.sort_unstable_by_key(|entry| entry.id);
         let remaining = remaining.iter().map(|entry| self.nodes.cache.view(entry)).collect();

@@ -12,6 +12,7 @@ use proto::{
 };
 use tokio::time::Instant;
 
+use super::each::{Each, Witness};
 use crate::{
     inventory::Entry,
     node::{Node, registry::AttemptHistory},
@@ -24,11 +25,12 @@ const BUDGET: Duration = Duration::from_secs(10);
 
 impl Sandboxes {
     /// Moves the stopped sandboxes of this node within `BUDGET`. Returns the moved ones in their
-    /// new state, and why others stay.
+    /// new state, and why others stay. `witness` hears of each that is tried.
     pub(super) async fn move_stopped(
         &self,
         caller: &Caller,
         node: &Arc<Node>,
+        witness: Witness<'_>,
     ) -> (Vec<Sandbox>, BTreeMap<String, String>) {
         let (mut moved, mut stays) = (Vec::new(), BTreeMap::new());
         let until = Instant::now() + BUDGET;
@@ -52,7 +54,10 @@ impl Sandboxes {
             }
             let result = match Instant::now() < until {
                 true => {
-                    self.move_one(caller, &entry, node).await.map_err(|error| error.to_string())
+                    let each = Each::new(witness, entry.id.to_string(), entry.team.clone());
+                    let done = self.move_one(caller, &entry, node).await;
+                    each.end(&done);
+                    done.map_err(|error| error.to_string())
                 }
                 false => Err("there was no time to move it: drain once more".into()),
             };

@@ -6,13 +6,15 @@ use proto::{
     sandbox::v1::{EventKind, Sandbox},
 };
 
+use super::each::{Each, Witness};
 use crate::{
+    inventory::Entry,
     sandbox::{Caller, Error, Result, Sandboxes},
     store::Event,
 };
 
 impl Sandboxes {
-    /// Forgets a node and ends its sandboxes. Returns their last known state.
+    /// Forgets a node and ends its sandboxes. Returns their last known state; `witness` hears of each.
     ///
     /// # Errors
     /// NODE_NOT_FOUND; NODE_IN_USE when the node answers, is in the configuration, or has sandboxes
@@ -21,8 +23,8 @@ impl Sandboxes {
         &self,
         caller: &Caller,
         node: &str,
-        lost: bool,
-        dry_run: bool,
+        (lost, dry_run): (bool, bool),
+        witness: Witness<'_>,
     ) -> Result<Vec<Sandbox>> {
         let name: NodeName = node.parse()?;
         let known = self.nodes.get(&name);
@@ -60,7 +62,11 @@ impl Sandboxes {
         for entry in &living {
             self.log().ask(entry.id, &[EventKind::Deleted], &caller.token);
         }
-        self.nodes.forget(&name).await?;
+        let each = |entry: &Entry| Each::new(witness, entry.id.to_string(), entry.team.clone());
+        let each: Vec<_> = living.iter().map(each).collect();
+        let done = self.nodes.forget(&name).await.map_err(Error::from);
+        each.into_iter().for_each(|each| each.end(&done));
+        done?;
         self.log_flushed().await;
         Ok(sandboxes)
     }

@@ -3,6 +3,7 @@
 mod adopt;
 mod cordon;
 mod drain;
+mod each;
 mod forget_node;
 mod fsck;
 mod garbage;
@@ -10,4 +11,5 @@ mod prune;
 mod recover;
 mod release;
 
+pub use each::{Outcome, Witness};
 pub use fsck::Report;

@@ -9,6 +9,7 @@ use proto::{
     sandbox::v1::{Phase, PrunedSandbox, Sandbox},
 };
 
+use super::each::{Each, Witness};
 use crate::{
     inventory::Page,
     sandbox::{Caller, Result, Sandboxes},
@@ -38,7 +39,7 @@ pub struct Difference {
 
 impl Sandboxes {
     /// Deletes sandboxes of the team that have been stopped, or with `paused` also paused, for
-    /// longer than `older_than`.
+    /// longer than `older_than`. `witness` hears what becomes of each.
     ///
     /// # Errors
     /// When the time is less than an hour. A sandbox that cannot be deleted does not fail the call.
@@ -46,8 +47,8 @@ impl Sandboxes {
         &self,
         caller: &Caller,
         older_than: Option<prost_types::Duration>,
-        paused: bool,
-        dry_run: bool,
+        (paused, dry_run): (bool, bool),
+        witness: Witness<'_>,
     ) -> Result<Vec<PrunedSandbox>> {
         let least = || Invalid::new("older_than", "must be given, and be an hour or more");
         let age = older_than.and_then(proto::duration::read).ok_or_else(least)?;
@@ -66,7 +67,9 @@ impl Sandboxes {
                 if dry_run {
                     return PrunedSandbox { sandbox: Some(sandbox), ..PrunedSandbox::default() };
                 }
+                let each = Each::new(witness, sandbox.id.clone(), caller.team.clone());
                 let done = self.delete(caller, &sandbox.id).await;
+                each.end(&done);
                 PrunedSandbox {
                     deleted: done.is_ok(),
                     error: done.err().map(|error| error.to_string()).unwrap_or_default(),

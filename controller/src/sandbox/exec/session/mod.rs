@@ -410,7 +410,9 @@ impl Session {
     async fn attempts(&mut self, since: Instant, why: node::Error) -> Result<Link, node::Error> {
         let mut last = why;
         loop {
-            if since.elapsed() >= PATIENCE {
+            // A node that was turned away is not waited for.
+            let revoked = self.sandboxes.nodes.certificates().is_revoked(&self.node.name);
+            if revoked || since.elapsed() >= PATIENCE {
                 return Err(last);
             }
             sleep(AGAIN).await;
