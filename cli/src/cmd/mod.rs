@@ -363,7 +363,7 @@ async fn operator(verb: Operator, controller: Controller, output: Output) -> Res
         Operator::Node(verb) => node::run(controller, verb, output).await,
         Operator::Admin(verb) => admin::run(controller, verb, output).await,
         Operator::Token(verb) => token::run(controller, verb, output).await,
-        Operator::Team(verb) => team::run(controller, verb, output).await,
+        Operator::Team(verb) => Box::pin(team::run(controller, verb, output)).await,
         Operator::Audit(verb) => audit::run(controller, verb, output).await,
     }
 }

@@ -45,7 +45,7 @@ Examples:
         team_name: Option<String>,
     },
     /// Set limits of a team; those that are not named stay as they are
-    Set(Set),
+    Set(Box<Set>),
 }
 
 /// Arguments of `team set`.

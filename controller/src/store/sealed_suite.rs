@@ -73,7 +73,7 @@ async fn plain_requests_and_files_of_the_version_before_are_sealed_without_a_tra
     // Its bytes stay in the file.
     raw.execute("DELETE FROM files WHERE id = ?1", [id(2).to_string()]).expect("deleted");
     drop(raw);
-    assert_eq!(holding(dir.path()), [path.clone()]);
+    assert_eq!(holding(dir.path()), std::slice::from_ref(&path));
     let store = Sqlite::open(&path).expect("brought up to date");
     assert_eq!(holding(dir.path()), [] as [PathBuf; 0]);
     let read = store.get(&id(1)).await.expect("reads").expect("there");

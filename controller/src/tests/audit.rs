@@ -312,7 +312,7 @@ async fn every_sandbox_of_a_prune_has_its_entry() {
     assert_eq!(pruned.sandboxes.len(), 3);
     let all = entries(&lab.audit, AuditQuery::default()).await;
     let of_kind = |kind| all.iter().map(|line| &line.record).filter(move |r| r.kind == kind);
-    let call = of_kind(Kind::Call).last().expect("an entry").clone();
+    let call = of_kind(Kind::Call).next_back().expect("an entry").clone();
     assert_eq!((call.method.as_str(), call.sandbox.as_str()), ("PruneSandboxes", ""));
     let mut told = Vec::new();
     for part in of_kind(Kind::Part) {

@@ -318,9 +318,7 @@ impl Commands {
                 told.remove(&id);
                 index.change(node, (id, &team), |of_it| of_it.ended.clear());
             }
-            if !told.contains_key(&id) {
-                told.insert(id, (0, Vec::new()));
-            }
+            told.entry(id).or_default();
         }
         let now = Instant::now();
         for (id, (kept_bytes, running)) in told {
