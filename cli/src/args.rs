@@ -68,11 +68,13 @@ Examples:
 Sandboxes are named by an id, a part of it from either end, a vmid, @current or @last.
 
 Configuration, the first that is there wins:
-  flag                  --endpoint, --token, --token-file, --ca
+  flag                  --endpoint, --token, --token-file, --client-cert, --ca
   context by flag       --context NAME
-  environment           SANDBOXCTL_ENDPOINT, SANDBOXCTL_TOKEN, SANDBOXCTL_TOKEN_FILE, SANDBOXCTL_CA
+  environment           SANDBOXCTL_ENDPOINT, SANDBOXCTL_TOKEN, SANDBOXCTL_TOKEN_FILE,
+                        SANDBOXCTL_CLIENT_CERT, SANDBOXCTL_CA
   context               SANDBOXCTL_CONTEXT, or that of `sandboxctl login` and `context use`
-  file                  ~/.config/sandboxctl/config.toml: endpoint, token, token_file, ca
+  file                  ~/.config/sandboxctl/config.toml: endpoint, token, token_file,
+                        client_cert, ca
 
 Exit codes:
   0    done

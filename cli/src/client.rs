@@ -1,5 +1,5 @@
-//! Client of the controller: TLS with its CA, a bearer token on every call, a deadline on every
-//! wait.
+//! Client of the controller: TLS with its CA, a bearer token on every call or a client certificate, a
+//! deadline on every wait.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tonic::{
 use crate::{
     exit,
     failure::Failure,
-    settings::Settings,
+    settings::{Credential, Settings},
     state::State,
     trace::{self, Traced},
 };
@@ -28,13 +28,15 @@ const CALL: Duration = Duration::from_secs(30);
 /// Pause before a broken watch is reopened.
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 
-/// Adds the token to every call.
+/// Adds the token to every call, if there is one.
 #[derive(Debug, Clone)]
-pub struct Bearer(MetadataValue<Ascii>);
+pub struct Bearer(Option<MetadataValue<Ascii>>);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
         Ok(request)
     }
 }
@@ -58,6 +60,18 @@ pub struct Controller {
     pub state: State,
 }
 
+/// Builds the header with a token.
+fn header(token: &str) -> Result<MetadataValue<Ascii>, Failure> {
+    let mut header: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| {
+        Failure::usage(
+            "the token has characters that a token cannot have",
+            "check SANDBOXCTL_TOKEN",
+        )
+    })?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
 impl Controller {
     /// Prepares the connection.
     ///
@@ -71,9 +85,12 @@ impl Controller {
                 "SANDBOXCTL_CA must name the PEM file of the controller's CA; without it, the system's CAs count",
             )
         };
-        let tls = match &settings.ca {
-            Some(ca) => daemon::tls::client_with_roots(ca),
-            None => daemon::tls::client_with_system_roots(),
+        let tls = match (&settings.credential, &settings.ca) {
+            (Credential::Certificate(own), ca) => {
+                daemon::tls::client_with_certificate(own, ca.as_deref())
+            }
+            (Credential::Token(_), Some(ca)) => daemon::tls::client_with_roots(ca),
+            (Credential::Token(_), None) => daemon::tls::client_with_system_roots(),
         };
         let tls = tls.map_err(|error| unusable(&error))?;
         let channel = daemon::channel::tls(
@@ -83,15 +100,7 @@ impl Controller {
             tls,
         )
         .map_err(|error| unusable(&error))?;
-        let mut token: MetadataValue<Ascii> =
-            format!("Bearer {}", settings.token).parse().map_err(|_| {
-                Failure::usage(
-                    "the token has characters that a token cannot have",
-                    "check SANDBOXCTL_TOKEN",
-                )
-            })?;
-        token.set_sensitive(true);
-        let bearer = Bearer(token);
+        let bearer = Bearer(settings.credential.token().map(header).transpose()?);
         if settings.debug {
             trace::say(&format!("the controller is {}", settings.address));
         }

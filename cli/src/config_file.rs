@@ -31,6 +31,8 @@ pub struct File {
     pub token_file: Option<PathBuf>,
     /// CA of the controller's certificate.
     pub ca: Option<PathBuf>,
+    /// Client certificate with its key.
+    pub client_cert: Option<PathBuf>,
     /// Name of the chosen context.
     pub context: Option<String>,
     /// Contexts by their names.
@@ -48,6 +50,8 @@ pub struct Context {
     pub token_file: Option<PathBuf>,
     /// CA of the controller's certificate.
     pub ca: Option<PathBuf>,
+    /// File of a client certificate and its key, in place of a token.
+    pub client_cert: Option<PathBuf>,
     /// Team of the token, where it was seen at the login.
     pub team: Option<String>,
 }
@@ -101,7 +105,7 @@ pub fn read_or_empty(named: Option<&Path>) -> Result<File, Failure> {
     }
 }
 
-/// Saves a context and the token beside it, and chooses the context. Returns the file of the token.
+/// Saves a context, and chooses it. A token is saved beside it; returns its file.
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -109,21 +113,25 @@ pub fn save(
     named: Option<&Path>,
     name: &str,
     new: Context,
-    token: &str,
-) -> Result<PathBuf, Failure> {
+    token: Option<&str>,
+) -> Result<Option<PathBuf>, Failure> {
     let config = to_write(named)?;
     let token_file = token_file(&config, name);
-    if let Some(dir) = token_file.parent() {
-        make_dir(dir)?;
+    if let Some(token) = token {
+        if let Some(dir) = token_file.parent() {
+            make_dir(dir)?;
+        }
+        write(&token_file, format!("{token}\n").as_bytes())?;
     }
-    write(&token_file, format!("{token}\n").as_bytes())?;
-    let saved = token_file.clone();
+    let saved = token.map(|_| token_file.clone());
+    let token_path = saved.clone();
     change(&config, |document| {
         let path = |path: PathBuf| path.to_string_lossy().into_owned();
         let keys = [
             ("endpoint", new.endpoint),
-            ("token_file", Some(path(saved))),
+            ("token_file", token_path.map(path)),
             ("ca", new.ca.map(path)),
+            ("client_cert", new.client_cert.map(path)),
             ("team", new.team),
         ];
         let contexts = document.entry("contexts").or_insert_with(|| {
@@ -144,7 +152,20 @@ pub fn save(
         }
         set(document.as_table_mut(), "context", name);
     })?;
-    Ok(token_file)
+    if saved.is_none() {
+        // Of an earlier login.
+        remove_token(&token_file)?;
+    }
+    Ok(saved)
+}
+
+fn remove_token(token_file: &Path) -> Result<(), Failure> {
+    match fs::remove_file(token_file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Failure::local(format!("cannot remove {}: {error}", token_file.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Chooses a context, which must be there.
@@ -183,13 +204,7 @@ pub fn remove(named: Option<&Path>, name: &str) -> Result<(), Failure> {
             document.remove("context");
         }
     })?;
-    let token_file = token_file(&config, name);
-    match fs::remove_file(&token_file) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Failure::local(format!("cannot remove {}: {error}", token_file.display())))
-        }
-        _ => Ok(()),
-    }
+    remove_token(&token_file(&config, name))
 }
 
 /// Whether a word can name a context: it is also the name of a file, whose draft has `.new` at its end.
@@ -291,8 +306,9 @@ mod tests {
         let path = dir.path().join("a/config.toml");
         fs::create_dir_all(dir.path().join("a")).expect("made");
         fs::write(&path, "# the old one\nendpoint = \"https://c:1\" # at work\n").expect("written");
-        let token = save(Some(&path), "lab", context("https://lab:1"), "t0ken").expect("saved");
-        save(Some(&path), "b.c", context("https://b:1"), "other").expect("saved");
+        let token = save(Some(&path), "lab", context("https://lab:1"), Some("t0ken"));
+        let token = token.expect("saved").expect("a file");
+        save(Some(&path), "b.c", context("https://b:1"), Some("other")).expect("saved");
         let text = fs::read_to_string(&path).expect("read");
         assert!(
             text.starts_with("# the old one\nendpoint = \"https://c:1\" # at work\n"),
@@ -308,11 +324,17 @@ mod tests {
         let commented = commented
             .replace("endpoint = \"https://lab:1\"", "# ours\nendpoint = \"https://lab:1\" # here");
         fs::write(&path, commented).expect("written");
-        save(Some(&path), "lab", context("https://lab:2"), "t0ken").expect("saved again");
+        save(Some(&path), "lab", context("https://lab:2"), Some("t0ken")).expect("saved again");
         let text = fs::read_to_string(&path).expect("read");
         for kept in ["context = \"lab\" # why", "# ours\nendpoint = \"https://lab:2\" # here"] {
             assert!(text.contains(kept), "{text}");
         }
+        let own = Context { client_cert: Some("/own.pem".into()), ..context("https://b:1") };
+        assert_eq!(save(Some(&path), "b.c", own, None).expect("saved"), None);
+        let file = read(Some(&path)).expect("valid");
+        assert_eq!(file.contexts["b.c"].client_cert.as_deref(), Some(Path::new("/own.pem")));
+        assert_eq!(file.contexts["b.c"].token_file, None, "and its token is removed");
+        assert!(!token.with_file_name("b.c").exists() && token.exists());
         choose(Some(&path), "lab").expect("chosen");
         remove(Some(&path), "lab").expect("removed");
         let file = read(Some(&path)).expect("valid");
@@ -340,7 +362,7 @@ mod tests {
         let (real, link) = (dir.path().join("real.toml"), dir.path().join("config.toml"));
         fs::write(&real, "").expect("written");
         std::os::unix::fs::symlink(&real, &link).expect("linked");
-        save(Some(&link), "lab", context("https://lab:1"), "t0ken").expect("saved");
+        save(Some(&link), "lab", context("https://lab:1"), Some("t0ken")).expect("saved");
         assert!(link.is_symlink());
         assert!(fs::read_to_string(&real).expect("read").contains("[contexts.lab]"));
     }

@@ -59,6 +59,16 @@ pub struct Connection {
         help_heading = "Connection"
     )]
     pub ca: Option<PathBuf>,
+    /// Client certificate with its key, in one PEM file, in place of a token
+    #[arg(
+        long,
+        global = true,
+        env = "SANDBOXCTL_CLIENT_CERT",
+        hide_env_values = true,
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
+    pub client_cert: Option<PathBuf>,
     /// Context to use, in place of the chosen one; `sandboxctl context ls` lists them
     #[arg(
         long,
@@ -87,6 +97,34 @@ pub struct Connection {
     pub from_environment: BTreeSet<&'static str>,
 }
 
+/// Proof by which the controller knows the team.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// Bearer token.
+    Token(String),
+    /// PEM file of a client certificate and its key.
+    Certificate(PathBuf),
+}
+
+impl Credential {
+    /// Returns the text of a bearer token.
+    pub fn token(&self) -> Option<&str> {
+        match self {
+            Self::Token(token) => Some(token),
+            Self::Certificate(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Token(_) => f.write_str("Token"),
+            Self::Certificate(path) => f.debug_tuple("Certificate").field(path).finish(),
+        }
+    }
+}
+
 /// Settings needed to call the controller.
 #[derive(Clone)]
 pub struct Settings {
@@ -94,8 +132,8 @@ pub struct Settings {
     pub address: String,
     /// Name that the controller's certificate must have.
     pub server_name: String,
-    /// Bearer token.
-    pub token: String,
+    /// Proof of the team.
+    pub credential: Credential,
     /// PEM file of the CA; none trusts those of the system.
     pub ca: Option<PathBuf>,
     /// Whether each call is shown on stderr.
@@ -121,16 +159,25 @@ impl Connection {
     /// file over its token.
     pub fn order_sources(&mut self, matches: &ArgMatches) {
         let from = |name: &str, source| matches.value_source(name) == Some(source);
-        self.from_environment = ["endpoint", "token", "token_file", "ca", "context"]
+        self.from_environment = ["endpoint", "token", "token_file", "ca", "client_cert", "context"]
             .into_iter()
             .filter(|name| from(name, ValueSource::EnvVariable))
             .collect();
         let is_flag = |name: &str| from(name, ValueSource::CommandLine);
         if is_flag("context") {
             *self = self.without_environment();
-        } else if is_flag("token_file") {
-            let is_set = self.from_environment.contains("token");
-            self.token.take_if(|_| is_set);
+            return;
+        }
+        let is_set = |name: &str| self.from_environment.contains(name);
+        let [token, token_file, client_cert] = ["token", "token_file", "client_cert"].map(is_set);
+        if is_flag("client_cert") {
+            self.token.take_if(|_| token);
+            self.token_file.take_if(|_| token_file);
+        } else if is_flag("token") || is_flag("token_file") {
+            self.client_cert.take_if(|_| client_cert);
+        }
+        if is_flag("token_file") {
+            self.token.take_if(|_| token);
         }
     }
 
@@ -143,6 +190,7 @@ impl Connection {
         own.token.take_if(|_| is_set("token"));
         own.token_file.take_if(|_| is_set("token_file"));
         own.ca.take_if(|_| is_set("ca"));
+        own.client_cert.take_if(|_| is_set("client_cert"));
         own.context.take_if(|_| is_set("context"));
         own
     }
@@ -159,9 +207,9 @@ impl Settings {
         let chosen = flags.context.as_ref().or(file.context.as_ref());
         let chosen = chosen.map(|name| file.named(name)).transpose()?.cloned();
         // A context has a CA of its own, or none.
-        let its_ca = match &chosen {
-            Some(context) => context.ca.clone(),
-            None => file.ca,
+        let (its_ca, its_certificate) = match &chosen {
+            Some(context) => (context.ca.clone(), context.client_cert.clone()),
+            None => (file.ca, file.client_cert),
         };
         let chosen = chosen.unwrap_or_default();
         let endpoint = flags
@@ -171,6 +219,15 @@ impl Settings {
             .or(file.endpoint)
             .ok_or_else(|| missing("the controller's endpoint"))?;
         let ca = flags.ca.clone().or(its_ca);
+        let given = (&flags.client_cert, &flags.token, &flags.token_file);
+        let certificate = match given {
+            (Some(given), ..) => Some(given.clone()),
+            (None, None, None) => its_certificate,
+            (None, ..) => None,
+        };
+        if let Some(certificate) = certificate {
+            return Self::new(&endpoint, Credential::Certificate(certificate), ca, flags.debug);
+        }
         // A token given directly overrides a token file of the same place.
         let given =
             (flags.token.clone(), flags.token_file.as_deref().or(chosen.token_file.as_deref()));
@@ -181,7 +238,7 @@ impl Settings {
             (_, None, Some(path)) => read_token(path)?,
             (_, None, None) => return Err(missing("the token")),
         };
-        Self::new(&endpoint, &token, ca, flags.debug)
+        Self::new(&endpoint, Credential::Token(token), ca, flags.debug)
     }
 
     /// Checks the form of the endpoint and of the token.
@@ -190,19 +247,24 @@ impl Settings {
     /// When one of them cannot be used.
     pub fn new(
         endpoint: &str,
-        token: &str,
+        credential: Credential,
         ca: Option<PathBuf>,
         debug: bool,
     ) -> Result<Self, Failure> {
         let (address, server_name) = parse_endpoint(endpoint)?;
-        let token = token.trim().to_owned();
-        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let credential = match credential {
+            Credential::Token(token) => Credential::Token(token.trim().to_owned()),
+            certificate @ Credential::Certificate(_) => certificate,
+        };
+        let is_wrong =
+            |token: &str| token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic());
+        if credential.token().is_some_and(is_wrong) {
             return Err(Failure::usage(
                 "the token is empty or has characters that a token cannot have",
                 HOW,
             ));
         }
-        Ok(Self { address, server_name, token, ca, debug })
+        Ok(Self { address, server_name, credential, ca, debug })
     }
 }
 
@@ -287,11 +349,23 @@ mod tests {
         let secret = dir.path().join("token");
         std::fs::write(&secret, "s3cret\n").expect("write");
         flags.token_file = Some(secret);
-        assert_eq!(Settings::find(&flags).expect("complete").token, "s3cret");
+        let found = |flags: &Connection| Settings::find(flags).expect("complete").credential;
+        assert_eq!(found(&flags).token(), Some("s3cret"));
         flags.token = Some("typed".into());
         let settings = Settings::find(&flags).expect("complete");
-        assert_eq!(settings.token, "typed");
+        assert_eq!(settings.credential.token(), Some("typed"));
         assert!(!format!("{settings:?}").contains("typed"), "a token must not be printed");
+
+        // A certificate in the same place, or of the context, is used without a token.
+        flags.client_cert = Some("/own.pem".into());
+        assert_eq!(found(&flags), Credential::Certificate("/own.pem".into()));
+        let text =
+            "context = \"a\"\n[contexts.a]\nendpoint = \"https://c:1\"\nclient_cert = \"/a.pem\"\n";
+        std::fs::write(&path, text).expect("write");
+        let bare = Connection { config: flags.config.clone(), ..Connection::default() };
+        assert_eq!(found(&bare), Credential::Certificate("/a.pem".into()));
+        let typed = Connection { token: Some("typed".into()), ..bare };
+        assert_eq!(found(&typed).token(), Some("typed"), "a token by flag wins over the context");
 
         std::fs::write(&path, "endpont = 1\n").expect("write");
         let failure = Settings::find(&flags).expect_err("unknown key");

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Subcommand;
+use daemon::tls::LiveIdentity;
 use proto::name::NodeName;
 use tokio::net::TcpListener;
 
@@ -168,6 +169,7 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
     let files = ca::Files::new(&config.data_dir);
     let own = Own { life: config.lives().agent, files };
     let live = own.load().context("cannot load the controller's certificate; was `init` run?")?;
+    let live = callers(live, &config.data_dir, &own.files);
     let server = match (&config.tls.cert, &config.tls.key) {
         (Some(cert), Some(key)) => {
             let public = daemon::tls::Identity::load(cert, key, &own.files.ca())?;
@@ -202,6 +204,13 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
             tracing::error!(%error, "no node can join, and no certificate is renewed: no CA");
         }
     }
+    match ca::ClientSigner::load(&config.data_dir) {
+        Ok(signer) => controller.certify(signer),
+        Err(error) => {
+            let error = daemon::chain::Chain(&error);
+            tracing::error!(%error, "no client certificate can be made: no CA");
+        }
+    }
     let renewal = tokio::spawn(own.keep(live, stop.clone()));
     let (ready, all) = controller.settled(FIRST_CONTACT).await;
     let epoch = controller.sandboxes().nodes().epoch.get();
@@ -220,6 +229,22 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
     audit.close().await;
     renewal.await.context("the renewal of the controller's certificate failed")?;
     served.context("serving failed")
+}
+
+/// Lets callers show certificates of their CA, which is made where an earlier version had none. Without it,
+/// callers have bearer tokens only.
+fn callers(live: LiveIdentity, data_dir: &Path, files: &ca::Files) -> LiveIdentity {
+    if let Err(error) = ca::complete(data_dir) {
+        let error = daemon::chain::Chain(&error);
+        tracing::error!(%error, "the CA of client certificates cannot be made");
+    }
+    match live.clone().with_callers(&files.client_ca()) {
+        Ok(live) => live,
+        Err(error) => {
+            tracing::error!(%error, "no client certificate is accepted");
+            live
+        }
+    }
 }
 
 /// Returns what nodes that join are told.

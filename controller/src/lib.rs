@@ -90,6 +90,7 @@ pub struct Parts {
 pub struct Controller {
     sandboxes: Arc<Sandboxes>,
     api: rpc::Api,
+    access: Arc<Access>,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     tasks: TaskTracker,
@@ -125,9 +126,9 @@ impl Controller {
         tasks.spawn(async move { uses.write_uses(until).await });
         let (ends, until) = (access.clone(), stop.clone());
         tasks.spawn(async move { ends.end_calls_of_ended_tokens(until).await });
-        let api =
-            rpc::Api::new(sandboxes.clone(), access, parts.audit, parts.urls, parts.limits).await;
-        Ok(Self { sandboxes, api, store: parts.store, clock, tasks, stop })
+        let (audit, urls, limits) = (parts.audit, parts.urls, parts.limits);
+        let api = rpc::Api::new(sandboxes.clone(), access.clone(), audit, urls, limits).await;
+        Ok(Self { sandboxes, api, access, store: parts.store, clock, tasks, stop })
     }
 
     /// Returns the gRPC services, which can be served over any stream of connections.
@@ -142,6 +143,11 @@ impl Controller {
         let enrolment = Arc::new(Enrolment::new(nodes, store, signer, clock, settings));
         self.tasks.spawn(enrolment.clone().keep(self.stop.clone()));
         self.api.enrol(enrolment);
+    }
+
+    /// Lets tokens be client certificates.
+    pub fn certify(&self, signer: ca::ClientSigner) {
+        self.access.certify(signer);
     }
 
     /// Returns the domain, for programs that run the controller in their own process.

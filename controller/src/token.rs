@@ -80,6 +80,33 @@ pub fn issue(order: Order, now_ms: u64) -> Issued {
     }
 }
 
+/// First byte of the hash of a token whose secret is a key; the hash of a text has none before it.
+const OF_KEY: u8 = 1;
+
+/// Makes the token of a client certificate: its secret is the key with this SHA-256.
+pub fn bind_to_key(issued: &mut Issued, key: &[u8; 32]) {
+    issued.secret.clear();
+    issued.token.hash = hash_of_key(key);
+}
+
+fn hash_of_key(key: &[u8; 32]) -> Vec<u8> {
+    std::iter::once(OF_KEY).chain(*key).collect()
+}
+
+/// Returns true for a token whose secret is the key of a client certificate.
+pub fn is_of_key(token: &store::Token) -> bool {
+    token.hash.len() == 33 && token.hash.first() == Some(&OF_KEY)
+}
+
+/// Secret that a caller shows.
+#[derive(Debug, Clone, Copy)]
+pub enum Proof<'a> {
+    /// Text.
+    Text(&'a str),
+    /// SHA-256 of the public key whose private key it has shown to have.
+    Key(&'a [u8; 32]),
+}
+
 /// Result of checking a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -94,8 +121,11 @@ pub enum Verdict {
 }
 
 /// Checks the secret, and whether the token may still be used.
-pub fn verify(token: &store::Token, secret: &str, now_ms: u64) -> Verdict {
-    let hash = Sha256::digest(secret.as_bytes());
+pub fn verify(token: &store::Token, proof: Proof<'_>, now_ms: u64) -> Verdict {
+    let hash = match proof {
+        Proof::Text(secret) => Sha256::digest(secret.as_bytes()).to_vec(),
+        Proof::Key(key) => hash_of_key(key),
+    };
     if same(&hash, &token.hash) { standing(token, now_ms) } else { Verdict::Wrong }
 }
 
@@ -141,18 +171,32 @@ mod tests {
             let text = issued.text(format);
             let (id, secret) = split(&text).expect("a token");
             assert_eq!(id, issued.token.id);
-            assert_eq!(verify(&issued.token, secret, 99), Verdict::Valid);
-            assert_eq!(verify(&issued.token, secret, 100), Verdict::Expired);
+            assert_eq!(verify(&issued.token, Proof::Text(secret), 99), Verdict::Valid);
+            assert_eq!(verify(&issued.token, Proof::Text(secret), 100), Verdict::Expired);
             let revoked = store::Token { revoked_ms: 2, ..issued.token.clone() };
-            assert_eq!(verify(&revoked, secret, 3), Verdict::Revoked);
+            assert_eq!(verify(&revoked, Proof::Text(secret), 3), Verdict::Revoked);
             // What has ended is told only to who has the secret.
-            assert_eq!(verify(&revoked, &"0".repeat(64), 200), Verdict::Wrong);
+            assert_eq!(verify(&revoked, Proof::Text(&"0".repeat(64)), 200), Verdict::Wrong);
             assert!(
                 !text.contains(&hex(&issued.token.hash)),
                 "the hash tells nothing of the secret"
             );
             assert!(!format!("{issued:?}").contains(secret));
         }
-        assert_eq!(verify(&issued.token, "", 1), Verdict::Wrong);
+        assert_eq!(verify(&issued.token, Proof::Text(""), 1), Verdict::Wrong);
+    }
+
+    #[test]
+    fn token_of_a_key_takes_no_text_and_another_token_no_key() {
+        let order = || Order::new("red".parse().expect("team"), Scopes::ALL);
+        let (mut of_key, of_text) = (issue(order(), 1), issue(order(), 1));
+        let secret = of_key.secret.clone();
+        bind_to_key(&mut of_key, &[7; 32]);
+        assert!(is_of_key(&of_key.token) && !is_of_key(&of_text.token));
+        assert_eq!(verify(&of_key.token, Proof::Key(&[7; 32]), 1), Verdict::Valid);
+        assert_eq!(verify(&of_key.token, Proof::Key(&[8; 32]), 1), Verdict::Wrong);
+        assert_eq!(verify(&of_key.token, Proof::Text(&secret), 1), Verdict::Wrong);
+        let hash: [u8; 32] = of_text.token.hash.clone().try_into().expect("32 bytes");
+        assert_eq!(verify(&of_text.token, Proof::Key(&hash), 1), Verdict::Wrong);
     }
 }

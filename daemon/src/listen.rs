@@ -250,6 +250,8 @@ mod tests {
             ("spiffe://pve-sandbox/agent/n2", Peer::Agent("n2".parse().expect("name"))),
             ("spiffe://pve-sandbox/agent/n2/../n1", Peer::Anonymous),
             ("spiffe://elsewhere/controller", Peer::Anonymous),
+            ("spiffe://pve-sandbox/client/0123456789AB", Peer::Anonymous),
+            ("spiffe://pve-sandbox/client/", Peer::Anonymous),
         ] {
             let client = identity(&ours, &ours, uri);
             assert_eq!(peer_of(&server, &client).await, Some(expected), "{uri}");

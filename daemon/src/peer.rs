@@ -3,6 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use proto::name::NodeName;
+use sha2::{Digest as _, Sha256};
 use x509_parser::{extensions::GeneralName, prelude::*};
 
 /// Identity in the URI name of a certificate of our CA, as `spiffe://pve-sandbox/...`.
@@ -14,6 +15,17 @@ pub enum Peer {
     Controller,
     /// The agent of a node.
     Agent(NodeName),
+    /// A caller with a client certificate.
+    Client(Client),
+}
+
+/// Identity of a client certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    /// Public id of the token that the certificate stands for.
+    pub token: String,
+    /// SHA-256 of its public key.
+    pub key: [u8; 32],
 }
 
 /// Name in the controller's own certificate, whatever other names it has.
@@ -22,6 +34,9 @@ pub const CONTROLLER_NAME: &str = "controller.pve-sandbox.internal";
 pub const CONTROLLER_URI: &str = "spiffe://pve-sandbox/controller";
 /// URI of an agent's certificate, without the node's name.
 pub const AGENT_URI: &str = "spiffe://pve-sandbox/agent/";
+
+/// URI of a client certificate, without the id of its token.
+pub const CLIENT_URI: &str = "spiffe://pve-sandbox/client/";
 
 /// Host names and addresses in a DER certificate, by which clients may reach its holder.
 ///
@@ -103,6 +118,11 @@ pub fn validity(der: &[u8]) -> Result<Validity, String> {
     })
 }
 
+fn is_token(id: &str) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    id.len() == proto::token::ID_DIGITS && id.bytes().all(hex)
+}
+
 impl Peer {
     /// Identity in a DER certificate whose chain has been verified.
     pub fn of_certificate(der: &[u8]) -> Self {
@@ -117,10 +137,15 @@ impl Peer {
         // Two URIs would be two identities, so neither counts.
         match (uris.next(), uris.next()) {
             (Some(CONTROLLER_URI), None) => Self::Controller,
-            (Some(uri), None) => uri
-                .strip_prefix(AGENT_URI)
-                .and_then(|node| node.parse().ok())
-                .map_or(Self::Anonymous, Self::Agent),
+            (Some(uri), None) => {
+                let agent = || uri.strip_prefix(AGENT_URI)?.parse().ok().map(Self::Agent);
+                let client = || {
+                    let token = uri.strip_prefix(CLIENT_URI).filter(|id| is_token(id))?;
+                    let key = Sha256::digest(&certificate.public_key().subject_public_key.data);
+                    Some(Self::Client(Client { token: token.to_owned(), key: key.into() }))
+                };
+                agent().or_else(client).unwrap_or(Self::Anonymous)
+            }
             _ => Self::Anonymous,
         }
     }

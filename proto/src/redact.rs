@@ -67,7 +67,7 @@ message!(api::ExecInfo {
     command
 });
 
-message!(api::CreateTokenResponse { token; text });
+message!(api::CreateTokenResponse { token, certificate; text });
 message!(api::JoinRequest { node, address, agent_csr, ingress_csr, pool, number; token });
 message!(api::CreateNodeTokenResponse { expires_at, ca_sha256, names; token });
 

@@ -209,7 +209,7 @@ fn only_the_controller(request: Request<()>) -> Result<Request<()>, Status> {
     let peer = extensions.get::<ConnInfo>().map(|info| &info.peer);
     match peer.or_else(|| extensions.get::<Peer>()) {
         Some(Peer::Controller) => Ok(request),
-        Some(Peer::Agent(_) | Peer::Anonymous) | None => {
+        Some(Peer::Agent(_) | Peer::Client(_) | Peer::Anonymous) | None => {
             Err(Refusal::new(Reason::ScopeMissing, "only the controller may ask this").into())
         }
     }

@@ -156,7 +156,9 @@ async fn failing_journal_does_not_end_a_creation_under_way() {
 #[tokio::test(start_paused = true)]
 async fn only_the_controller_may_call_the_agent() {
     let node = Node::new().await;
-    for peer in [Peer::Anonymous, Peer::Agent("node2".parse().expect("valid"))] {
+    let client = daemon::peer::Client { token: "0123456789ab".into(), key: [0; 32] };
+    let agent = Peer::Agent("node2".parse().expect("valid"));
+    for peer in [Peer::Anonymous, agent, Peer::Client(client)] {
         let mut client = serve(&node, peer);
         let answer = client.get_load(wire::GetLoadRequest {}).await;
         refused(answer, Code::PermissionDenied, Reason::ScopeMissing);

@@ -77,6 +77,7 @@ fn typed(connection: &Connection, point: &Point) -> Connection {
         token: flag("token").map(Into::into).or(before.token),
         token_file: path("token_file").or(before.token_file),
         ca: path("ca").or(before.ca),
+        client_cert: path("client_cert").or(before.client_cert),
         context: flag("context").or(before.context),
         config: path("config").or(before.config),
         ..connection.clone()

@@ -124,7 +124,11 @@ fn rows(file: &File, chosen: Option<&String>) -> (Table, Vec<Value>) {
             table::cell(context.endpoint.as_deref().unwrap_or_default()),
             table::cell(context.team.as_deref().unwrap_or_default()),
             path(&context.ca),
-            path(&context.token_file),
+            path(if context.client_cert.is_some() {
+                &context.client_cert
+            } else {
+                &context.token_file
+            }),
         ]);
         values.push(value(name, context, used));
     }
@@ -140,6 +144,7 @@ pub(super) fn value(name: &str, context: &Context, used: bool) -> Value {
         "team": context.team,
         "ca": context.ca,
         "token_file": context.token_file,
+        "client_cert": context.client_cert,
     })
 }
 
@@ -153,6 +158,7 @@ pub(super) mod tests {
             endpoint: Some(endpoint.into()),
             token_file: Some("/root/.config/sandboxctl/tokens/lab".into()),
             ca: Some("/etc/pve-sandbox/ca.pem".into()),
+            client_cert: None,
             team: Some("platform-engineering".into()),
         };
         let mut file = File { context: Some("lab".into()), ..File::default() };

@@ -132,7 +132,10 @@ async fn token_and_nodes(
         }
         Err(failure) => return vec![failed("nodes", "", &failure, "sandboxctl node ls")],
     };
-    let own = own_token(controller, &settings.token).await;
+    let own = match settings.credential.token() {
+        Some(text) => own_token(controller, text).await,
+        None => None,
+    };
     let mut checks = vec![token(own.as_ref(), time::now_seconds())];
     checks.extend(self::nodes(&nodes, version, time::now_seconds()));
     checks.push(fsck(controller).await);

@@ -12,7 +12,7 @@ use crate::{
     config_file::{self, Context},
     failure::Failure,
     output::Output,
-    settings::{Connection, HOW, Settings, check_endpoint, read_token},
+    settings::{Connection, Credential, HOW, Settings, check_endpoint, read_token},
 };
 
 /// Arguments of `login`.
@@ -22,6 +22,7 @@ Examples:
   sandboxctl login                              asks for what it needs; the token is not shown
   sandboxctl login lab --endpoint https://controller:7443 --ca ca.pem --token-file token
   pass show lab | sandboxctl login lab --endpoint https://controller:7443 --ca ca.pem
+  sandboxctl login lab --client-cert own.pem    with a client certificate, which stays where it is
   sandboxctl login lab                          a new token for a context that is there
 
 Nothing is saved unless the controller accepts the token. The token goes into a file of its own,
@@ -68,11 +69,17 @@ pub(super) async fn run(
     };
     let ca = ca.map(|ca| std::path::absolute(&ca).unwrap_or(ca));
     ca.as_deref().map(check_file).transpose()?;
-    let token = token(connection).await?;
-    let settings = Settings::new(&endpoint, &token, ca.clone(), connection.debug)?;
+    let client_cert = connection.client_cert.as_deref();
+    let client_cert =
+        client_cert.map(|own| std::path::absolute(own).unwrap_or_else(|_| own.to_owned()));
+    let credential = match &client_cert {
+        Some(own) => Credential::Certificate(own.clone()),
+        None => Credential::Token(token(connection).await?),
+    };
+    let settings = Settings::new(&endpoint, credential, ca.clone(), connection.debug)?;
     let team = team(&Controller::new(&settings)?).await?;
-    let mut new = Context { endpoint: Some(endpoint), ca, team, token_file: None };
-    new.token_file = Some(config_file::save(config, &name, new.clone(), &settings.token)?);
+    let mut new = Context { endpoint: Some(endpoint), ca, team, token_file: None, client_cert };
+    new.token_file = config_file::save(config, &name, new.clone(), settings.credential.token())?;
     report(&name, &new, output)
 }
 

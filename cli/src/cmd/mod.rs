@@ -5,6 +5,7 @@ mod admin;
 mod adopt;
 mod attach;
 mod audit;
+mod client_key;
 mod compare;
 mod complete;
 mod completion;

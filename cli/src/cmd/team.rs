@@ -204,7 +204,7 @@ pub(super) async fn run(
             };
             show(&promised(read(call).await?.team)?, output)?;
         }
-        TeamVerb::Set(args) => set(controller, args, output).await?,
+        TeamVerb::Set(args) => set(controller, *args, output).await?,
     }
     Ok(0)
 }

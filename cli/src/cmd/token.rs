@@ -1,6 +1,9 @@
 //! `token`: makes, lists and revokes the tokens of teams.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use proto::{
@@ -10,6 +13,7 @@ use proto::{
 };
 use serde_json::{Value, json};
 
+use super::client_key;
 use crate::{
     client::{Controller, answer, promised, read},
     failure::Failure,
@@ -42,10 +46,11 @@ Examples:
   sandboxctl token create ci --scope exec,manage --expires 90d
   sandboxctl token create --team acme --user ada@example.com > token
   sandboxctl token create --format e2b          for a library that demands `e2b_...`
+  sandboxctl token create ci --certificate ci.pem    makes a client certificate and its key
 
 Scopes: `read` looks, and is in every other one; `exec` runs commands and works on files; `manage` creates,
 changes and deletes sandboxes; `admin` is for operators: nodes, tokens, teams.
-The token goes to stdout, all else to stderr.")]
+The token goes to stdout, all else to stderr. A certificate is used with `--client-cert FILE`.")]
 pub(crate) struct Create {
     /// Name of the token, unique among the team's living ones [default: its id]
     #[arg(value_name = "NAME")]
@@ -62,6 +67,9 @@ pub(crate) struct Create {
     /// Time after which it expires, such as 12h or 90d [default: never]
     #[arg(long, value_name = "TIME", value_parser = values::age)]
     expires: Option<Duration>,
+    /// Make a client certificate, and write it with its key to this new file, PEM
+    #[arg(long, value_name = "FILE", conflicts_with = "format")]
+    certificate: Option<PathBuf>,
     /// Form in which it is printed
     #[arg(long, value_name = "FORM", default_value = Format::Plain.name(), value_parser = formats())]
     format: String,
@@ -137,7 +145,9 @@ pub(super) async fn run(
 
 async fn create(controller: Controller, args: Create, output: Output) -> Result<u8, Failure> {
     let named = |name: &String| Scope::ALL.into_iter().find(|scope| scope.name() == name);
+    let key = args.certificate.as_deref().map(client_key::make).transpose()?;
     let request = CreateTokenRequest {
+        csr: key.as_ref().map(|key| key.request.clone()).unwrap_or_default(),
         team: args.team.unwrap_or_default(),
         name: args.token_name.unwrap_or_default(),
         user: args.user.unwrap_or_default(),
@@ -150,6 +160,9 @@ async fn create(controller: Controller, args: Create, output: Output) -> Result<
     // Not repeated by itself: each call makes a token.
     let made = answer(controller.operator.clone().create_token(request)).await?;
     let (token, plain) = (promised(made.token)?, made.text);
+    if let Some(key) = key {
+        return certified(&token, &key.save(&token.id, &made.certificate)?, output);
+    }
     let format = Format::named(&args.format).unwrap_or_default();
     let shown = text::split(&plain).map(|(id, secret)| format.text(id, secret));
     let shown = promised(shown)?;
@@ -164,6 +177,23 @@ async fn create(controller: Controller, args: Create, output: Output) -> Result<
     let scopes = granted(&token);
     output
         .note(format!("token {name} ({id}) of team {team}: {scopes}; it is shown this once only"));
+    Ok(0)
+}
+
+/// Tells of a client certificate.
+fn certified(token: &Token, file: &Path, output: Output) -> Result<u8, Failure> {
+    if output.json {
+        let mut value = value(token);
+        value["file"] = file.to_string_lossy().into();
+        output.value(&value)?;
+        return Ok(0);
+    }
+    let Token { id, name, team, .. } = token;
+    let scopes = granted(token);
+    output.line(format!("wrote {}", file.display()))?;
+    output.note(format!(
+        "token {name} ({id}) of team {team}: {scopes}; the key is in this file only"
+    ));
     Ok(0)
 }
 
@@ -262,6 +292,7 @@ fn value(token: &Token) -> Value {
         "name": token.name,
         "team": token.team,
         "user": token.user,
+        "certificate": token.certificate,
         "scopes": scopes.iter().map(Scope::name).collect::<Vec<_>>(),
         "state": state(token).0,
         "created_at": time::rfc3339(token.created_at),

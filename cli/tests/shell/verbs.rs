@@ -535,3 +535,27 @@ async fn limits_of_a_team_are_shown_beside_their_use_and_set() {
         assert_eq!(fake.run(wrong).await.code, Some(2));
     }
 }
+
+#[tokio::test]
+async fn client_certificate_is_written_with_its_key_and_nothing_is_overwritten() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let fake = Fake::start(Behaviour::default()).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("ci.pem");
+    let path = file.to_str().expect("text");
+    let make = ["token", "create", "ci", "--certificate", path];
+    let ran = fake.run(&make).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.text().contains(path) && !ran.text().contains("PRIVATE"), "{ran:?}");
+    let text = std::fs::read_to_string(&file).expect("written");
+    assert!(text.starts_with("-----BEGIN CERTIFICATE-----") && text.contains("PRIVATE KEY"));
+    let mode = std::fs::metadata(&file).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(fake.run(&make).await.code, Some(2), "it is there already");
+    assert_eq!(std::fs::read_to_string(&file).expect("read"), text);
+    // A refused call leaves nothing behind.
+    let other = dir.path().join("other.pem");
+    let refused = ["token", "create", "taken", "--certificate", other.to_str().expect("text")];
+    assert_eq!(fake.run(&refused).await.code, Some(1));
+    assert!(!other.exists());
+}

@@ -10,6 +10,7 @@ use proto::{
 
 use super::Access;
 use crate::{
+    ca,
     sandbox::{Caller, Error, Result},
     store::{Added, Token, TokenFilter},
     token::{self, Issued, Order},
@@ -21,7 +22,8 @@ const TTL_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 const FULL: Duration = Duration::from_mins(1);
 
 impl Access {
-    /// Makes a token. `ttl`: the time after which it expires; `None`: never.
+    /// Makes a token. `ttl`: the time after which it expires; `None`: never. With a certificate request
+    /// (`csr`, PEM) it is a client certificate, which is returned, too.
     ///
     /// # Errors
     /// When the order is wrong, a living token of the team has the name, or the team has too many.
@@ -30,7 +32,8 @@ impl Access {
         caller: &Caller,
         order: Order,
         ttl: Option<Duration>,
-    ) -> Result<Issued> {
+        csr: Option<&str>,
+    ) -> Result<(Issued, Option<String>)> {
         let now_ms = self.now_ms();
         if ttl.is_some_and(|ttl| ttl < Duration::from_secs(1) || ttl > TTL_MAX) {
             return Err(Invalid::new("ttl", "must be 1 s to 10 years").into());
@@ -39,7 +42,8 @@ impl Access {
             return Err(Invalid::new("name", "must not be 12 hex digits, which are an id").into());
         }
         let expires_ms = ttl.map_or(0, |ttl| now_ms.saturating_add(daemon::clock::millis(ttl)));
-        let issued = token::issue(Order { expires_ms, ..order }, now_ms);
+        let mut issued = token::issue(Order { expires_ms, ..order }, now_ms);
+        let certificate = csr.map(|csr| self.sign(&mut issued, ttl, csr)).transpose()?;
         let Token { id, team, name, user, scopes, .. } = &issued.token;
         match self.store.add_token(issued.token.clone()).await? {
             Added::New => {}
@@ -53,8 +57,33 @@ impl Access {
             }
         }
         tracing::info!(token = id, %team, %name, %scopes, by = caller.token,
-            user = user.as_ref().map(tracing::field::display), "token made");
-        Ok(issued)
+            user = user.as_ref().map(tracing::field::display),
+            certificate = certificate.is_some(), "token made");
+        Ok((issued, certificate))
+    }
+
+    /// Makes a client certificate of a new token.
+    fn sign(&self, issued: &mut Issued, ttl: Option<Duration>, csr: &str) -> Result<String> {
+        let signer = self.signer.get().ok_or_else(|| {
+            let message = "this controller has no CA for client certificates; its log says why";
+            Error::new(Reason::StoreFailed, message)
+        })?;
+        let signed = signer.sign(&issued.token.id, ttl, csr).map_err(|error| match error {
+            ca::Error::Request(why) => {
+                tracing::debug!(why, "certificate request refused");
+                let wrong = "must be a request for an ECDSA key on P-256, of 8192 bytes at most";
+                Invalid::new("csr", wrong).into()
+            }
+            error @ (ca::Error::File { .. }
+            | ca::Error::Missing(_)
+            | ca::Error::Name(_)
+            | ca::Error::Certificate(_)) => {
+                tracing::error!(error = %daemon::chain::Chain(&error), "could not sign a certificate");
+                Error::new(Reason::StoreFailed, "the controller's CA failed; see its log")
+            }
+        })?;
+        token::bind_to_key(issued, &signed.key);
+        Ok(signed.pem)
     }
 
     /// Returns at most `limit` tokens after a page's last one, and the text that continues after

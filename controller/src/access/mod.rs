@@ -7,13 +7,18 @@
 mod manage;
 mod open_calls;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use daemon::sync::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    ca::ClientSigner,
     clock::Clock,
     store::{self, Store, Token},
 };
@@ -33,12 +38,19 @@ pub struct Access {
     used: Mutex<BTreeMap<String, u64>>,
     /// Calls under way, which end with their tokens.
     open: Arc<OpenCalls>,
+    /// CA of client certificates, once it is there.
+    signer: OnceLock<ClientSigner>,
 }
 
 impl Access {
     /// Creates the service over a store.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
-        Self { store, clock, used: Mutex::default(), open: Arc::default() }
+        Self { store, clock, used: Mutex::default(), open: Arc::default(), signer: OnceLock::new() }
+    }
+
+    /// Lets tokens be client certificates. Called once.
+    pub fn certify(&self, signer: ClientSigner) {
+        drop(self.signer.set(signer));
     }
 
     /// Returns the wall clock, milliseconds since 1970.

@@ -36,6 +36,16 @@ pub(super) struct Usage<'a> {
     /// URI that identifies the daemon.
     pub(super) uri: Option<String>,
     pub(super) life: Duration,
+    pub(super) role: Role,
+}
+
+/// Uses of a leaf certificate's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Serves and calls, as our daemons do.
+    Daemon,
+    /// Calls only.
+    Caller,
 }
 
 impl Authority {
@@ -91,8 +101,12 @@ impl Authority {
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = match usage.role {
+            Role::Daemon => {
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
+            }
+            Role::Caller => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        };
         for name in usage.names {
             params.subject_alt_names.push(san(name)?);
         }

@@ -1,8 +1,10 @@
-//! The controller's own CA, and a second CA for the hop between the nodes' Caddys. They are
-//! separate on purpose: Caddy's key, which a network-facing program reads, must never open the
-//! agents' API. Both are files under the data directory; keys have mode 0600.
-//! `sign` is for nodes that make their keys themselves, `own` keeps the controller's certificate young.
+//! The controller's own CA, a second one for the hop between the nodes' Caddys, and a third one for
+//! callers. They are separate on purpose: Caddy's key, which a network-facing program reads, and the
+//! keys of callers must never open the agents' API. All are files under the data directory; keys have mode
+//! 0600. `sign` is for nodes that make their keys themselves, `client` for callers that do, `own` keeps the
+//! controller's certificate young.
 
+mod client;
 mod issue;
 mod own;
 mod sign;
@@ -22,14 +24,18 @@ use daemon::{
 use proto::name::NodeName;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
-use issue::{Authority, Usage};
+use issue::{Authority, Role, Usage};
 
+pub use client::{ClientSigner, SignedClient};
 pub use own::{Own, names, renew_own};
 pub use sign::{Lives, Signed, Signer};
 /// Life of CA certificates and of of all of the ingress hop, which Caddy reads at its start only.
 const LONG: Duration = Duration::from_hours(24 * 365 * 10);
 /// Life of the certificates of agents that get theirs by hand.
 const SHORT: Duration = Duration::from_hours(24 * 365);
+
+/// Name of the CA for callers.
+const CLIENT_CA: &str = "client-ca";
 
 /// Result of making or reading certificates.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -74,6 +80,11 @@ impl Files {
         self.0.join("ca.crt")
     }
 
+    /// Returns the path of the CA certificate of callers' certificates.
+    pub fn client_ca(&self) -> PathBuf {
+        self.path(&format!("{CLIENT_CA}.crt"))
+    }
+
     /// Returns the path of the controller's certificate.
     pub fn certificate(&self) -> PathBuf {
         self.0.join("controller.crt")
@@ -95,7 +106,33 @@ impl Files {
     }
 }
 
-/// Makes both CAs unless they exist, and renews the controller's certificate. Its names are
+/// Makes the CAs that are missing where there is one: an earlier version had no CA for callers.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn complete(data_dir: &Path) -> Result<()> {
+    let files = Files::new(data_dir);
+    if files.path("ca.key").exists() { make_missing(&files) } else { Ok(()) }
+}
+
+fn make_missing(files: &Files) -> Result<()> {
+    let all = [
+        ("ca", "pve-sandbox CA"),
+        ("ingress-ca", "pve-sandbox ingress CA"),
+        (CLIENT_CA, "pve-sandbox client CA"),
+    ];
+    for (name, common) in all {
+        if !files.path(&format!("{name}.key")).exists() {
+            let authority = Authority::new(common, LONG)?;
+            // The key is written last: its presence means that the CA is complete.
+            write(&files.path(&format!("{name}.crt")), &authority.certificate, 0o644)?;
+            write(&files.path(&format!("{name}.key")), &authority.key(), 0o600)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the CAs unless they exist, and renews the controller's certificate. Its names are
 /// `localhost`, `names` (host names and addresses that callers use) and the names of the previous
 /// certificate. Returns all of them.
 ///
@@ -108,14 +145,7 @@ pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>)> {
         move |source| Error::File { path, source }
     };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&files.0).map_err(file(&files.0))?;
-    for (name, common) in [("ca", "pve-sandbox CA"), ("ingress-ca", "pve-sandbox ingress CA")] {
-        if !files.path(&format!("{name}.key")).exists() {
-            let authority = Authority::new(common, LONG)?;
-            // The key is written last: its presence means that the CA is complete.
-            write(&files.path(&format!("{name}.crt")), &authority.certificate, 0o644)?;
-            write(&files.path(&format!("{name}.key")), &authority.key(), 0o600)?;
-        }
-    }
+    make_missing(&files)?;
     let mut all = vec![daemon::peer::CONTROLLER_NAME.to_owned(), "localhost".to_owned()];
     all.extend(["127.0.0.1".to_owned(), "::1".to_owned()]);
     for name in names_before(&files.certificate())?.iter().chain(names) {
@@ -131,7 +161,7 @@ pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>)> {
 /// Issues the controller's certificate. The pair is replaced as one.
 fn issue_own(files: &Files, names: &[String], life: Duration) -> Result<()> {
     let uri = Some(daemon::peer::CONTROLLER_URI.to_owned());
-    let usage = Usage { common: "pve-sandbox controller", names, uri, life };
+    let usage = Usage { common: "pve-sandbox controller", names, uri, life, role: Role::Daemon };
     let leaf = load(files, "ca")?.leaf(&usage)?;
     let pair = files.pair();
     let put = || {
@@ -173,14 +203,15 @@ pub fn node(data_dir: &Path, node: &NodeName, address: Option<IpAddr>, out: &Pat
     let agent = load(&files, "ca")?;
     let names = sign::agent_names(node, address);
     let uri = Some(format!("{}{node}", daemon::peer::AGENT_URI));
-    let leaf = agent.leaf(&Usage { common: node.as_str(), names: &names, uri, life: SHORT })?;
+    let (common, role) = (node.as_str(), Role::Daemon);
+    let leaf = agent.leaf(&Usage { common, names: &names, uri, life: SHORT, role })?;
     write(&out.join("ca.crt"), &agent.certificate, 0o644)?;
     write(&out.join("node.crt"), &leaf.certificate, 0o644)?;
     write(&out.join("node.key"), &leaf.key, 0o600)?;
 
     let ingress = load(&files, "ingress-ca")?;
     let names = sign::ingress_names(node);
-    let usage = Usage { common: node.as_str(), names: &names, uri: None, life: LONG };
+    let usage = Usage { common, names: &names, uri: None, life: LONG, role };
     let leaf = ingress.leaf(&usage)?;
     write(&out.join("ingress-ca.crt"), &ingress.certificate, 0o644)?;
     write(&out.join("ingress-node.crt"), &leaf.certificate, 0o644)?;

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Error, Files, Result,
-    issue::{Authority, Usage},
+    issue::{Authority, Role, Usage},
     load,
 };
 
@@ -92,7 +92,8 @@ impl Signer {
         // No address: callers who trust this CA reach the controller by one, and a node chooses its own.
         let names = agent_names(node, None);
         let uri = Some(format!("{}{node}", peer::AGENT_URI));
-        let usage = Usage { common: node.as_str(), names: &names, uri, life: self.lives.agent };
+        let (life, role) = (self.lives.agent, Role::Daemon);
+        let usage = Usage { common: node.as_str(), names: &names, uri, life, role };
         signed(self.agents.sign(&usage, request)?)
     }
 
@@ -103,7 +104,8 @@ impl Signer {
     pub fn ingress(&self, node: &NodeName, request: &str) -> Result<Signed> {
         let names = ingress_names(node);
         let (common, life) = (node.as_str(), self.lives.ingress);
-        signed(self.ingress.sign(&Usage { common, names: &names, uri: None, life }, request)?)
+        let usage = Usage { common, names: &names, uri: None, life, role: Role::Daemon };
+        signed(self.ingress.sign(&usage, request)?)
     }
 
     /// Returns the CA of the controller and the agents, PEM.

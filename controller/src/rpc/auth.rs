@@ -1,4 +1,4 @@
-//! Authenticates callers by bearer token. The store is asked at every call: a revoked token is
+//! Authenticates callers by bearer token, or by client certificate. The store is asked at every call: a revoked token is
 //! useless at once. Its calls under way are ended by `access`.
 //!
 //! Callers with bad tokens must not delay the look-ups of others: a token that was valid before is
@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use daemon::{status::Refusal, sync::Mutex};
+use daemon::{peer::Client, status::Refusal, sync::Mutex};
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use proto::{Reason, name::Team, token::split};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -15,7 +15,7 @@ use tonic::Status;
 use crate::{
     access::{Access, OpenCall},
     sandbox, store,
-    token::{self, Verdict},
+    token::{self, Proof, Verdict},
 };
 
 /// Concurrent look-ups of tokens that were not valid before.
@@ -39,18 +39,23 @@ impl Credentials {
         Self { authorization: copy(&AUTHORIZATION), api_key: copy(&API_KEY) }
     }
 
-    /// Parses the token: a bearer token, else the one in `x-api-key`.
+    /// Parses the token: a bearer token, else the one in `x-api-key`; without such a header, the client
+    /// certificate of the connection. A token in a header that is not valid is refused, whatever the
+    /// certificate says.
     ///
     /// # Errors
     /// When there is none, or its text does not have the form of one.
-    pub(super) fn shown(&self) -> Result<Shown<'_>, Status> {
+    pub(super) fn shown<'a>(&'a self, client: Option<&'a Client>) -> Result<Shown<'a>, Status> {
         let bearer = text(self.authorization.as_ref())
             .and_then(|value| value.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .and_then(|(_, text)| split(text.trim()));
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        if let Some(client) = client.filter(|_| bearer.is_none() && self.api_key.is_none()) {
+            return Ok(Shown { id: &client.token, proof: Proof::Key(&client.key) });
+        }
+        let bearer = bearer.and_then(|(_, text)| split(text.trim()));
         let key = || text(self.api_key.as_ref()).and_then(|text| split(text.trim()));
         let (id, secret) = bearer.or_else(key).ok_or_else(|| invalid(SEND))?;
-        Ok(Shown { id, secret })
+        Ok(Shown { id, proof: Proof::Text(secret) })
     }
 }
 
@@ -62,7 +67,7 @@ fn text(header: Option<&HeaderValue>) -> Option<&str> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shown<'a> {
     id: &'a str,
-    secret: &'a str,
+    proof: Proof<'a>,
 }
 
 /// Looks up tokens, and caches the valid ones.
@@ -91,7 +96,7 @@ impl Tokens {
     }
 
     fn judge(&self, token: &store::Token, shown: Shown<'_>) -> Verdict {
-        token::verify(token, shown.secret, self.access.now_ms())
+        token::verify(token, shown.proof, self.access.now_ms())
     }
 
     /// Waits for the turn to look up a token that was not valid before.
@@ -158,7 +163,7 @@ mod tests {
             for (name, value) in pairs {
                 headers.insert(*name, value.parse().expect("a value"));
             }
-            Credentials::of(&headers).shown().map(|shown| shown.id.to_owned()).ok()
+            Credentials::of(&headers).shown(None).map(|shown| shown.id.to_owned()).ok()
         };
         let known = Some(id.to_owned());
         for text in [&plain, &e2b] {
@@ -172,5 +177,26 @@ mod tests {
             assert_eq!(shown(&[("authorization", text.clone())]), None);
         }
         assert_eq!(shown(&[]), None);
+    }
+
+    #[test]
+    fn token_in_a_header_wins_over_a_client_certificate() {
+        let client = Client { token: "ba9876543210".into(), key: [7; 32] };
+        let text = Format::Plain.text("0123456789ab", &"f".repeat(64));
+        let shown = |name: &'static str, value: String| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().expect("a value"));
+            let credentials = Credentials::of(&headers);
+            credentials.shown(Some(&client)).map(|shown| shown.id.to_owned()).ok()
+        };
+        assert_eq!(shown("user-agent", "x".into()).as_deref(), Some("ba9876543210"));
+        // What a proxy adds for itself is no token.
+        let basic = shown("authorization", "Basic dXNlcjo=".into());
+        assert_eq!(basic.as_deref(), Some("ba9876543210"));
+        let bearer = shown("authorization", format!("Bearer {text}"));
+        assert_eq!(bearer.as_deref(), Some("0123456789ab"));
+        assert_eq!(shown("x-api-key", text).as_deref(), Some("0123456789ab"));
+        assert_eq!(shown("authorization", "Bearer nonsense".into()), None);
+        assert_eq!(shown("x-api-key", "nonsense".into()), None);
     }
 }

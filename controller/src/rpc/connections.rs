@@ -18,7 +18,11 @@ use std::{
     time::Duration,
 };
 
-use daemon::{listen::ConnInfo, sync::Mutex};
+use daemon::{
+    listen::ConnInfo,
+    peer::{Client, Peer},
+    sync::Mutex,
+};
 use proto::name::Team;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -105,6 +109,11 @@ impl Connections {
         let info = io.connect_info();
         let address = (&info as &dyn Any).downcast_ref::<ConnInfo>();
         let peer = address.map(|info| info.address);
+        let client = match address.map(|info| &info.peer) {
+            Some(Peer::Client(client)) => Some(client.clone()),
+            // Only the callers' CA is trusted here.
+            Some(Peer::Anonymous | Peer::Controller | Peer::Agent(_)) | None => None,
+        };
         let address = peer.map(|peer| daemon::listen::network(peer.ip()));
         let (close, calls) = (CancellationToken::new(), Arc::<AtomicUsize>::default());
         let mut table = self.table.lock();
@@ -123,6 +132,7 @@ impl Connections {
             row: RowHandle(Arc::new(Inner {
                 id,
                 peer,
+                client,
                 connections: self.clone(),
                 team: OnceLock::new(),
                 calls,
@@ -154,6 +164,7 @@ pub(super) struct RowHandle(Arc<Inner>);
 struct Inner {
     id: u64,
     peer: Option<SocketAddr>,
+    client: Option<Client>,
     connections: Connections,
     team: OnceLock<Team>,
     calls: Arc<AtomicUsize>,
@@ -182,6 +193,11 @@ impl RowHandle {
     /// Returns the address of the peer, where the connection has one.
     pub(super) fn peer(&self) -> Option<SocketAddr> {
         self.0.peer
+    }
+
+    /// Returns the client certificate that the peer has shown.
+    pub(super) fn client(&self) -> Option<&Client> {
+        self.0.client.as_ref()
     }
 
     /// Marks the connection as in use.

@@ -248,7 +248,7 @@ impl Rules {
         row: &RowHandle,
         credentials: &Credentials,
     ) -> Result<Admitted, Denied> {
-        let shown = credentials.shown()?;
+        let shown = credentials.shown(row.client())?;
         let early = match self.tokens.team(shown) {
             Some(team) => Some(self.permit(&team, method.shape)?),
             None => None,

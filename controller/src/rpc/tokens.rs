@@ -43,9 +43,14 @@ pub(super) async fn create(
         scopes: if scopes.is_empty() { Scopes::SANDBOX } else { scopes },
         expires_ms: 0,
     };
-    let issued = access.create_token(caller, order, ttl).await?;
-    let text = issued.text(Format::Plain);
-    Ok(CreateTokenResponse { token: Some(token(issued.token)), text })
+    let csr = Some(request.csr.as_str()).filter(|csr| !csr.is_empty());
+    let (issued, certificate) = access.create_token(caller, order, ttl, csr).await?;
+    let text = match certificate {
+        Some(_) => String::new(),
+        None => issued.text(Format::Plain),
+    };
+    let certificate = certificate.unwrap_or_default();
+    Ok(CreateTokenResponse { token: Some(token(issued.token)), text, certificate })
 }
 
 /// Lists a page of tokens.
@@ -73,6 +78,7 @@ fn token(token: store::Token) -> Token {
     // 0 is never.
     let time = |ms: u64| (ms != 0).then(|| super::convert::timestamp(ms));
     Token {
+        certificate: crate::token::is_of_key(&token),
         id: token.id,
         name: token.name.to_string(),
         team: token.team.to_string(),

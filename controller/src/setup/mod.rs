@@ -171,8 +171,8 @@ impl Setup {
         let dir = &config.data_dir;
         // All of them: an interrupted run may have made some, and `init` makes what is missing.
         let all = [files.ca(), files.certificate(), files.key()];
-        let cas =
-            ["ca.key", "ingress-ca.crt", "ingress-ca.key"].map(|name| dir.join("ca").join(name));
+        let cas = ["ca.key", "ingress-ca.crt", "ingress-ca.key", "client-ca.crt", "client-ca.key"]
+            .map(|name| dir.join("ca").join(name));
         if !all.iter().chain(&cas).all(|file| file.exists()) {
             let what = format!(
                 "make a CA in {}, and a certificate for {}",

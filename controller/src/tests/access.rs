@@ -129,6 +129,7 @@ async fn operators_make_list_and_revoke_tokens_of_any_team() {
         user: "ada@example.com".into(),
         scopes: vec![Scope::Manage.into()],
         ttl: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+        csr: String::new(),
     };
     let made = operator.create_token(ask.clone()).await.expect("made").into_inner();
     let shown = made.token.expect("a token");

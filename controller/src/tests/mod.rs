@@ -5,6 +5,7 @@ mod access;
 mod api;
 mod audit;
 mod breaker;
+mod certificates;
 mod crash;
 mod creates;
 mod egress;

@@ -1,7 +1,7 @@
 //! A certificate that is replaced while it is in use: new connections use the new one, open ones go
 //! on with theirs.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig, SignatureScheme,
@@ -18,6 +18,8 @@ use crate::sync::Mutex;
 pub struct LiveIdentity {
     current: Arc<Current>,
     roots: Arc<RootCertStore>,
+    /// CA of the certificates that callers may show.
+    callers: Option<Arc<RootCertStore>>,
 }
 
 #[derive(Debug)]
@@ -73,7 +75,16 @@ impl LiveIdentity {
     /// When certificate and key do not belong together.
     pub fn new(identity: &Identity) -> Result<Self, Error> {
         let current = Arc::new(Current(Mutex::new(certified(identity)?)));
-        Ok(Self { current, roots: Arc::clone(&identity.roots) })
+        Ok(Self { current, roots: Arc::clone(&identity.roots), callers: None })
+    }
+
+    /// Lets callers show certificates of the CA in a PEM file, and of no other.
+    ///
+    /// # Errors
+    /// When the file is missing or holds no certificate.
+    pub fn with_callers(self, ca: &Path) -> Result<Self, Error> {
+        let callers = Some(super::roots(ca, &super::read(ca)?)?);
+        Ok(Self { callers, ..self })
     }
 
     /// Uses another certificate and key from now on. The CAs that are trusted stay as they are.
@@ -121,10 +132,17 @@ impl LiveIdentity {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(clients.versions())
             .map_err(unusable)?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider());
-        let builder = match clients {
-            ClientAuth::None => builder.with_no_client_auth(),
-            ClientAuth::Required => {
+        let of = |roots: &Arc<RootCertStore>| {
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider())
+        };
+        let verifier = match (clients, &self.callers) {
+            (ClientAuth::None, None) => None,
+            (ClientAuth::None, Some(callers)) => Some(of(callers).allow_unauthenticated()),
+            (ClientAuth::Required, _) => Some(of(&self.roots)),
+        };
+        let builder = match verifier {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => {
                 builder.with_client_cert_verifier(verifier.build().map_err(unusable)?)
             }
         };

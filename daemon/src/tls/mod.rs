@@ -50,7 +50,7 @@ pub struct Identity {
 /// Certificate that a server requires of its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// None: they are callers.
+    /// None: they are callers, who may show a certificate of the callers' CA.
     None,
     /// One of the CA: they are our own daemons.
     Required,
@@ -214,6 +214,27 @@ pub fn client_with_roots(ca: &Path) -> Result<Arc<ClientConfig>, Error> {
 /// When the system has none.
 pub fn client_with_system_roots() -> Result<Arc<ClientConfig>, Error> {
     client_that_trusts(system_roots()?)
+}
+
+/// Client configuration with the certificate of a caller, in one PEM file with its key; trusts the CA in
+/// another file, or else those of the system.
+///
+/// # Errors
+/// When a file is missing, or certificate and key do not belong together.
+pub fn client_with_certificate(own: &Path, ca: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
+    let roots = match ca {
+        Some(ca) => roots(ca, &read(ca)?)?,
+        None => system_roots()?,
+    };
+    let pem = read(own)?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| file(own, error.to_string()))?;
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(certificates(own, &pem)?, key)
+        .map_err(|error| file(own, error.to_string()))?;
+    Ok(finish(config))
 }
 
 fn client_that_trusts(roots: Arc<RootCertStore>) -> Result<Arc<ClientConfig>, Error> {

@@ -155,7 +155,7 @@ impl OperatorService for Service {
         &self,
         request: Request<CreateTokenRequest>,
     ) -> Answer<CreateTokenResponse> {
-        let CreateTokenRequest { team, name, user, scopes, ttl } = request.into_inner();
+        let CreateTokenRequest { team, name, user, scopes, ttl, csr } = request.into_inner();
         if name == "taken" {
             return Err(refuse(Reason::NameTaken));
         }
@@ -171,8 +171,19 @@ impl OperatorService for Service {
             expires_at: later.map(at),
             ..Token::default()
         };
+        if !csr.is_empty() {
+            assert!(csr.contains("CERTIFICATE REQUEST") && !csr.contains("PRIVATE KEY"), "{csr}");
+            let token = Some(Token { certificate: true, ..token });
+            let certificate = "-----BEGIN CERTIFICATE-----\n".into();
+            return Ok(Response::new(CreateTokenResponse {
+                token,
+                text: String::new(),
+                certificate,
+            }));
+        }
         let text = format!("pvesb_{TOKEN_ID}_{}", "f".repeat(64));
-        Ok(Response::new(CreateTokenResponse { token: Some(token), text }))
+        let token = Some(token);
+        Ok(Response::new(CreateTokenResponse { token, text, certificate: String::new() }))
     }
 
     async fn list_tokens(&self, request: Request<ListTokensRequest>) -> Answer<ListTokensResponse> {
