@@ -322,6 +322,7 @@ impl Cluster {
             }),
             dhcp: None,
             isolation: Some((host.firewall.clone(), grounds(host.number))),
+            resolver: None,
             faults: Faults {
                 skip_undos: self.mutation == Some(Mutation::SkippedUndo),
                 ignore_cancels: self.mutation == Some(Mutation::IgnoredCancel),

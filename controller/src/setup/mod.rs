@@ -411,6 +411,7 @@ mod tests {
         let (id, secret) = proto::token::split(saved.trim()).expect("a token");
         let store = Sqlite::open(&config.database()).expect("opened");
         let known = store.token(id).await.expect("read").expect("it is there");
+        let secret = token::Proof::Text(secret);
         assert_eq!(token::verify(&known, secret, SystemClock.now_ms()), token::Verdict::Valid);
         assert_eq!(known.scopes, Scopes::ALL);
         let context = fs::read_to_string(dir.path().join("home/config.toml")).expect("a context");

@@ -132,7 +132,7 @@ impl Sandboxes {
                 "the kernel has no cgroup controller `{controller}`: {what} are not limited"
             ))
         });
-        // One finding for a reason: on ZFS each sandbox has the same.
+        // One finding for a reason: many sandboxes may have the same.
         let mut reasons = BTreeMap::<&str, usize>::new();
         for why in memory.unlimited.values().flatten() {
             *reasons.entry(why).or_default() += 1;
