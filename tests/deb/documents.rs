@@ -138,6 +138,7 @@ fn follow(base: Base) {
     pages.operation(&node, "Upgrade", 0);
     until_exec(&node, &id);
     back_up_and_restore(&node, &mut pages, &id);
+    put_the_key_back(&node, &mut pages, &id);
     upgrade_from_a_repository(&node, &mut pages);
     lose_the_controller(&node, &mut pages, &id);
     rotate(&node, &mut pages, &id);
@@ -183,6 +184,15 @@ fn back_up_and_restore(node: &Booted, pages: &mut Pages, id: &str) {
     pages.operation(node, "Back up and restore", 2);
     let used = fs::read_to_string(node.path("/root/.config/sandboxctl/config.toml"));
     assert!(used.expect("read").contains("https://controller.example.org:7443"));
+    until_exec(node, id);
+}
+
+/// Loses the key of the node, and puts it back as the page says.
+fn put_the_key_back(node: &Booted, pages: &mut Pages, id: &str) {
+    node.ok(&["systemctl", "stop", AGENT]);
+    node.ok(&["mv", "/var/lib/pve-sandbox-agent/secret.key", "/root/secret.key"]);
+    node.ok(&["systemctl", "start", AGENT]);
+    pages.operation(node, "The keys that seal secrets", 0);
     until_exec(node, id);
 }
 

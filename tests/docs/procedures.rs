@@ -14,6 +14,7 @@ pub(crate) const RUN: &[(&str, &str, usize)] = &[
     ("operations.md", "Back up and restore", 0),
     ("operations.md", "Back up and restore", 1),
     ("operations.md", "Back up and restore", 2),
+    ("operations.md", "The keys that seal secrets", 0),
     ("operations.md", "Lose the controller", 0),
     ("operations.md", "Rotate", 0),
     ("operations.md", "Rotate", 1),

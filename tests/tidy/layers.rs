@@ -134,6 +134,7 @@ const DAEMON: &[Rule] = &[
     ("chain", &[]),
     ("clock", &[]),
     ("config", &[]),
+    ("core_dumps", &[]),
     ("disk", &[]),
     ("doctor", &["peer", "systemctl", "text", "tls"]),
     ("flow", &[]),
@@ -144,6 +145,7 @@ const DAEMON: &[Rule] = &[
     ("logs", &[]),
     ("peer", &["clock"]),
     ("replace", &[]),
+    ("seal", &[]),
     ("sever", &[]),
     ("shares", &[]),
     ("status", &[]),
@@ -335,7 +337,7 @@ fn only_sys_has_unsafe_code() {
 fn only_the_store_and_the_journal_use_sqlite() {
     only_in("rusqlite", &["agent/src"], &["agent/src/journal"]);
     only_in("rusqlite", &["controller/src"], &["controller/src/store"]);
-    only_in("rusqlite", &["daemon/src"], &["daemon/src/group_commit"]);
+    only_in("rusqlite", &["daemon/src"], &["daemon/src/group_commit", "daemon/src/seal"]);
 }
 
 #[test]

@@ -62,7 +62,8 @@ pub(crate) fn shipped_with_strings(file: &File) -> String {
 }
 
 fn without_tests(file: &File, code: fn(&str) -> String) -> String {
-    if file.path.ends_with("/tests.rs") || file.path.contains("/tests/") {
+    let of_tests = ["/tests.rs", "_suite.rs"].iter().any(|end| file.path.ends_with(end));
+    if of_tests || file.path.contains("/tests/") {
         return String::new();
     }
     let code = code(&file.text);

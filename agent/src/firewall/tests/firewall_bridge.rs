@@ -149,6 +149,8 @@ impl Wired {
             ("ARP for another address", self.answers_for_another()),
             ("another MAC", self.takes_a_mac()),
         ]);
+        // The host may still know the sandbox by the MAC that it took.
+        self.forget();
         // The bridge in between has a MAC of its own, and what is sent there is the host's to route.
         for (ip, what) in
             [(HOST, "the host, past its bridge"), (NEIGHBOUR, "a neighbour, by the host")]

@@ -201,6 +201,4 @@ impl Journal for SqliteJournal {
 }
 
 #[cfg(test)]
-mod sealed_tests;
-#[cfg(test)]
 mod tests;

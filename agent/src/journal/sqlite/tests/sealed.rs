@@ -5,11 +5,7 @@ use std::path::PathBuf;
 use daemon::seal::KEY_FILE;
 use rusqlite::types::Value;
 
-use super::{
-    super::conformance as suite,
-    tests::{open, reopened},
-    *,
-};
+use super::{super::super::conformance as suite, super::*, open, reopened};
 use crate::journal::Phase;
 
 const CANARY: &str = "canary-of-an-environment";
@@ -34,7 +30,7 @@ fn holding(dir: &Path) -> Vec<PathBuf> {
 /// ended, and the bytes of a third one that is forgotten are still in the file.
 fn write_plain(path: &Path) {
     let db = Connection::open(path).expect("opens");
-    db.execute_batch(include_str!("../schema/v1.sql")).expect("made");
+    db.execute_batch(include_str!("../../schema/v1.sql")).expect("made");
     db.pragma_update(None, "user_version", 1).expect("set");
     db.pragma_update(None, "journal_mode", "wal").expect("set");
     for (number, phase) in [(1, Phase::Running), (2, Phase::Deleted), (3, Phase::Deleted)] {

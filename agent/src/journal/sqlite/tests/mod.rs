@@ -1,11 +1,13 @@
 //! Tests of the file alone: reopening, other versions, sharing.
 
+mod sealed;
+
 use std::path::PathBuf;
 
 use super::{super::conformance as suite, *};
 use crate::journal::Phase;
 
-pub(super) fn open(path: &Path) -> SqliteJournal {
+fn open(path: &Path) -> SqliteJournal {
     SqliteJournal::open(path, suite::pools()).expect("opens")
 }
 
@@ -29,7 +31,7 @@ async fn acknowledged_writes_survive_a_reopen() {
 }
 
 /// Opens the file once the thread of the dropped handle has released it.
-pub(super) async fn reopened(path: &Path) -> SqliteJournal {
+async fn reopened(path: &Path) -> SqliteJournal {
     let opened = async {
         loop {
             match SqliteJournal::open(path, suite::pools()) {
