@@ -46,7 +46,7 @@ for server in servers:
 /// of a sandbox, which has what it takes.
 struct Outside<'a> {
     world: &'a World,
-    _lan: Lan<'a>,
+    _lan: Lan,
 }
 
 impl<'a> Outside<'a> {

@@ -154,6 +154,7 @@ async fn node(name: &NodeName, state: &Path, shims: Arc<Here>) -> Agent {
         shims,
         dhcp: None,
         isolation: None,
+        resolver: None,
         faults: Faults::default(),
     };
     Agent::start(parts).await.expect("an agent")

@@ -91,7 +91,7 @@ const CONTROLLER: &[Rule] = &[
             "token_command",
         ],
     ),
-    ("access", &["clock", "sandbox", "store", "token"]),
+    ("access", &["ca", "clock", "sandbox", "store", "token"]),
     ("audit", &["clock"]),
     ("doctor", &["ca", "clock", "config", "setup", "store"]),
     ("config", &["audit", "ca", "events", "node", "placement", "sandbox", "url"]),

@@ -28,7 +28,7 @@ const LISTS: &[(&str, &str)] = &[
     ("agent/src/uninstall/mod.rs", "configs of the node's containers in pmxcfs, with a bound"),
     ("agent/src/node_removal.rs", "directories of the node's keys, which root of the host writes"),
     ("agent/src/sandbox/exec/shims.rs", "the agent's own directory"),
-    ("controller/src/audit/log.rs", "the controller's own directory, with a bound"),
+    ("controller/src/audit/opening.rs", "the controller's own directory, with a bound"),
     ("controller/src/setup/machine.rs", "the controller's own directory, with a bound"),
     ("agent/helper/src/files.rs", "runs inside, as the user who asked"),
     ("archive/src/pack.rs", "runs inside, or at the shell, as the user who asked"),

@@ -116,7 +116,8 @@ async fn verify_asks_the_controller() {
     let other = format!("3:{}", "0".repeat(64));
     let ran = fake.run(&["audit", "verify", "--head", &other]).await;
     assert_eq!(ran.code, Some(1));
-    assert!(ran.text().starts_with("entry 3 is wrong: "), "{ran:?}");
+    let first = "entry 3 in audit-00000000000000000001.jsonl is wrong: ";
+    assert!(ran.text().starts_with(first), "{}", ran.text());
     let value = fake.run(&["audit", "verify", "--json"]).await.json();
     assert_eq!((&value["entries"], &value["lost"]), (&json!(3), &json!(92)), "{value}");
 }

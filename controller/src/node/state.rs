@@ -50,17 +50,17 @@ pub(super) struct State {
     pub(super) synced: bool,
     /// Whether it has answered us before; a higher epoch there then means that we were replaced.
     handshaken: bool,
-    /// What it can keep sandboxes from, by its first answer over this connection; `None` without a
+    /// Bounds that it can put on sandboxes, by its first answer over this connection; `None` without a
     /// connection: it may come back with an older agent.
     keeps: Option<Keeps>,
 }
 
-/// What a node can keep a sandbox from.
+/// Bounds that a node can put on what a sandbox reaches.
 #[derive(Debug, Clone, Copy)]
 struct Keeps {
-    /// From reaching anything.
+    /// Nothing at all.
     closed: bool,
-    /// From reaching more than the names of a list.
+    /// The names of a list alone.
     to_names: bool,
 }
 

@@ -29,7 +29,7 @@ pub(super) struct Held {
 struct Answering(Mutex<Sending>);
 
 struct Sending {
-    /// What is still to be sent.
+    /// Rest that is still to be sent.
     body: Body,
     /// `None` once the stream was cut.
     held: Option<Held>,
