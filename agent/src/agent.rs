@@ -105,16 +105,19 @@ impl Agent {
                 None => Ok(None),
             };
             sandboxes.isolate_by(firewall, grounds);
-            match lists {
-                Ok(Some(resolver)) => {
-                    sandboxes.expect_resolver();
-                    let stop = tasks.stopping().clone();
-                    tasks.spawn(resolver::run(Arc::clone(&sandboxes) as _, resolver, stop));
-                }
-                Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "no sandbox can have an allow-list"),
+            let resolver = lists.unwrap_or_else(|error| {
+                tracing::warn!(%error, "no sandbox can have an allow-list");
+                None
+            });
+            if resolver.is_some() {
+                sandboxes.expect_resolver();
             }
             sandboxes.enforce_isolation().await;
+            // Once the rules have the lists: what they do not allow yet is not opened.
+            if let Some(resolver) = resolver {
+                let stop = tasks.stopping().clone();
+                tasks.spawn(resolver::run(Arc::clone(&sandboxes) as _, resolver, stop));
+            }
         }
         // Before sandboxes that need it are started again.
         if let Some(dhcp) = dhcp {

@@ -13,7 +13,10 @@ use std::{
 use agent::{
     bridge,
     config::{self, Config, Flags},
-    firewall::render::{FAMILIES, TABLE},
+    firewall::{
+        names::TABLE as NAMES_TABLE,
+        render::{FAMILIES, TABLE},
+    },
     pve::pmxcfs,
     sandbox::exec::shims::Shims as _,
     uninstall::{self, Ask, Choice, Found, Plan},
@@ -44,6 +47,10 @@ const DELETE: Duration = Duration::from_secs(180);
 const ROUNDS: usize = 2;
 /// Longest wait for pending operations at the end.
 const DRAIN: Duration = Duration::from_secs(40);
+/// Directory of the agent's own keys and configuration.
+const CONFIG_DIR: &str = "/etc/pve-sandbox";
+/// Network interfaces of the host.
+const NET: &str = "/sys/class/net";
 /// Caddy's own state.
 const INGRESS_STATE: &str = "/var/lib/pve-sandbox-ingress";
 
@@ -166,19 +173,30 @@ fn delete_sandboxes(config: &Config) -> Result<usize> {
         );
         for family in FAMILIES {
             // Where isolation is switched off there is no such table.
-            let words = ["delete", "table", family, TABLE];
-            drop(systemctl::ask(Path::new(NFT), &words, NFT_DEADLINE).await);
+            for table in [TABLE, NAMES_TABLE] {
+                let words = ["delete", "table", family, table];
+                drop(systemctl::ask(Path::new(NFT), &words, NFT_DEADLINE).await);
+            }
         }
         Ok(count)
     })
 }
 
 fn remove_bridge(bridge: &str, paths: &bridge::Paths) -> Result<()> {
+    // ifdown would take it from whatever guest is on it.
+    let ports = fs::read_dir(Path::new(NET).join(bridge).join("brif"));
+    let ports: Vec<_> =
+        ports.into_iter().flatten().flatten().map(|port| port.file_name()).collect();
+    anyhow::ensure!(
+        ports.is_empty(),
+        "the bridge {bridge} stays: it has the ports {}; stop or move these guests first",
+        ports.iter().map(|port| port.to_string_lossy()).collect::<Vec<_>>().join(", ")
+    );
     if systemctl::is_there() {
         systemctl::run(&["disable", "--now", "--quiet", DNS_UNIT])?;
     }
     systemctl::run_program(Path::new(IFDOWN), &[bridge], &[])
-        .context("the bridge did not go down; is a template or another guest still on it?")?;
+        .context("the bridge did not go down")?;
     for path in bridge::remove(paths)? {
         println!("{} {}", if path.exists() { "changed" } else { "removed" }, path.display());
     }
@@ -191,7 +209,9 @@ fn remove_data(config: &Config) -> Result<()> {
     let caddy = &config.ingress.caddy_config;
     let files = [&own.ca, &own.cert, &own.key, &hop.ca, &hop.cert, &hop.key];
     let files = files.into_iter().cloned().chain([caddy.clone(), caddy.with_extension("proof")]);
-    for path in files.flat_map(|path| with_next(&path)) {
+    // What stands elsewhere is another program's, too.
+    let ours = files.filter(|path| path.starts_with(CONFIG_DIR));
+    for path in ours.flat_map(|path| with_next(&path)) {
         gone(&path, |path| fs::remove_file(path))?;
     }
     for path in [config.state_dir.as_path(), Path::new(INGRESS_STATE)] {

@@ -87,7 +87,7 @@ fn sandbox_with_an_allow_list_reaches_its_names_alone() {
         probe(&world, vmid(sandbox), &targets)["it"]
     };
     let asks = |sandbox: &Value, name: &str| {
-        let servers = ["10.99.1.3", "203.0.113.2", "10.100.1.1"];
+        let servers = ["10.99.1.3", "203.0.113.2"];
         let args: Vec<_> = [name].iter().chain(&servers).map(|word| (*word).to_owned()).collect();
         let codes = python(&world, vmid(sandbox), ASK, &args);
         codes.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
@@ -104,8 +104,8 @@ fn sandbox_with_an_allow_list_reaches_its_names_alone() {
     for target in ["other.example.org", "inside.example.org", "203.0.113.3", "192.168.77.2"] {
         assert!(!reaches(&listed, target), "{target}");
     }
-    assert_eq!(asks(&listed, "allowed.example.org"), ["0"; 3]);
-    assert_eq!(asks(&listed, "other.example.org"), ["5"; 3], "refused");
+    assert_eq!(asks(&listed, "allowed.example.org"), ["0"; 2]);
+    assert_eq!(asks(&listed, "other.example.org"), ["5"; 2], "refused");
     assert_eq!(world.ctl(&["exec", id(&listed), "--", "true"]).code, 0);
 
     // Without the agent there are no answers: nothing new is reached, and what is open goes on.

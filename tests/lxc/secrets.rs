@@ -8,7 +8,9 @@ use standin::faults::{Action, Rule};
 
 use crate::world::{World, id, node, unique, wait, world};
 
-/// Beginning of all canaries. As a pattern it does not match the command line that has it.
+/// Beginning of all canaries; a full stop ends each, because in a database a letter may follow.
+const BEGINNING: &str = "canary7b2d";
+/// Canaries as a pattern, which does not match the command line that has it.
 const PATTERN: &str = "canary[7]b2d[A-Za-z]*";
 /// Files of a node: journal and shims, sockets and outputs, PVE's task logs and descriptions, logs,
 /// configuration, and what a program may have left behind.
@@ -16,13 +18,12 @@ const AREAS: &str =
     "/var/lib/pve-sandbox-agent /run/pve-sandbox /var/log /etc/pve /etc/pve-sandbox /tmp /var/tmp";
 
 fn canary(input: &str) -> String {
-    format!("canary7b2d{input}")
+    format!("{BEGINNING}{input}.")
 }
 
 /// Canaries in a text.
 fn canaries(text: &str) -> BTreeSet<String> {
-    let beginning = canary("");
-    let ends = text.split(&beginning).skip(1);
+    let ends = text.split(BEGINNING).skip(1);
     ends.map(|rest| rest.chars().take_while(char::is_ascii_alphabetic).collect()).collect()
 }
 

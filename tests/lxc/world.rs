@@ -264,6 +264,21 @@ impl World {
     }
 }
 
+/// Deletes the sandboxes of a test that fails, so that the tests after it do not find them.
+impl Drop for World {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for id in self.made.borrow().iter() {
+            // A second panic would end the other tests, too.
+            if let Ok(output) = self.command(&["rm", id]).output() {
+                eprintln!("rm {id}: {}", output.status);
+            }
+        }
+    }
+}
+
 pub(crate) fn id(sandbox: &Value) -> &str {
     sandbox["id"].as_str().expect("an id")
 }

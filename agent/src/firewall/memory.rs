@@ -78,7 +78,7 @@ impl Firewall for MemoryFirewall {
         Ok(())
     }
 
-    async fn allow(&self, grants: &[Grant]) -> Result<()> {
+    async fn allow(&self, grants: &[Grant]) -> Result<BTreeSet<(Ipv4Addr, String)>> {
         let mut state = self.state.lock();
         if state.fails {
             return Err(Error::Refused("told to fail".to_owned()));
@@ -87,7 +87,7 @@ impl Firewall for MemoryFirewall {
         state.allowed.retain(|pair| !change.remove.contains(pair));
         state.allowed.extend(change.add);
         state.book.remove(&change.remove);
-        Ok(())
+        Ok(change.refused)
     }
 
     async fn check(&self) -> Result<Option<String>> {

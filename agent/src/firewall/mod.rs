@@ -7,7 +7,7 @@
 
 mod listing;
 pub mod memory;
-mod names;
+pub mod names;
 pub mod nft;
 pub mod render;
 #[cfg(test)]
@@ -168,11 +168,12 @@ pub trait Firewall: Send + Sync + std::fmt::Debug {
     /// When it cannot.
     async fn can_allow(&self, grounds: &Grounds) -> Result<()>;
 
-    /// Lets sandboxes reach these addresses, as far as their lists allow the names.
+    /// Lets sandboxes reach these addresses, as far as the lists of the rules in force allow the names.
+    /// Returns the sandboxes and names that they do not allow, or not yet.
     ///
     /// # Errors
     /// When the host does not let them.
-    async fn allow(&self, grants: &[Grant]) -> Result<()>;
+    async fn allow(&self, grants: &[Grant]) -> Result<BTreeSet<(Ipv4Addr, String)>>;
 
     /// Compares the host's rules with those that were applied last. Returns what differs, and then
     /// the next `apply` replaces them all.

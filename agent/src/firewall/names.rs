@@ -24,7 +24,7 @@ use super::{
 };
 
 /// Name of the tables.
-pub(super) const TABLE: &str = "pve_sandbox_names";
+pub const TABLE: &str = "pve_sandbox_names";
 /// Set of the sandboxes with a list. Each has its list's digest as a comment, by which the next agent
 /// knows that addresses were given under the same list.
 pub(super) const LISTED: &str = "listed";
@@ -85,6 +85,8 @@ struct Given {
 pub(super) struct Change {
     pub(super) add: BTreeSet<Pair>,
     pub(super) remove: BTreeSet<Pair>,
+    /// Grants that no list of the rules allows.
+    pub(super) refused: BTreeSet<(Ipv4Addr, String)>,
 }
 
 impl Book {
@@ -126,11 +128,12 @@ impl Book {
         }
     }
 
-    /// Takes in grants, those apart that no list allows. What makes room is remembered until `remove`.
+    /// Takes in grants, but for those that no list allows. What makes room is remembered until `remove`.
     pub(super) fn grant(&mut self, grants: &[Grant], now: Instant) -> Change {
         let mut change = Change::default();
         for Grant { sandbox, name, address } in grants {
             if !self.lists.get(sandbox).is_some_and(|(_, list)| list.allows(name)) {
+                change.refused.insert((*sandbox, name.clone()));
                 continue;
             }
             self.last += 1;
@@ -414,7 +417,7 @@ fn inet_chains(grounds: &Grounds) -> String {
     format!(
         "\tchain asking {{
 		type nat hook prerouting priority -110; policy accept;
-		iifname != \"lo\" ip saddr @{LISTED} meta l4proto {{ tcp, udp }} th dport 53 redirect to :{RESOLVER_PORT}
+		iifname != \"lo\" ip saddr @{LISTED} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {gateway}:{RESOLVER_PORT}
 	}}
 	chain by_name {{
 		type filter hook prerouting priority -90; policy accept;

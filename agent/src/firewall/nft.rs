@@ -4,7 +4,9 @@
 //! address of LLDP pass no hook of nftables, so one with a neighbour's MAC would draw the neighbour's
 //! traffic: `no_linklocal_learn` tells the bridge to learn nothing from them.
 
-use std::{collections::BTreeSet, ffi::OsString, fs, io, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet, ffi::OsString, fs, io, net::Ipv4Addr, path::PathBuf, time::Duration,
+};
 
 use nix::sys::signal::Signal;
 use tokio::{
@@ -111,12 +113,12 @@ impl Firewall for NftFirewall {
         if ended.exit == Exit::Code(0) || !ended.lacks() { Ok(()) } else { Err(ended.refusal()) }
     }
 
-    async fn allow(&self, grants: &[Grant]) -> Result<()> {
+    async fn allow(&self, grants: &[Grant]) -> Result<BTreeSet<(Ipv4Addr, String)>> {
         let mut names = self.names.lock().await;
         let change = names.book.grant(grants, Instant::now());
         self.transact(&names::granting(&change)).await?;
         names.book.remove(&change.remove);
-        Ok(())
+        Ok(change.refused)
     }
 
     async fn check(&self) -> Result<Option<String>> {

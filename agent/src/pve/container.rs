@@ -23,8 +23,9 @@ use crate::sys::{
     read,
 };
 
-/// Directories of a container's cgroup that are searched for its init at most; it is near the top.
-const CGROUPS_MAX: usize = 1000;
+/// Directories of a container's cgroup that are searched for its init at most; it is near the top. More than
+/// root in the container can make (`process_limit`), so it cannot hide its init there.
+const CGROUPS_MAX: usize = 2000;
 /// Longest search for a container's init.
 const LOOK: Duration = Duration::from_secs(1);
 /// Bytes read of a table of sockets at most, about 28,000 of them; with a longer table it is

@@ -20,7 +20,7 @@ mod tests;
 mod upstream;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -47,8 +47,10 @@ use self::{
 };
 use crate::{firewall::Grant, sandbox::Sandboxes};
 
-/// Most questions and connections of all sandboxes at once.
+/// Most questions and connections of all sandboxes at once. The last quarter is for those that have few.
 const ALL_MAX: usize = 512;
+/// Most of one sandbox while only that quarter is left: those that ask much leave room for the others.
+const FEW: usize = 4;
 /// Most questions of one sandbox by UDP at once.
 const EACH_MAX: usize = 32;
 /// Most connections of one sandbox.
@@ -74,6 +76,9 @@ pub struct Settings {
     pub servers: Vec<SocketAddr>,
 }
 
+/// Sandboxes and names that the host's rules do not allow, or not yet.
+pub type Refusals = BTreeSet<(Ipv4Addr, String)>;
+
 /// Lists of the sandboxes, and the rules that follow them. No method has a default body.
 #[async_trait::async_trait]
 pub trait Lists: Send + Sync + std::fmt::Debug {
@@ -87,7 +92,7 @@ pub trait Lists: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// When the host's rules do not let them, in words.
-    async fn open(&self, grants: &[Grant]) -> Result<(), String>;
+    async fn open(&self, grants: &[Grant]) -> Result<Refusals, String>;
 
     /// Takes notice whether sandboxes get answers.
     fn answers(&self, answers: bool);
@@ -103,7 +108,7 @@ impl Lists for Sandboxes {
         self.is_within_reach(address)
     }
 
-    async fn open(&self, grants: &[Grant]) -> Result<(), String> {
+    async fn open(&self, grants: &[Grant]) -> Result<Refusals, String> {
         self.allow(grants).await.map_err(|error| error.to_string())
     }
 
@@ -262,6 +267,8 @@ impl Resolver {
             Transport::Udp => EACH_MAX,
             Transport::Tcp => CONNECTIONS_MAX,
         };
+        let is_plenty = self.all.available_permits() > ALL_MAX / 4;
+        let max = if is_plenty { max } else { max.min(FEW) };
         let counted = self.each.begin((source, by), max)?;
         let permit = Arc::clone(&self.all).try_acquire_owned().ok()?;
         Some((Asking { source, id, list }, (permit, counted)))
@@ -355,13 +362,19 @@ impl Resolver {
         let mut granted = self.granted.lock().await;
         let mut batch = Vec::new();
         while granted.recv_many(&mut batch, ALL_MAX).await > 0 {
-            let (grants, told): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
-            let opened = self.lists.open(&grants.concat()).await;
+            let all: Vec<_> = batch.iter().flat_map(|(grants, _)| grants.clone()).collect();
+            let opened = self.lists.open(&all).await;
             if let Err(error) = &opened {
                 tracing::warn!(%error, "addresses of allowed names were not opened");
             }
-            for told in told {
-                let _given_up = told.send(opened.is_ok());
+            for (grants, told) in batch.drain(..) {
+                let is_open = |grant: &Grant, refused: &Refusals| {
+                    !refused.contains(&(grant.sandbox, grant.name.clone()))
+                };
+                let open = opened
+                    .as_ref()
+                    .is_ok_and(|refused| grants.iter().all(|grant| is_open(grant, refused)));
+                let _given_up = told.send(open);
             }
         }
     }

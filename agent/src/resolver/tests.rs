@@ -21,6 +21,8 @@ struct Fake {
     opened: Mutex<Vec<Grant>>,
     calls: AtomicUsize,
     fails: AtomicBool,
+    /// What the host's rules do not allow.
+    refused: Mutex<Refusals>,
 }
 
 #[async_trait::async_trait]
@@ -34,13 +36,13 @@ impl Lists for Fake {
         !address.is_private() && !address.is_loopback() && !address.is_link_local()
     }
 
-    async fn open(&self, grants: &[Grant]) -> Result<(), String> {
+    async fn open(&self, grants: &[Grant]) -> Result<Refusals, String> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         if self.fails.load(Ordering::SeqCst) {
             return Err("told to fail".to_owned());
         }
         self.opened.lock().extend_from_slice(grants);
-        Ok(())
+        Ok(self.refused.lock().clone())
     }
 
     fn answers(&self, _: bool) {}
@@ -283,6 +285,15 @@ async fn failures_are_told_and_open_nothing() {
     assert_eq!(lab.ask(SANDBOX, "one.example.org").await, (RCODE::ServerFailure, vec![]));
     lab.fake.fails.store(false, Ordering::SeqCst);
     assert_eq!(lab.ask(SANDBOX, "one.example.org").await.1, [ip(34)], "it was not remembered");
+}
+
+#[tokio::test]
+async fn answer_that_the_rules_do_not_allow_yet_is_neither_told_nor_remembered() {
+    let lab = Lab::new().await;
+    *lab.fake.refused.lock() = [(SANDBOX, "one.example.org".to_owned())].into();
+    assert_eq!(lab.ask(SANDBOX, "one.example.org").await, (RCODE::ServerFailure, vec![]));
+    lab.fake.refused.lock().clear();
+    assert_eq!(lab.ask(SANDBOX, "one.example.org").await.1, [ip(34)]);
 }
 
 #[tokio::test]

@@ -7,6 +7,10 @@ use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 /// Capabilities to keep, each with what needs it: the agent's own code, or a program that it starts. Equal to
 /// `CapabilityBoundingSet=` of the unit; a test shows for each what fails without it.
 const KEPT: &[(Capability, &str)] = &[
+    (
+        Capability::CAP_AUDIT_WRITE,
+        "su and sudo in a container of a template with `privileged`, which starts from this set",
+    ),
     (Capability::CAP_CHOWN, "files for Caddy's group, volumes of containers"),
     (Capability::CAP_DAC_OVERRIDE, "files of containers, which other users own"),
     (Capability::CAP_FOWNER, "modes of files that others own"),
@@ -196,10 +200,16 @@ mod tests {
     ];
 
     /// Capabilities that are kept and whose use is not shown here, with the reason.
-    const NOT_SHOWN: &[(Capability, &str)] = &[(
-        Capability::CAP_IPC_LOCK,
-        "mlock is no call of safe Rust; LVM makes it, which no test has",
-    )];
+    const NOT_SHOWN: &[(Capability, &str)] = &[
+        (
+            Capability::CAP_AUDIT_WRITE,
+            "PAM uses it, inside a container without a user namespace of its own",
+        ),
+        (
+            Capability::CAP_IPC_LOCK,
+            "mlock is no call of safe Rust; LVM makes it, which no test has",
+        ),
+    ];
 
     fn held(holds: bool) -> io::Result<()> {
         if holds { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }

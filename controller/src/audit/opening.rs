@@ -16,6 +16,8 @@ use daemon::{
     text,
 };
 
+use nix::errno::Errno;
+
 use super::retention::Segment;
 
 /// Segments that are looked at; far more than retention leaves.
@@ -212,6 +214,8 @@ impl Survey<'_> {
         };
         let tail = match scan(&path) {
             Ok(tail) => tail,
+            // These say nothing about the file: who may read it, or may read more files, finds it whole.
+            Err(error) if is_of_the_reader(&error) => return Err(error),
             Err(error) => {
                 self.set_aside(&last, &format!("it cannot be read: {error}"))?;
                 segments.pop();
@@ -280,6 +284,12 @@ pub(super) fn hash_before(dir: &Path, previous: &Segment, segment: &Segment) -> 
     }
     let first = first_line(&segment.path(dir)).ok().and_then(|line| Line::parse(&line));
     first.map_or_else(|| Ok(Hash::of(&last?.line)), |first| Ok(first.prev))
+}
+
+/// True for errors of whoever reads, which are gone with their cause.
+fn is_of_the_reader(error: &io::Error) -> bool {
+    let errnos = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EACCES, Errno::EPERM];
+    error.raw_os_error().is_some_and(|code| errnos.contains(&Errno::from_raw(code)))
 }
 
 fn first_line(path: &Path) -> io::Result<Vec<u8>> {

@@ -36,6 +36,8 @@ const SHORT: Duration = Duration::from_hours(24 * 365);
 
 /// Name of the CA for callers.
 const CLIENT_CA: &str = "client-ca";
+/// Files of that CA.
+pub const CLIENT_CA_FILES: [&str; 2] = ["client-ca.crt", "client-ca.key"];
 
 /// Result of making or reading certificates.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -106,13 +108,19 @@ impl Files {
     }
 }
 
-/// Makes the CAs that are missing where there is one: an earlier version had no CA for callers.
+/// Makes the CA for callers where there are the others: an earlier version had none. Another one that is
+/// missing, or half of this one, is left as it is: who has it would not trust a new one.
 ///
 /// # Errors
 /// When a file cannot be written.
 pub fn complete(data_dir: &Path) -> Result<()> {
     let files = Files::new(data_dir);
-    if files.path("ca.key").exists() { make_missing(&files) } else { Ok(()) }
+    let has = |name: &str| files.path(name).exists();
+    let part = |end: &str| has(&format!("{CLIENT_CA}.{end}"));
+    if has("ca.key") && has("ingress-ca.key") && !part("crt") && !part("key") {
+        make_missing(&files)?;
+    }
+    Ok(())
 }
 
 fn make_missing(files: &Files) -> Result<()> {

@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -67,6 +68,7 @@ impl Rotate {
         say(&format!("the new CA is {}, its SHA-256 {}", new.display(), token::hex(&fingerprint)))?;
         say(&format!("the controller's certificate is for {}", names.join(", ")))?;
         say("callers on other machines need the new CA's file (sandboxctl login NAME --ca FILE)")?;
+        say("client certificates stay good")?;
 
         let own = machine::pve_node().filter(|own| enrolled.iter().any(|known| known.node == *own));
         let others = enrolled.iter().filter(|known| Some(&known.node) != own.as_ref());
@@ -84,14 +86,28 @@ impl Rotate {
 /// Moves the old CA away and makes a new one; on a failure the old one is put back.
 fn replace(data: &Path, dir: &Path, old: &Path, names: &[String]) -> Result<()> {
     fs::rename(dir, old).with_context(|| format!("cannot rename {}", dir.display()))?;
-    let made = ca::init(data, names)
-        .map_err(anyhow::Error::from)
+    let made = keep_client_ca(old, dir)
+        .context("cannot keep the CA of client certificates")
+        .and_then(|()| ca::init(data, names).map_err(anyhow::Error::from))
         .and_then(|_| give_to_owner(data).context("cannot give the new CA to the controller"));
     made.or_else(|error| {
         drop(fs::remove_dir_all(dir));
         fs::rename(old, dir).with_context(|| format!("cannot put {} back", old.display()))?;
         Err(error.context("the old CA is in its place again"))
     })
+}
+
+/// Copies the CA of client certificates, which signs nothing else: tokens that callers have stay good.
+fn keep_client_ca(old: &Path, new: &Path) -> std::io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(new)?;
+    for file in ca::CLIENT_CA_FILES {
+        match fs::copy(old.join(file), new.join(file)) {
+            // An earlier version had none.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            copied => drop(copied?),
+        }
+    }
+    Ok(())
 }
 
 /// Returns a name for the old CA that nothing has.
@@ -127,6 +143,10 @@ mod tests {
             assert!(old.ends_with(format!("ca.old-{round}")), "{old:?}");
             assert_eq!(fs::read_to_string(old.join("ca.crt")).expect("kept"), before);
             assert_ne!(certificate(data), before);
+            for file in ca::CLIENT_CA_FILES {
+                let read = |dir: &Path| fs::read(dir.join(file)).expect("the CA of callers");
+                assert_eq!(read(&data.join("ca")), read(&old), "{file}");
+            }
             assert_eq!(ca::names(data).expect("names"), names);
         }
         assert_ne!(certificate(data), first);

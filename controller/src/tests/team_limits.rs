@@ -264,11 +264,17 @@ async fn changes_of_sandboxes_have_a_rate_and_deletions_have_none() {
         assert_eq!(exceeded(status), text("changes", 3, 3));
         assert!(daemon::status::retry_after(status).is_some(), "{status:?}");
     }
-    let pause = PauseSandboxRequest { id: id.clone(), or_stop: false };
-    assert_eq!(reason(lab.api().pause_sandbox(pause.clone()).await), Reason::RateExceeded);
+    // What only ends or closes something counts and is not refused; what its node refuses does not count.
+    let hide = HideHttpServiceRequest { id: id.clone(), name: "none".into() };
+    assert_eq!(reason(lab.api().hide_http_service(hide).await), Reason::ServiceNotFound);
     assert_eq!(lab.usage("red").await.changes, 3);
+    let pause = PauseSandboxRequest { id: id.clone(), or_stop: false };
+    lab.api().pause_sandbox(pause).await.expect("never refused");
+    assert_eq!(lab.usage("red").await.changes, 4);
+    let resume = ResumeSandboxRequest { id: id.clone() };
+    assert_eq!(reason(lab.api().resume_sandbox(resume.clone()).await), Reason::RateExceeded);
     tokio::time::sleep(Duration::from_mins(1)).await;
-    lab.api().pause_sandbox(pause).await.expect("a minute later");
+    lab.api().resume_sandbox(resume).await.expect("a minute later");
     lab.set_limits("red", "changes=0/day", &["limits.changes"]).await.expect("none");
     lab.api().delete_sandbox(DeleteSandboxRequest { id }).await.expect("never refused");
 }

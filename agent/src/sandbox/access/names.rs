@@ -1,7 +1,7 @@
 //! Sandboxes that reach the names of a list alone: what the resolver must know of them, and what of it
 //! they need.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use proto::{Reason, egress::AllowList, id::SandboxId, spec::Egress};
 
@@ -103,14 +103,15 @@ impl Sandboxes {
         isolation.is_some_and(|isolation| isolation.grounds().is_within_reach(address))
     }
 
-    /// Lets sandboxes reach addresses, as far as their lists in the host's rules allow the names.
+    /// Lets sandboxes reach addresses, as far as their lists in the host's rules allow the names. Returns the
+    /// sandboxes and names that they do not allow, or not yet.
     ///
     /// # Errors
     /// When the host does not let them.
-    pub async fn allow(&self, grants: &[Grant]) -> firewall::Result<()> {
+    pub async fn allow(&self, grants: &[Grant]) -> firewall::Result<BTreeSet<(Ipv4Addr, String)>> {
         match self.isolation.get() {
             Some(isolation) => isolation.firewall.allow(grants).await,
-            None => Ok(()),
+            None => Ok(BTreeSet::new()),
         }
     }
 }

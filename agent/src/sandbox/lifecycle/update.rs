@@ -31,7 +31,8 @@ impl Sandboxes {
         let egress = update.egress.clone().map(Option::unwrap_or_default);
         let follows = egress.is_some();
         if let Some(egress) = &egress {
-            self.check_resolver(egress)?;
+            // Not whether the resolver answers: until it does, what is asked for is closed.
+            self.check_egress(egress)?;
             if *egress != Egress::Open
                 && let Some(Known::Live(record)) = self.known(&SandboxRef::Id(*id))
                 && let Some(config) = self.pve.config(record.vmid).await?

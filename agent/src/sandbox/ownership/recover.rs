@@ -39,7 +39,7 @@ impl Sandboxes {
         dry_run: bool,
     ) -> Result<Arc<Record>> {
         let config = self.container(vmid).await?;
-        self.check_resolver(&egress)?;
+        self.check_egress(&egress)?;
         if egress != Egress::Open {
             self.check_interfaces(vmid, &config)?;
         }

@@ -13,8 +13,11 @@ use crate::{
     sandbox::{Caller, Error, RETRY, Result, Sandboxes, WAIT},
 };
 
-const DELETE: Change =
-    Change { asked: Some(EventKind::DeleteAsked), effects: &[EventKind::Deleted] };
+const DELETE: Change = Change {
+    asked: Some(EventKind::DeleteAsked),
+    effects: &[EventKind::Deleted],
+    is_bounded: false,
+};
 
 impl Sandboxes {
     /// Deletes a sandbox. Deleting a deleted one succeeds; one that takes long is DELETING.

@@ -13,8 +13,8 @@ use crate::{
     sandbox::{Caller, Error, Result, Sandboxes},
 };
 
-/// Expose and hide.
-const SERVICES: Change = Change { asked: None, effects: &[EventKind::Exposed, EventKind::Hidden] };
+const EXPOSE: Change = Change { asked: None, effects: &[EventKind::Exposed], is_bounded: true };
+const HIDE: Change = Change { asked: None, effects: &[EventKind::Hidden], is_bounded: false };
 
 impl Sandboxes {
     /// Exposes a port; returns the sandbox and the name of the service.
@@ -33,7 +33,7 @@ impl Sandboxes {
         let expose = |client: Client, epoch, id| async move {
             client.expose(epoch, &id, &service, port).await
         };
-        Ok((self.change(caller, id, SERVICES, expose).await?, name))
+        Ok((self.change(caller, id, EXPOSE, expose).await?, name))
     }
 
     /// Closes a port, at once and under all names. Returns the sandbox and the closed services.
@@ -54,7 +54,7 @@ impl Sandboxes {
             *services = hidden;
             Ok(sandbox)
         };
-        let hidden = self.change(caller, id, SERVICES, hide).await;
+        let hidden = self.change(caller, id, HIDE, hide).await;
         let sandbox =
             hidden.map_err(|error| match (error.reason, self.find(&caller.team, id)) {
                 (Reason::ServiceNotFound, Ok(entry)) => {

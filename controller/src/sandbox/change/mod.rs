@@ -27,6 +27,9 @@ pub(super) struct Change {
     pub(super) asked: Option<EventKind>,
     /// Events of the node that are attributed to the caller.
     pub(super) effects: &'static [EventKind],
+    /// Whether the rate of changes refuses it. What only ends or closes something counts, and is not refused:
+    /// a team must be able to stop what runs away.
+    pub(super) is_bounded: bool,
 }
 
 impl Sandboxes {
@@ -44,9 +47,14 @@ impl Sandboxes {
     {
         self.may_change()?;
         let (entry, node) = self.on_node(&caller.team, id)?;
-        self.quotas.admit_change(&caller.team, self.clock.now_ms())?;
+        let at_ms = self.clock.now_ms();
+        self.quotas.admit_change(&caller.team, at_ms, change.is_bounded)?;
         self.log_request(caller, &entry, change);
         let answer = call(node.client.clone(), self.nodes.epoch.get(), entry.id).await;
+        if matches!(answer, Err(node::Error::Refused { .. } | node::Error::Unreachable(_))) {
+            // It was not carried out.
+            self.quotas.take_back_change(&caller.team, at_ms);
+        }
         self.finish_change(&entry, &node, change, answer).await
     }
 

@@ -9,9 +9,13 @@ use crate::sandbox::{Caller, Result, Sandboxes, WAIT};
 const PAUSE: Change = Change {
     asked: Some(EventKind::PauseAsked),
     effects: &[EventKind::Paused, EventKind::Stopped],
+    is_bounded: false,
 };
-const RESUME: Change =
-    Change { asked: Some(EventKind::ResumeAsked), effects: &[EventKind::Resumed] };
+const RESUME: Change = Change {
+    asked: Some(EventKind::ResumeAsked),
+    effects: &[EventKind::Resumed],
+    is_bounded: true,
+};
 
 impl Sandboxes {
     /// Pauses a sandbox. A paused one stays as it is.

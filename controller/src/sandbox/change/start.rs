@@ -5,7 +5,8 @@ use proto::sandbox::v1::{EventKind, Sandbox};
 use super::Change;
 use crate::sandbox::{Caller, Result, Sandboxes, WAIT};
 
-const START: Change = Change { asked: Some(EventKind::StartAsked), effects: &[EventKind::Started] };
+const START: Change =
+    Change { asked: Some(EventKind::StartAsked), effects: &[EventKind::Started], is_bounded: true };
 
 impl Sandboxes {
     /// Boots a sandbox. A running one stays as it is; one that takes long is STARTING.

@@ -8,7 +8,8 @@ use proto::{
 use super::Change;
 use crate::sandbox::{Caller, Result, Sandboxes, WAIT};
 
-const STOP: Change = Change { asked: Some(EventKind::StopAsked), effects: &[EventKind::Stopped] };
+const STOP: Change =
+    Change { asked: Some(EventKind::StopAsked), effects: &[EventKind::Stopped], is_bounded: false };
 
 impl Sandboxes {
     /// Stops a sandbox, with `grace` to shut down by itself; `None` is its node's default. A stopped one

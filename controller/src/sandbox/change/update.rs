@@ -27,6 +27,7 @@ use crate::{
 const UPDATE: Change = Change {
     asked: None,
     effects: &[EventKind::LifetimeSet, EventKind::WakeOnSet, EventKind::Resized],
+    is_bounded: true,
 };
 
 /// Longest wait for a node that changes its record alone, which is quick; a new size has `WAIT`.

@@ -70,11 +70,16 @@ impl Quotas {
         Ok(AdmittedExec { running: commands.begin(place), counted })
     }
 
-    /// Admits a change of a sandbox that there is.
+    /// Admits a change of a sandbox that there is; one that is not bounded only counts.
     ///
     /// # Errors
     /// RATE_EXCEEDED.
-    pub(in crate::sandbox) fn admit_change(&self, team: &Team, now_ms: u64) -> Result<()> {
+    pub(in crate::sandbox) fn admit_change(
+        &self,
+        team: &Team,
+        now_ms: u64,
+        is_bounded: bool,
+    ) -> Result<()> {
         let mut state = self.state.lock();
         let limit = state.limits(team, &self.defaults).changes;
         if limit.and_then(Limit::max).is_none() {
@@ -83,9 +88,18 @@ impl Quotas {
         }
         let times = state.changes.entry(team.clone()).or_default();
         let pace = Pace { limit: "changes", may: "change sandboxes", has: "changed" };
-        check_rate(&format!("team {team}"), pace, limit, times, now_ms)?;
+        if is_bounded {
+            check_rate(&format!("team {team}"), pace, limit, times, now_ms)?;
+        }
         times.add(now_ms);
         Ok(())
+    }
+
+    /// Removes a change that its node refused.
+    pub(in crate::sandbox) fn take_back_change(&self, team: &Team, at_ms: u64) {
+        if let Some(times) = self.state.lock().changes.get_mut(team) {
+            times.remove(at_ms);
+        }
     }
 
     /// Returns the most events that are kept of a team, if it has a limit.
