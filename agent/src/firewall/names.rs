@@ -520,7 +520,9 @@ mod tests {
         ];
         let change = book.grant(&grants, now);
         let pairs = [(2, 1), (2, 2), (3, 2)].map(|(of, last)| (sandbox(of), ip(last)));
-        assert_eq!(change, Change { add: pairs.into(), remove: [].into() }, "as far as allowed");
+        assert_eq!((change.add, change.remove), (pairs.into(), [].into()), "as far as allowed");
+        let refused = [(2, "e.f"), (9, "a.b")].map(|(of, name)| (sandbox(of), name.to_owned()));
+        assert_eq!(change.refused, refused.into());
         assert_eq!(book.gone().len(), 0);
         book.follow(&with("allow=a.b"));
         assert_eq!(*book.gone(), [(sandbox(2), ip(2))].into(), "`a.b` has the other one");

@@ -7,8 +7,11 @@ use proto::{
 
 use crate::sandbox::{Caller, Error, Result, Sandboxes, change::Change};
 
-const RELEASE: Change =
-    Change { asked: Some(EventKind::ReleaseAsked), effects: &[EventKind::Deleted] };
+const RELEASE: Change = Change {
+    asked: Some(EventKind::ReleaseAsked),
+    effects: &[EventKind::Deleted],
+    is_bounded: false,
+};
 
 impl Sandboxes {
     /// Ends a sandbox of any team and keeps its container.
