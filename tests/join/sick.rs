@@ -60,6 +60,16 @@ const PROGRAMS: &[(&str, &str)] = &[
 
 const DNSMASQ: &str = "/usr/sbin/dnsmasq";
 
+/// Returns a port that is free for datagrams and connections: dnsmasq takes both.
+fn free_port() -> u16 {
+    let port = || {
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").ok()?;
+        let at = udp.local_addr().ok()?;
+        std::net::TcpListener::bind(at).ok().map(|_| at.port())
+    };
+    (0..100).find_map(|_| port()).expect("a port")
+}
+
 /// A joined node whose agent runs.
 pub(crate) struct Sick {
     pub(crate) world: World,
@@ -75,9 +85,7 @@ impl Sick {
     pub(crate) async fn start() -> Self {
         let world = World::start(Duration::from_secs(3600)).await;
         let node = Node::new("n1");
-        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
-        let dns_port = udp.local_addr().expect("bound").port();
-        drop(udp);
+        let dns_port = free_port();
         let mut sick = Self { world, node, serving: None, namespace: namespace(), dns_port };
         sick.files();
         let line = sick.world.line("n1").await;

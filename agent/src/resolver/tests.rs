@@ -21,7 +21,7 @@ struct Fake {
     opened: Mutex<Vec<Grant>>,
     calls: AtomicUsize,
     fails: AtomicBool,
-    /// What the host's rules do not allow.
+    /// Names that the host's rules do not allow.
     refused: Mutex<Refusals>,
 }
 
