@@ -52,6 +52,28 @@ fn invariants(line: &str) -> impl Iterator<Item = String> {
     words.filter(number).map(str::to_owned)
 }
 
+/// Does `count` pieces of work on all cores; returns the results in their order.
+fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let worker = || {
+        let mut mine = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at >= count {
+                return mine;
+            }
+            mine.push((at, work(at)));
+        }
+    };
+    let mut done: Vec<_> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("no panic gets here")).collect()
+    });
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
 #[test]
 fn every_mutant_is_found_and_unmutated_seeds_pass() {
     daemon::logs::init("off", false);
@@ -64,29 +86,11 @@ fn every_mutant_is_found_and_unmutated_seeds_pass() {
         .filter(|m| format!("{} {}", m.invariant, m.what).contains(&only))
         .collect();
     assert!(!mutants.is_empty(), "no mutant has {only:?} in its line");
-    let next = AtomicUsize::new(0);
-    let workers = thread::available_parallelism().map_or(1, usize::from);
-    let mut lines: Vec<(usize, Found)> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut mine = Vec::new();
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(mutant) = mutants.get(at) else { return mine };
-                        mine.push((at, hunt(mutant)));
-                    }
-                })
-            })
-            .collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("no panic gets here")).collect()
-    });
+    let lines = in_parallel(mutants.len(), |at| hunt(mutants[at]));
     std::panic::set_hook(loud);
-    lines.sort_by_key(|(at, _)| *at);
     let mut survived = Vec::new();
     println!("{:<4} {:<66} {:>5} {:>5}  found by", "", "mutant", "red", "named");
-    for (at, found) in &lines {
-        let Mutant { invariant, what, .. } = mutants[*at];
+    for (Mutant { invariant, what, .. }, found) in mutants.iter().zip(&lines) {
         let count = |seeds: Option<u64>| seeds.map_or("-".to_owned(), |seeds| seeds.to_string());
         let by = found.by.iter().cloned().collect::<Vec<_>>().join(" ");
         let (red, named) = (count(found.red), count(found.named));
@@ -96,9 +100,10 @@ fn every_mutant_is_found_and_unmutated_seeds_pass() {
         }
     }
     // A suite that always fails would find every mutant.
-    let deepest = lines.iter().filter_map(|(_, found)| found.named).max().unwrap_or(SEEDS);
-    for seed in 0..deepest {
-        if let Err(Broken(wrong)) = tell(seed, None) {
+    let deepest = lines.iter().filter_map(|found| found.named).max().unwrap_or(SEEDS);
+    let seeds: Vec<_> = (0..deepest).collect();
+    for (seed, told) in seeds.iter().zip(in_parallel(seeds.len(), |at| tell(seeds[at], None))) {
+        if let Err(Broken(wrong)) = told {
             survived.push(format!("seed {seed} is red without a mutant: {}", wrong.join("; ")));
         }
     }
