@@ -53,7 +53,7 @@ def read(c, n):
     return b
 s = socket.socket()
 s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-s.bind(("0.0.0.0", 8000))
+s.bind(("0.0.0.0", 9000))
 s.listen(128)
 while True:
     c, _ = s.accept()
@@ -86,10 +86,10 @@ pub(crate) fn run_through(node: &Booted, id: &str, work: impl FnOnce()) {
     let count: usize = count.unwrap_or(COUNT_USUAL);
     let mut server = node.command(&[CLI, "exec", id, "--", "python3", "-c", SERVER]);
     let mut server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nsenter");
-    let knock = "import socket; socket.create_connection((\"127.0.0.1\", 8000)).close()";
+    let knock = "import socket; socket.create_connection((\"127.0.0.1\", 9000)).close()";
     let knocks = || node.run(&[CLI, "exec", id, "--", "python3", "-c", knock]).0 == Some(0);
     assert!((0..UNTIL).any(|_| knocks() || wait()), "the server in the sandbox does not start");
-    let url = node.ok(&[CLI, "expose", id, "8000"]);
+    let url = node.ok(&[CLI, "expose", id, "9000"]);
     let host = url.lines().find_map(|line| line.strip_prefix("https://")).expect("an address");
     let host = host.trim_end_matches('/').to_owned();
 
