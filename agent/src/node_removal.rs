@@ -214,6 +214,16 @@ fn remove_data(config: &Config) -> Result<()> {
     for path in ours.flat_map(|path| with_next(&path)) {
         gone(&path, |path| fs::remove_file(path))?;
     }
+    let dirs = [&own.key, &hop.key].map(|key| key.parent().unwrap_or(Path::new(CONFIG_DIR)));
+    for dir in dirs.into_iter().filter(|dir| dir.starts_with(CONFIG_DIR)) {
+        // Another file in it is not ours.
+        gone(dir, |dir| match fs::remove_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                Err(io::ErrorKind::NotFound.into())
+            }
+            removed => removed,
+        })?;
+    }
     for path in [config.state_dir.as_path(), Path::new(INGRESS_STATE)] {
         gone(path, |path| fs::remove_dir_all(path))?;
     }
