@@ -1,6 +1,6 @@
 //! Resolver of the node, for sandboxes that reach the names of a list alone.
 //!
-//! The host's rules lead each question of such a sandbox here, whatever name server it is for. A name of
+//! The host's rules lead each question of such a sandbox here, whichever name server it is for. A name of
 //! its list is asked upstream; its addresses are opened in the host's rules first, and told then. Any other
 //! name is refused at once. A sandbox is known by its address, which the rules let nobody else send from.
 //! Whoever asks without a list gets no answer. While this does not run, nobody answers, so nothing new
