@@ -104,7 +104,7 @@ soak-memory: build ## The lab's tests in a loop for MINUTES (120); then no agent
 	$(NEXTEST) --workspace --test lxc --no-run
 	tests/lab/with-lab.sh tests/lab/memory.sh $(MINUTES)
 
-bench: packages ## Measures what ships; writes target/bench/results.json. One part alone: make bench ONLY=pause; ONLY=placement and ONLY=fleet need no lab
+bench: packages ## Measures what ships; writes target/bench/results.json. One part alone: make bench ONLY=pause; ONLY=placement, ONLY=verdict and ONLY=fleet need no lab
 	$(CARGO_DIST) -p agent -p controller -p cli -p lab -p standin -p tests --bins
 	@case "$(ONLY)" in recovery|placement|fleet) \
 	  ulimit -n $$(ulimit -Hn) && target/dist/bench $(ONLY);; *) \

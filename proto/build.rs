@@ -23,6 +23,8 @@ const SECRET: &[&str] = &[
     ".sandbox.v1.CreateTokenResponse",
     ".sandbox.v1.JoinRequest",
     ".sandbox.v1.CreateNodeTokenResponse",
+    ".sandbox.v1.CreateAccessLinkResponse",
+    ".agent.v1.CreateAccessLinkResponse",
     ".agent.v1.FilesRequest",
     ".agent.v1.FilesResponse",
     ".agent.v1.ExportSandboxResponse",

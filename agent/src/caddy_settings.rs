@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     config::Config,
-    ingress::settings::{Peers, Settings},
+    ingress::{
+        decide::Rules,
+        settings::{Peers, Settings},
+    },
 };
 
 /// Builds the settings of Caddy's configuration; `None` without a domain.
@@ -15,19 +18,31 @@ use crate::{
 /// When a value must not appear in Caddy's configuration.
 pub fn of(config: &Config) -> Result<Option<Settings>> {
     let ingress = &config.ingress;
-    let Some(domain) = &ingress.domain else { return Ok(None) };
+    let Some(Rules { domain, parents: _ }) = rules(config)? else { return Ok(None) };
     let path = |path: &Path| path.try_into().with_context(|| path.display().to_string());
     let peers = |listen| -> Result<Peers> {
         let tls = &ingress.tls;
         Ok(Peers { listen, ca: path(&tls.ca)?, cert: path(&tls.cert)?, key: path(&tls.key)? })
     };
     Ok(Some(Settings {
-        domain: domain.parse().context("ingress.domain")?,
+        domain,
         public: ingress.public.clone(),
         route_socket: path(&socket(config))?,
         https: ingress.https,
         peers: ingress.peer.map(peers).transpose()?,
     }))
+}
+
+/// Builds the settings of the verdict on a request; `None` without a domain.
+///
+/// # Errors
+/// When the domain is no domain, or a page that may use sessions is no origin.
+pub fn rules(config: &Config) -> Result<Option<Rules>> {
+    let ingress = &config.ingress;
+    let Some(domain) = &ingress.domain else { return Ok(None) };
+    let parents = ingress.parent_origins.iter().map(|origin| origin.parse());
+    let parents = parents.collect::<Result<_, _>>().context("ingress.parent_origins")?;
+    Ok(Some(Rules { domain: domain.parse().context("ingress.domain")?, parents }))
 }
 
 /// Returns the path of the agent's socket for route questions.

@@ -243,7 +243,9 @@ fn ingress(
     clock: Arc<dyn Clock>,
     tasks: &Tasks,
 ) -> Result<()> {
-    let Some(settings) = caddy_settings::of(config)? else {
+    let (Some(settings), Some(rules)) =
+        (caddy_settings::of(config)?, caddy_settings::rules(config)?)
+    else {
         tracing::info!("ingress.domain is not set: there is no ingress from the web");
         return Ok(());
     };
@@ -264,7 +266,7 @@ fn ingress(
         memory: config.state_dir.join("owners"),
         peer_port: config.ingress.peer.map_or(PEER_PORT, |peer| peer.port()),
     };
-    let owners = Arc::new(Owners::new(pve, clock, sources));
+    let owners = Arc::new(Owners::new(pve, Arc::clone(&clock), sources));
     let routes = NodeRoutes::new(Arc::clone(agent.sandboxes()), Arc::clone(&owners));
     let socket = caddy_settings::socket(config);
     agent.also_check(Arc::new(IngressCheck {
@@ -272,12 +274,8 @@ fn ingress(
         domain: settings.domain.clone(),
         sandboxes: Arc::clone(agent.sandboxes()),
     }));
-    let ingress = Ingress {
-        routes: Arc::new(routes),
-        domain: settings.domain,
-        proof,
-        probe: Probe::default(),
-    };
+    let ingress =
+        Ingress { routes: Arc::new(routes), rules, clock, proof, probe: Probe::default() };
     let listener = server::listen(&socket, config.ingress.group.as_deref())
         .with_context(|| format!("listen on {}", socket.display()))?;
     let stop = tasks.stopping().clone();

@@ -69,6 +69,18 @@ pub fn of(reason: Reason) -> Hint {
             exit::REFUSED,
             "`sandboxctl team get` shows what your team may; leave --egress out for that; an operator raises it with `sandboxctl team set TEAM --egress`",
         ),
+        Reason::PortDenied => (
+            exit::REFUSED,
+            "let the program listen on another port; an operator allows this one in [ingress] denied_ports",
+        ),
+        Reason::AccessKind => (
+            exit::REFUSED,
+            "`sandboxctl get ID` shows who reaches the port; `sandboxctl expose ID PORT --visibility team` lets links in, `token` lets tokens in",
+        ),
+        Reason::VisibilityUnsupported => (
+            exit::REFUSED,
+            "upgrade the agent of the sandbox's node, or open the port with --public",
+        ),
         Reason::LimitsFailed => (
             exit::NOT_NOW,
             "an operator looks why the node cannot write the sandbox's cgroup: the log of its agent",

@@ -1,7 +1,7 @@
 //! `controller.toml`: read once at the start and checked as a whole; the error lists every mistake.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -9,8 +9,9 @@ use std::{
 
 use proto::{
     limits::{Limit, Rate, TeamLimits},
-    name::{NodeName, Preset},
+    name::{NodeName, Port, Preset},
     spec::{Egress, Size, limit},
+    visibility::Visibility,
 };
 use serde::Deserialize;
 
@@ -19,7 +20,7 @@ use crate::{
     ca::Lives,
     events, node,
     placement::{BEST, Limits},
-    sandbox,
+    sandbox::{self, Exposure},
     url::UrlTemplate,
 };
 
@@ -77,6 +78,9 @@ pub struct Config {
     /// Reach of a sandbox outside of itself.
     #[serde(default)]
     pub egress: EgressRules,
+    /// Ports that are open to HTTP.
+    #[serde(default)]
+    pub ingress: Ingress,
     /// Sizes by name, `[sizes.NAME]`.
     #[serde(default)]
     pub sizes: BTreeMap<Preset, Size>,
@@ -206,6 +210,23 @@ pub struct EgressRules {
     pub default: Egress,
     /// Most that a team may have, unless it has a maximum of its own.
     pub max: Egress,
+}
+
+/// Ports that are open to HTTP.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ingress {
+    /// Who reaches a port whose caller does not say it: `public`, `team`, `token` or `private`.
+    pub default_visibility: Visibility,
+    /// Ports that may never be exposed.
+    pub denied_ports: BTreeSet<Port>,
+}
+
+impl Default for Ingress {
+    fn default() -> Self {
+        let Exposure { default, denied } = Exposure::default();
+        Self { default_visibility: default, denied_ports: denied }
+    }
 }
 
 /// How often a team may create, change and run commands; without a value as often as it likes.
@@ -438,6 +459,10 @@ impl Config {
             bids: self.create.bids,
             sizes: self.sizes.clone(),
             egress: self.egress.default.clone(),
+            exposure: Exposure {
+                default: self.ingress.default_visibility,
+                denied: self.ingress.denied_ports.clone(),
+            },
             limits: self.limits_of_teams(),
         }
     }

@@ -16,6 +16,7 @@ pub mod keyed_count;
 pub mod keyed_lock;
 pub mod listen;
 pub mod logs;
+pub mod mac;
 pub mod peer;
 pub mod replace;
 pub mod seal;

@@ -6,7 +6,7 @@
 //! `lifetime` its lifetime rules, `limits` those of a team, `exec` the checks of a command, `phase` and `cause` questions
 //! about a phase, a cause and a step, `reason` the constants of `ErrorInfo.reason`, `reattach` the
 //! positions in a command's streams, `scope` and `token` what a caller's token allows and looks like, `secret`
-//! what is never shown.
+//! what is never shown, `visibility` who reaches a port.
 //! Depends on no other crate of the workspace.
 
 pub mod cause;
@@ -27,6 +27,7 @@ pub mod secret;
 pub mod spec;
 pub mod token;
 pub mod update;
+pub mod visibility;
 
 pub use cause::{Cause, Progress};
 pub use reason::Reason;

@@ -36,7 +36,7 @@ impl Reason {
         match self {
             Self::FieldInvalid => Code::InvalidArgument,
             Self::TokenInvalid => Code::Unauthenticated,
-            Self::ScopeMissing | Self::EgressRefused => Code::PermissionDenied,
+            Self::ScopeMissing | Self::EgressRefused | Self::PortDenied => Code::PermissionDenied,
             Self::SandboxNotFound
             | Self::SnapshotNotFound
             | Self::ServiceNotFound
@@ -66,6 +66,8 @@ impl Reason {
             | Self::NeverFits
             | Self::MemoryInUse
             | Self::EnvLost
+            | Self::AccessKind
+            | Self::VisibilityUnsupported
             | Self::FileRefused => Code::FailedPrecondition,
             Self::NoCapacity
             | Self::NodeCordoned
@@ -168,7 +170,11 @@ mod tests {
         for reason in Reason::all() {
             assert_eq!(Reason::named(reason.name()), Some(reason));
         }
-        assert_eq!(Reason::all().last(), Some(Reason::EnvLost), "none is larger than NUMBERS_MAX");
+        assert_eq!(
+            Reason::all().last(),
+            Some(Reason::VisibilityUnsupported),
+            "none is larger than NUMBERS_MAX"
+        );
         assert_eq!((Reason::named("UNSPECIFIED"), Reason::named("")), (None, None));
     }
 

@@ -70,6 +70,8 @@ message!(api::ExecInfo {
 message!(api::CreateTokenResponse { token, certificate; text });
 message!(api::JoinRequest { node, address, agent_csr, ingress_csr, pool, number; token });
 message!(api::CreateNodeTokenResponse { expires_at, ca_sha256, names; token });
+message!(api::CreateAccessLinkResponse { kind, expires_at, port; url, credential });
+message!(agent::CreateAccessLinkResponse { sandbox, kind, expires_at, port; credential });
 
 message!(agent::FilesRequest { message; });
 one_of!(agent::files_request::Message { Write, Read, Stat, List, Remove, Upload, Download; Data });
@@ -122,6 +124,9 @@ mod tests {
             shown::<api::CreateTokenResponse>(2),
             shown::<api::JoinRequest>(1),
             shown::<api::CreateNodeTokenResponse>(1),
+            shown::<api::CreateAccessLinkResponse>(1),
+            shown::<api::CreateAccessLinkResponse>(2),
+            shown::<agent::CreateAccessLinkResponse>(2),
             shown::<agent::FilesRequest>(8),
             shown::<agent::FilesResponse>(6),
             shown::<agent::ExportSandboxResponse>(2),

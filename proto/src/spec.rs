@@ -12,6 +12,7 @@ use crate::{
     name::{Label, NodeName, Port, RequestId, SandboxName, ServiceName, SnapshotId},
     sandbox::v1 as wire,
     secret::Env,
+    visibility::Visibility,
 };
 
 /// Limits of a request. The comments of the .proto files state the same.
@@ -111,6 +112,8 @@ pub struct Spec {
     pub egress: Option<Egress>,
     /// Ports that are open from the start.
     pub services: BTreeMap<ServiceName, Port>,
+    /// Who reaches these ports, where the request says it.
+    pub visibility: BTreeMap<Port, Visibility>,
     /// Node that the sandbox must be on.
     pub node: Option<NodeName>,
     /// Name of the sandbox.
@@ -184,6 +187,7 @@ impl TryFrom<&wire::CreateSandboxRequest> for Spec {
             network,
             egress: Egress::read(request.egress, &request.egress_names, "egress")?,
             services: services(&request.services)?,
+            visibility: visibility(&request.services)?,
             lifetime: request
                 .lifetime
                 .as_ref()
@@ -225,6 +229,19 @@ fn services(list: &[wire::HttpService]) -> Result<BTreeMap<ServiceName, Port>, I
         }
     }
     Ok(services)
+}
+
+/// Reads who reaches the ports of valid services.
+fn visibility(list: &[wire::HttpService]) -> Result<BTreeMap<Port, Visibility>, Invalid> {
+    let mut ports = BTreeMap::new();
+    for (index, entry) in list.iter().enumerate() {
+        let field = format!("services[{index}].visibility");
+        let Some(wanted) = Visibility::read(entry.visibility, &field)? else { continue };
+        if ports.insert(Port::try_from(entry.port)?, wanted).is_some_and(|other| other != wanted) {
+            return Err(Invalid::new(field, "must be the same for all names of a port"));
+        }
+    }
+    Ok(ports)
 }
 
 /// Checks that a size is within the limits.
@@ -351,6 +368,12 @@ mod tests {
         refused("placement.avoid", |r| placement(r, vec!["a".into(); 9]));
         refused("services[0].port", |r| {
             r.services.push(wire::HttpService { port: 0, ..Default::default() })
+        });
+        let service = |visibility| wire::HttpService { port: 80, visibility, ..Default::default() };
+        refused("services[0].visibility", |r| r.services.push(service(9)));
+        refused("services[1].visibility", |r| {
+            let other = wire::HttpService { name: "b".into(), ..service(2) };
+            r.services = vec![service(1), other];
         });
         refused("services[0].name", |r| {
             r.services =

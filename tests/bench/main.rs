@@ -16,6 +16,7 @@ mod isolation;
 mod pause;
 mod placement;
 mod recovery;
+mod verdict;
 mod world;
 
 use std::time::Duration;
@@ -36,7 +37,7 @@ const BURST_S: u64 = 180;
 const KNOWN: usize = 50;
 
 /// Parts that can be measured alone, in the order of a full run.
-const PARTS: [&str; 10] = [
+const PARTS: [&str; 11] = [
     "create",
     "exec",
     "inside",
@@ -46,11 +47,13 @@ const PARTS: [&str; 10] = [
     "isolation",
     RECOVERY,
     PLACEMENT,
+    VERDICT,
     FLEET,
 ];
-/// Part that needs no lab, as are the next two.
+/// Part that needs no lab, as are the next three.
 const RECOVERY: &str = "recovery";
 const PLACEMENT: &str = "placement";
+const VERDICT: &str = "verdict";
 const FLEET: &str = "fleet";
 
 #[tokio::main]
@@ -60,12 +63,13 @@ async fn main() -> Result<()> {
         anyhow::bail!("{unknown} is nothing to measure: there are {}", PARTS.join(", "));
     }
     let mut figures = Figures::default();
-    let no_lab = |part: &String| [RECOVERY, PLACEMENT, FLEET].contains(&part.as_str());
+    let no_lab = |part: &String| [RECOVERY, PLACEMENT, VERDICT, FLEET].contains(&part.as_str());
     if asked.iter().all(no_lab) && !asked.is_empty() {
         for part in &asked {
             let measured = match part.as_str() {
                 RECOVERY => recovery::measure(&mut figures).await,
                 FLEET => Box::pin(fleet::measure(&mut figures)).await,
+                VERDICT => verdict::measure(&mut figures),
                 _ => placement::measure(&mut figures),
             };
             measured.inspect_err(|_| figures.print())?;
@@ -88,6 +92,7 @@ async fn main() -> Result<()> {
             "abuse" => abuse::measure(&world, &mut figures).await?,
             RECOVERY => recovery::measure(&mut figures).await?,
             PLACEMENT => placement::measure(&mut figures)?,
+            VERDICT => verdict::measure(&mut figures)?,
             FLEET => Box::pin(fleet::measure(&mut figures)).await?,
             _ => burst_and_memory(&world, &mut figures).await?,
         }

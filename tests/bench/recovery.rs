@@ -248,6 +248,7 @@ fn order(number: u32) -> Result<Order> {
             network: Network::Static,
             egress: None,
             services: BTreeMap::new(),
+            visibility: Default::default(),
             node: None,
             labels: Default::default(),
             lifetime: proto::lifetime::LifetimePatch::default(),

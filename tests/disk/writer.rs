@@ -82,6 +82,7 @@ fn record(id: SandboxId) -> Result<Record> {
         ip: None,
         ip_granted: false,
         services: Default::default(),
+        access: Default::default(),
         name: None,
         metadata: [("text".to_owned(), "x".repeat(900))].into(),
         env: Default::default(),

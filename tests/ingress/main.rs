@@ -5,6 +5,7 @@
 //! Needs Debian's `caddy`; `PVE_SANDBOX_CADDY` names another binary.
 //! `PVE_SANDBOX_SKIP_INGRESS_TESTS=1` skips the tests, with a message.
 
+mod access;
 mod bodies;
 mod dead;
 mod doctor;

@@ -12,16 +12,22 @@ use std::{
     time::Duration,
 };
 
-use agent::ingress::{
-    Owner, Routes, State, Target,
-    caddy::{self, Proof},
-    probe::Probe,
-    server::{self, Ingress},
-    settings::{Peers, PlainPath, Settings},
+use agent::{
+    clock::SystemClock,
+    ingress::{
+        OpenPort, Owner, Routes, State, Target,
+        caddy::{self, Proof},
+        decide::Rules,
+        probe::Probe,
+        server::{self, Ingress},
+        settings::{Peers, PlainPath, Settings},
+    },
+    journal::AccessKey,
 };
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
     name::Port,
+    visibility::Visibility,
 };
 use tokio::{net::TcpStream, runtime::Runtime, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -119,6 +125,14 @@ pub(crate) fn id(number: u32) -> SandboxId {
     SandboxId::new(1_700_000_000_000, &[a, b, c, d, 0, 0, 0, 0, 0, 0])
 }
 
+/// Returns the key of the sandbox in a container.
+pub(crate) fn key(number: u32) -> AccessKey {
+    AccessKey::new([number.to_be_bytes()[3]; 32])
+}
+
+/// Pages that may use sessions, in every test.
+pub(crate) const PARENT: &str = "https://app.example.com";
+
 impl Table {
     /// Returns the number of wakes.
     pub(crate) fn wakes(&self) -> u32 {
@@ -138,9 +152,17 @@ impl Table {
             vmid: vmid(number),
             state,
             ip: Some(IpAddr::V4(ip)),
-            ports: ports.iter().map(port).collect::<BTreeSet<_>>(),
+            ports: ports.iter().map(|number| (port(number), OpenPort::PUBLIC)).collect(),
+            key: Some(key(number)),
         };
         self.local.lock().expect("no panic").insert(vmid(number), target);
+    }
+
+    /// Says who reaches the open ports of a sandbox, and the generation of their credentials.
+    pub(crate) fn guard(&self, number: u32, visibility: Visibility, generation: u64) {
+        let mut local = self.local.lock().expect("no panic");
+        let target = local.get_mut(&vmid(number)).expect("a sandbox");
+        target.ports.values_mut().for_each(|open| *open = OpenPort { visibility, generation });
     }
 
     /// Adds a sandbox on another node.
@@ -166,7 +188,11 @@ impl Agent {
         let stop = CancellationToken::new();
         let ingress = Arc::new(Ingress {
             routes: table,
-            domain: DOMAIN.parse().expect("a domain"),
+            rules: Rules {
+                domain: DOMAIN.parse().expect("a domain"),
+                parents: vec![PARENT.parse().expect("an origin")],
+            },
+            clock: Arc::new(SystemClock::default()),
             proof: Proof::read(&dir.join("caddy.json")).expect("a proof"),
             probe: Probe::default(),
         });

@@ -49,6 +49,16 @@ pub(crate) fn get(node: &str, host: &str) -> (u16, String) {
     (status.unwrap_or_else(|| panic!("no status: {answer}")), body.to_owned())
 }
 
+/// Sends a GET with more header lines through a node; returns the whole answer.
+pub(crate) fn ask(node: &str, host: &str, target: &str, headers: &str) -> String {
+    let mut stream = connect(node);
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n")
+        .expect("send");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("answer");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
 /// An open WebSocket.
 pub(crate) struct Socket(TcpStream);
 

@@ -1,7 +1,7 @@
 //! HTTP access from outside, through the node's own Caddy.
 
 use crate::{
-    http::{Socket, get},
+    http::{Socket, ask, get},
     world::{id, node, vmid, wait, world},
 };
 
@@ -92,5 +92,56 @@ fn every_node_serves_every_sandbox_and_no_other_container() {
         let host = format!("port-8000-vm-{vmid}.sandbox.localhost");
         wait(&format!("410 by way of {node}"), || get(node, &host).0 == 410);
     }
+    world.finish();
+}
+
+#[test]
+fn port_lets_in_whom_its_visibility_names() {
+    let Some(world) = world() else { return };
+    let sandbox = world.create(&["--node", "node2", "--expose", "web=8000:team"]);
+    let (id, vmid) = (id(&sandbox), vmid(&sandbox));
+    assert_eq!(world.json(&["get", id])["services"][0]["visibility"], "team");
+    let host = format!("8000-vm-{vmid}.sandbox.localhost");
+    // At its own node, and by way of another one.
+    for node in ["node2", "node1"] {
+        wait(&format!("{node} to know the sandbox"), || get(node, &host).0 == 401);
+    }
+    let link = world.json(&["link", id, "web"]);
+    let url = link["url"].as_str().expect("a URL").to_owned();
+    let (_, query) = url.split_once("/?").expect("a query");
+    let mut sessions = Vec::new();
+    for node in ["node2", "node1"] {
+        let answer = ask(node, &host, &format!("/?{query}&a=1"), "Accept: text/html\r\n");
+        assert!(answer.starts_with("HTTP/1.1 303"), "{answer}");
+        assert!(answer.to_lowercase().contains("\r\nlocation: /?a=1\r\n"), "{answer}");
+        let cookie = answer.split("__Host-sbx-8000=").nth(1).expect("a cookie");
+        let cookie = cookie.split(';').next().expect("a value");
+        let header = format!("Cookie: __Host-sbx-8000={cookie}\r\n");
+        assert!(ask(node, &host, "/", &header).starts_with("HTTP/1.1 200"), "{node}");
+        sessions.push((node, header));
+    }
+    // The agent starts again, and believes what it has signed.
+    let services = world.node("node2").services().expect("services");
+    services.restart(lab::daemons::AGENT, std::time::Duration::from_secs(60)).expect("restarted");
+    for (node, header) in &sessions {
+        wait("the session to count again", || {
+            ask(node, &host, "/", header).starts_with("HTTP/1.1 200")
+        });
+    }
+    assert_eq!(world.ctl(&["revoke", id, "8000"]).code, 0);
+    for (node, header) in &sessions {
+        assert!(ask(node, &host, "/", header).starts_with("HTTP/1.1 401"), "{node}");
+    }
+    world.json(&["expose", id, "8000", "--name", "web", "--visibility", "token"]);
+    let token = world.ctl(&["link", id, "8000", "--token"]).text();
+    let header = format!("X-Sbx-Token: {}\r\n", token.trim());
+    for node in ["node2", "node1"] {
+        assert!(ask(node, &host, "/", &header).starts_with("HTTP/1.1 200"), "{node}");
+    }
+    world.json(&["expose", id, "8000", "--name", "web", "--visibility", "private"]);
+    assert!(ask("node1", &host, "/", &header).starts_with("HTTP/1.1 403"));
+    assert_eq!(world.refused(&["link", id, "8000"]).0, "ACCESS_KIND");
+    world.json(&["expose", id, "8000", "--name", "web", "--public"]);
+    assert_eq!(get("node1", &host).0, 200);
     world.finish();
 }

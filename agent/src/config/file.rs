@@ -389,6 +389,9 @@ pub struct Ingress {
     pub peer: Option<SocketAddr>,
     /// True when clients use https, although Caddy itself is reached by plain HTTP.
     pub https: bool,
+    /// Pages of other sites that may send requests in the name of a user who has a session for a sandbox, and not
+    /// only show it in a frame: origins such as `https://app.example.com`.
+    pub parent_origins: Vec<String>,
     /// Socket of the agent for route questions; `ingress.sock` in `run_dir` by default.
     pub socket: Option<PathBuf>,
     /// Group that may connect to the socket: Caddy's.
@@ -406,6 +409,7 @@ impl Default for Ingress {
             public: vec![SocketAddr::from(([127, 0, 0, 1], 8480))],
             peer: None,
             https: true,
+            parent_origins: Vec::new(),
             socket: None,
             group: None,
             caddy_config: "/etc/pve-sandbox/caddy.json".into(),

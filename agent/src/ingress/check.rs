@@ -42,7 +42,7 @@ impl Check for IngressCheck {
         let live = self.sandboxes.live();
         let taken: BTreeSet<Vmid> = live.iter().map(|record| record.vmid).collect();
         let of_live = live.iter().take(ASKED_MAX).filter_map(|record| {
-            let open: BTreeSet<Port> = record.services.values().copied().collect();
+            let open: BTreeSet<Port> = record.open_ports().iter().map(|open| open.port).collect();
             Some((record.id, record.vmid, closed(&open)?, CLOSED))
         });
         let mut ended = self.sandboxes.ended();
@@ -117,6 +117,7 @@ mod tests {
         ingress::{
             Owner, Routes, Target,
             caddy::Proof,
+            decide::Rules,
             owner_resolver::{Owners, Sources},
             probe::Probe,
             routes::NodeRoutes,
@@ -156,7 +157,8 @@ mod tests {
         std::fs::write(config.with_extension("proof"), "0".repeat(64)).expect("written");
         let ingress = Ingress {
             routes,
-            domain: "sbx.test".parse().expect("a domain"),
+            rules: Rules { domain: "sbx.test".parse().expect("a domain"), parents: Vec::new() },
+            clock: Arc::new(crate::clock::SystemClock::default()),
             proof: Proof::read(&config).expect("a proof"),
             probe: Probe::default(),
         };

@@ -4,12 +4,25 @@
 //! separator as `_`: to them `X-Sbx_Kind`, `x_sbx-kind` and `X.Sbx.Kind` are one header. So each
 //! name covers all of its spellings.
 
+use super::decide::TOKENS;
+
 /// Separators that such programs treat as equal.
 const SEPARATORS: [char; 3] = ['-', '_', '.'];
 
 /// Prefixes of header names that belong to us or to the tunnel. Neither clients nor sandboxes may
 /// send them.
 const RESERVED: &[&str] = &["x-sbx", "cf-access", "cf-warp"];
+
+/// Headers that an agent says to its Caddy, in the spelling that it uses.
+const NAMED: &[&str] = &[
+    "X-Sbx-Access",
+    "X-Sbx-Host",
+    "X-Sbx-Kind",
+    "X-Sbx-Proof",
+    "X-Sbx-Remove",
+    "X-Sbx-Upstream",
+    "X-Sbx-User",
+];
 
 /// Prefixes of header names that Caddy, or the tunnel in front of it, sets in this spelling. A
 /// client's other spelling could take their place.
@@ -32,6 +45,22 @@ pub(super) fn of_a_client() -> Vec<String> {
     all
 }
 
+/// Lists patterns for all headers of a client that must not reach a sandbox, credentials in headers with names of
+/// other products among them.
+pub(super) fn for_a_sandbox() -> Vec<String> {
+    let credentials = TOKENS.into_iter().map(|name| name.as_str().to_owned());
+    of_a_client().into_iter().chain(credentials).collect()
+}
+
+/// Lists patterns for all headers of a client that must not reach the Caddy of another node, which deletes all
+/// of them again. Of our own, the token goes there: the sandbox's owner checks it.
+pub(super) fn for_a_peer() -> Vec<String> {
+    // Caddy's patterns have no exceptions, so those beside the token are named.
+    let own = |pattern: &String| pattern == "x-sbx*";
+    let named = NAMED.iter().map(|name| (*name).to_owned());
+    of_a_client().into_iter().filter(|pattern| !own(pattern)).chain(named).collect()
+}
+
 fn pattern(beginning: String) -> String {
     beginning + "*"
 }
@@ -49,10 +78,14 @@ fn spellings(name: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// Returns true when Caddy's `delete` removes this header.
+    /// Returns true when Caddy's `delete` removes this header on its way to a sandbox.
     fn deleted(name: &str) -> bool {
+        deleted_by(&for_a_sandbox(), name)
+    }
+
+    fn deleted_by(patterns: &[String], name: &str) -> bool {
         let name = name.to_ascii_lowercase();
-        of_a_client().iter().any(|pattern| match pattern.to_ascii_lowercase().strip_suffix('*') {
+        patterns.iter().any(|pattern| match pattern.to_ascii_lowercase().strip_suffix('*') {
             Some(beginning) => name.starts_with(beginning),
             None => name == pattern.to_ascii_lowercase(),
         })
@@ -72,6 +105,17 @@ mod tests {
         }
         for name in ["Forwarded", "Cf-Warp-Tag-Id", "cf-warp_tag_id", "x-SBX"] {
             assert!(deleted(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn tokens_reach_the_owner_and_no_sandbox() {
+        for name in TOKENS {
+            assert!(deleted(name.as_str()), "{name}");
+            assert!(!deleted_by(&for_a_peer(), name.as_str()), "{name}");
+        }
+        for name in NAMED.iter().chain(&["x_sbx_token", "X-Forwarded_For", "Forwarded"]) {
+            assert!(deleted_by(&for_a_peer(), name), "{name}");
         }
     }
 

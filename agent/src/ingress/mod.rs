@@ -16,19 +16,23 @@ pub mod owner_resolver;
 pub mod peer_directory;
 pub mod probe;
 pub mod render;
+mod replies;
 pub mod routes;
 pub mod server;
 pub mod settings;
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
 };
 
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
     name::{NodeName, Port},
+    visibility::Visibility,
 };
+
+use crate::journal::AccessKey;
 
 /// Sandbox of this node, as a route question needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +44,23 @@ pub struct Target {
     /// IP address, once it has one.
     pub ip: Option<IpAddr>,
     /// Exposed ports; all others are closed.
-    pub ports: BTreeSet<Port>,
+    pub ports: BTreeMap<Port, OpenPort>,
+    /// Key of the credentials for its ports; `None` before there was one.
+    pub key: Option<AccessKey>,
+}
+
+/// Exposed port, as a route question needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenPort {
+    /// Who reaches it.
+    pub visibility: Visibility,
+    /// Generation of its credentials.
+    pub generation: u64,
+}
+
+impl OpenPort {
+    /// A port that everybody reaches.
+    pub const PUBLIC: Self = Self { visibility: Visibility::Public, generation: 0 };
 }
 
 /// State of a sandbox towards a request.

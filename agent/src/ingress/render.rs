@@ -96,7 +96,7 @@ fn host_pattern(domain: &Domain) -> String {
     // A domain has no other character with a meaning in regular expressions.
     let domain = domain.as_str().replace('.', r"\.");
     format!(
-        r"(?i)^port-[1-9][0-9]{{0,4}}-(vm-[1-9][0-9]{{2,8}}|pvelxc-[0-7][0-9a-v]{{25}})\.{domain}(:[0-9]{{1,5}})?$"
+        r"(?i)^(port-)?[1-9][0-9]{{0,4}}-(vm-[1-9][0-9]{{2,8}}|pvelxc-[0-7][0-9a-v]{{25}})\.{domain}(:[0-9]{{1,5}})?$"
     )
 }
 
@@ -116,7 +116,16 @@ fn explanation(status: impl Into<Value>, body: &str) -> Value {
 
 /// Renders the handler that asks the agent and follows its answer.
 fn question(settings: &Settings, via: Via, proof: &str) -> Value {
-    let route = |kind: &str, then: Value| {
+    let route = |kind: &str, then: Vec<Value>| {
+        let vars = json!({
+            "handler": "vars",
+            "sbx_upstream": "{http.reverse_proxy.header.X-Sbx-Upstream}",
+            "sbx_host": "{http.reverse_proxy.header.X-Sbx-Host}",
+            "sbx_user": "{http.reverse_proxy.header.X-Sbx-User}",
+            "sbx_access": "{http.reverse_proxy.header.X-Sbx-Access}",
+            "sbx_remove": "{http.reverse_proxy.header.X-Sbx-Remove}",
+        });
+        let handlers = [vec![vars], then].concat();
         json!({
             "match": {
                 "status_code": [204],
@@ -127,19 +136,20 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
                     "X-Sbx-Host": ["*"],
                 },
             },
-            "routes": [{ "handle": [
-                {
-                    "handler": "vars",
-                    "sbx_upstream": "{http.reverse_proxy.header.X-Sbx-Upstream}",
-                    "sbx_host": "{http.reverse_proxy.header.X-Sbx-Host}",
-                },
-                then,
-            ] }],
+            "routes": [{ "handle": handlers }],
         })
     };
-    let mut answers = vec![route("local", to_sandbox(settings, via))];
+    // `replies` in the agent says which is for what.
+    let mut answers = vec![
+        route("local", to_sandbox(settings, via, Visitor::Anybody)),
+        route("known", to_sandbox(settings, via, Visitor::Known)),
+        route(
+            "stripped",
+            [vec![without_credential()], to_sandbox(settings, via, Visitor::Known)].concat(),
+        ),
+    ];
     if let (Via::Edge, Some(peers)) = (via, &settings.peers) {
-        answers.push(route("peer", to_peer(peers)));
+        answers.push(route("peer", vec![to_peer(peers)]));
     }
     // A successful answer that is not a route is not the agent's.
     answers.push(json!({
@@ -178,7 +188,27 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
     })
 }
 
-fn to_sandbox(settings: &Settings, via: Via) -> Value {
+/// Who sends a request to a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Visitor {
+    /// Anybody: the port is public.
+    Anybody,
+    /// Somebody with a credential, of whom the sandbox is told.
+    Known,
+}
+
+/// Removes the credential from the query. The agent says its text: nothing of the URI is expanded again, which a
+/// new URI would be.
+fn without_credential() -> Value {
+    json!({
+        "handler": "rewrite",
+        "uri_substring": [{ "find": "{http.vars.sbx_remove}", "replace": "" }],
+    })
+}
+
+/// Renders the handlers that send a request to a sandbox. A client's headers are deleted first, since Caddy would
+/// delete what it has just set.
+fn to_sandbox(settings: &Settings, via: Via, visitor: Visitor) -> Vec<Value> {
     let mut set = json!({
         "Host": ["{http.vars.sbx_host}"],
         "X-Forwarded-Host": ["{http.request.host}"],
@@ -191,6 +221,10 @@ fn to_sandbox(settings: &Settings, via: Via) -> Value {
     if via == Via::Edge {
         set["X-Request-Id"] = json!(["{http.request.uuid}"]);
     }
+    if visitor == Visitor::Known {
+        set["X-Sbx-User"] = json!(["{http.vars.sbx_user}"]);
+        set["X-Sbx-Access"] = json!(["{http.vars.sbx_access}"]);
+    }
     // Our own and the tunnel's cookies and headers are not for tenants.
     let no_cookie = |pattern: &str| {
         [
@@ -199,24 +233,25 @@ fn to_sandbox(settings: &Settings, via: Via) -> Value {
         ]
     };
     let cookies = [no_cookie("__Host-sbx[a-z0-9-]*"), no_cookie("CF_Authorization")].concat();
-    json!({
+    let clean = json!({
+        "handler": "headers",
+        "request": { "delete": headers::for_a_sandbox() },
+    });
+    let proxy = json!({
         "handler": "reverse_proxy",
         "upstreams": [{ "dial": "{http.vars.sbx_upstream}" }],
         "transport": no_keep_alive(),
         "load_balancing": { "try_duration": "2s", "try_interval": "50ms" },
         "trusted_proxies": trusted(via),
         "headers": {
-            "request": {
-                "delete": headers::of_a_client(),
-                "replace": { "Cookie": cookies },
-                "set": set,
-            },
+            "request": { "replace": { "Cookie": cookies }, "set": set },
             "response": {
                 "delete": headers::reserved(),
                 "set": { "X-Robots-Tag": ["noindex, nofollow"] },
             },
         },
-    })
+    });
+    vec![clean, proxy]
 }
 
 fn to_peer(peers: &Peers) -> Value {
@@ -241,7 +276,7 @@ fn to_peer(peers: &Peers) -> Value {
         "trusted_proxies": trusted(Via::Edge),
         "headers": {
             "request": {
-                "delete": headers::of_a_client(),
+                "delete": headers::for_a_peer(),
                 "set": {
                     "Host": ["{http.request.hostport}"],
                     "X-Forwarded-Host": ["{http.request.host}"],

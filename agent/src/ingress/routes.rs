@@ -1,15 +1,15 @@
 //! Route table of the node: the agent's sandboxes, and the owners of all others.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
     name::Port,
 };
 
-use super::{Owner, Routes, State, Target, owner_resolver::Owners};
+use super::{OpenPort, Owner, Routes, State, Target, owner_resolver::Owners};
 use crate::{
-    journal::{Phase, Record},
+    journal::{GuardedPort, Phase, Record},
     sandbox::{Known, Sandboxes, Tombstone, Wake},
 };
 
@@ -31,9 +31,14 @@ impl Routes for NodeRoutes {
     fn local(&self, sandbox: SandboxRef) -> Option<Target> {
         Some(match self.sandboxes.known(&sandbox)? {
             Known::Live(record) => target(&record),
-            Known::Ended(Tombstone { id, vmid, .. }) => {
-                Target { id, vmid, state: State::Gone, ip: None, ports: Default::default() }
-            }
+            Known::Ended(Tombstone { id, vmid, .. }) => Target {
+                id,
+                vmid,
+                state: State::Gone,
+                ip: None,
+                ports: Default::default(),
+                key: None,
+            },
         })
     }
 
@@ -71,6 +76,17 @@ fn target(record: &Record) -> Target {
             Phase::Undoing | Phase::Failed | Phase::Deleting | Phase::Deleted => State::Gone,
         },
         ip: record.lease().map(IpAddr::V4),
-        ports: record.services.values().copied().collect(),
+        ports: ports(record),
+        key: record.access.key,
     }
+}
+
+fn ports(record: &Record) -> BTreeMap<Port, OpenPort> {
+    let public = record.services.values().map(|port| (*port, OpenPort::PUBLIC));
+    let guarded = record.access.ports.iter().map(|(port, guarded)| {
+        let GuardedPort { visibility, generation, names: _ } = guarded;
+        (*port, OpenPort { visibility: *visibility, generation: *generation })
+    });
+    // A guarded port stays so, whatever an older version wrote beside it.
+    public.chain(guarded).collect()
 }

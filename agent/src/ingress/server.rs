@@ -5,15 +5,13 @@
 //! nothing internal. The proof shows Caddy that this agent answered: a sandbox that receives a
 //! question cannot answer it.
 
-use std::{fmt, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use daemon::keyed_count::{Counted, KeyedCount};
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
-    header::{
-        ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, RETRY_AFTER,
-    },
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, HOST, RETRY_AFTER},
 };
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -29,18 +27,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Owner, Routes, Target,
     caddy::Proof,
-    decide::{self, Domain, Name, Unavailable, Verdict, Via},
+    decide::{self, Question, Rules, Unavailable, Verdict, Via},
     probe::{Answer, Probe},
+    replies::{self, Reply, Route},
 };
-
-/// Header with the proof of a route.
-const PROOF: HeaderName = HeaderName::from_static("x-sbx-proof");
-/// Header with the kind of a route: `local` or `peer`.
-const KIND: HeaderName = HeaderName::from_static("x-sbx-kind");
-/// Header with the address to send the request to.
-const UPSTREAM: HeaderName = HeaderName::from_static("x-sbx-upstream");
-/// Header with the Host to send it with.
-const SANDBOX_HOST: HeaderName = HeaderName::from_static("x-sbx-host");
+use crate::clock::Clock;
 
 /// Most concurrent questions; more wait in the socket's backlog.
 const QUESTIONS_MAX: usize = 4096;
@@ -59,7 +50,8 @@ const HEADERS_MAX: usize = 512;
 #[derive(Debug)]
 pub struct Ingress {
     pub routes: Arc<dyn Routes>,
-    pub domain: Domain,
+    pub rules: Rules,
+    pub clock: Arc<dyn Clock>,
     /// Proof by which Caddy recognizes this agent.
     pub proof: Proof,
     /// Prober that tests whether something listens.
@@ -157,19 +149,19 @@ async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>, asked: Asked) {
     }
 }
 
-type Reply = Response<Full<Bytes>>;
-
 impl Ingress {
     async fn answer(&self, request: &Request<Incoming>, asked: &Asked) -> Reply {
         let Some(via) = via(request) else {
             return explain(StatusCode::NOT_FOUND, "there is only /v1/route here");
         };
-        let name = host(request.headers()).and_then(|host| Name::parse(host, &self.domain));
+        let now_s = self.clock.now_ms() / 1000;
+        let question = Question::new(via, request.headers(), &self.rules, now_s);
+        let name = question.name;
         let Some(_question) = name.map_or(Some(None), |name| begin(asked, name.sandbox).map(Some))
         else {
             return later("too many requests wait for this sandbox");
         };
-        let reply = match timeout(DEADLINE, self.route(via, name)).await {
+        let reply = match timeout(DEADLINE, self.route(&question)).await {
             Ok(reply) => reply,
             Err(_) => later("the node did not find out where this sandbox is in time"),
         };
@@ -182,12 +174,13 @@ impl Ingress {
         reply
     }
 
-    async fn route(&self, via: Via, name: Option<Name>) -> Reply {
+    async fn route(&self, question: &Question<'_>) -> Reply {
+        let name = question.name;
         let look = || name.and_then(|name| self.routes.local(name.sandbox));
         let mut local = look();
         // Once: a sandbox that is paused again by then was paused on purpose.
         if let Some(name) = name
-            && decide::decide(Some(name), via, local.as_ref(), &Owner::Nobody) == Verdict::Wake
+            && decide::decide(question, local.as_ref(), &Owner::Nobody) == Verdict::Wake
         {
             self.routes.wake(name.sandbox).await;
             local = look();
@@ -198,13 +191,13 @@ impl Ingress {
             }
             Some(_) | None => Owner::Nobody,
         };
-        match decide::decide(name, via, local.as_ref(), &owner) {
-            Verdict::Local { upstream, host } => match self.probe.ask(upstream).await {
+        match decide::decide(question, local.as_ref(), &owner) {
+            Verdict::Local { upstream, host, grant } => match self.probe.ask(upstream).await {
                 Answer::Open => {
                     if let Some(target) = &local {
                         self.routes.used(&target.id);
                     }
-                    self.go("local", upstream, &host)
+                    self.go(&Route { upstream, host: &host, grant: Some(&grant) })
                 }
                 Answer::Refused => self.nothing_listens(local.as_ref(), upstream.port()).await,
                 Answer::Silent => explain(
@@ -214,8 +207,19 @@ impl Ingress {
                 Answer::Busy => later("too many requests wait for this sandbox"),
             },
             Verdict::Wake => later("this sandbox is paused, and did not wake in time"),
+            Verdict::Redirect(redirect) => replies::redirect(&redirect),
+            Verdict::Ambiguous => explain(
+                StatusCode::BAD_REQUEST,
+                "the query has more than one sbx_link or sbx_token, or one that cannot be read",
+            ),
+            Verdict::Unauthorized(why) => {
+                replies::refuse(StatusCode::UNAUTHORIZED, why, question.wants_html())
+            }
+            Verdict::Forbidden(why) => {
+                replies::refuse(StatusCode::FORBIDDEN, why, question.wants_html())
+            }
             // The owner's Caddy gets the original Host; the header must only be present.
-            Verdict::Peer { upstream } => self.go("peer", upstream, "-"),
+            Verdict::Peer { upstream } => self.go(&Route { upstream, host: "-", grant: None }),
             Verdict::NotFound(why) => explain(StatusCode::NOT_FOUND, why),
             Verdict::NotExposed(port) => explain(
                 StatusCode::FORBIDDEN,
@@ -257,17 +261,8 @@ impl Ingress {
         explain(StatusCode::BAD_GATEWAY, &why)
     }
 
-    fn go(&self, kind: &'static str, upstream: SocketAddr, host: &str) -> Reply {
-        let mut reply = Response::new(Full::new(Bytes::new()));
-        *reply.status_mut() = StatusCode::NO_CONTENT;
-        let headers = reply.headers_mut();
-        for proof in self.proof.values() {
-            headers.append(PROOF, proof.clone());
-        }
-        headers.insert(KIND, HeaderValue::from_static(kind));
-        headers.insert(UPSTREAM, plain(upstream));
-        headers.insert(SANDBOX_HOST, plain(host));
-        reply
+    fn go(&self, to: &Route<'_>) -> Reply {
+        replies::route(&self.proof, to)
     }
 }
 
@@ -282,13 +277,6 @@ fn via<B>(request: &Request<B>) -> Option<Via> {
         ("via", "peer") => Some(Via::Peer),
         _ => None,
     }
-}
-
-/// Returns the Host of a request, if there is exactly one.
-fn host(headers: &HeaderMap) -> Option<&str> {
-    let mut hosts = headers.get_all(HOST).iter();
-    let host = hosts.next()?.to_str().ok()?;
-    hosts.next().is_none().then_some(host)
 }
 
 fn later(why: &str) -> Reply {
@@ -306,11 +294,6 @@ fn explain(status: StatusCode, why: &str) -> Reply {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     reply
-}
-
-/// Formats one of our addresses or hosts as a header value.
-fn plain(value: impl fmt::Display) -> HeaderValue {
-    HeaderValue::try_from(value.to_string()).expect("addresses and hosts of ours are plain ASCII")
 }
 
 #[cfg(test)]

@@ -49,6 +49,7 @@ pub(crate) fn record(number: u8) -> Record {
         ip: None,
         ip_granted: false,
         services: [("web".parse().expect("valid"), "80".parse().expect("valid"))].into(),
+        access: crate::journal::Access::default(),
         name: None,
         metadata: [("a".into(), "b".into())].into(),
         env: [("A".into(), "b\nc".into())].into(),

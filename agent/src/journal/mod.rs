@@ -8,6 +8,7 @@
 pub(crate) mod conformance;
 pub mod memory;
 pub mod node;
+pub mod ports;
 pub mod record;
 mod ring;
 pub mod scheduling;
@@ -19,6 +20,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use proto::id::{SandboxId, Vmid};
 
 pub use node::Node;
+pub use ports::{Access, AccessKey, GuardedPort, OpenPort};
 pub use record::{Failure, Lifetime, Phase, Record, WakeOn};
 
 pub use memory::MemoryJournal;

@@ -14,6 +14,7 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::ports::Access;
 use crate::{
     clock::Moment,
     pve::{Mark, OwnVolumes},
@@ -221,8 +222,11 @@ pub struct Record {
     /// Reach of a sandbox outside of itself. Absent in older records, which are open.
     #[serde(default, with = "super::words::egress")]
     pub egress: Egress,
-    /// Open ports.
+    /// Ports that are open to everybody.
     pub services: BTreeMap<ServiceName, Port>,
+    /// Ports that are open to some. Absent in older records, whose open ports are all public.
+    #[serde(default)]
+    pub access: Access,
     /// Name that the caller gave it.
     #[serde(default)]
     pub name: Option<SandboxName>,
@@ -285,6 +289,7 @@ impl Record {
     pub(super) fn drop_secrets(&mut self) {
         if self.phase.ended() {
             (self.env, self.env_lost) = (Env::default(), false);
+            self.access.key = None;
         }
     }
 

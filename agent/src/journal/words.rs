@@ -63,6 +63,20 @@ pub(super) mod egress {
     }
 }
 
+/// Who reaches a port, in a record. A word of a later version reads as the tightest.
+pub(super) mod visibility {
+    use proto::visibility::Visibility;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(who: &Visibility, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(who.word())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Visibility, D::Error> {
+        Ok(String::deserialize(from)?.parse().unwrap_or(Visibility::Private))
+    }
+}
+
 /// A step in a record.
 pub(super) mod progress {
     use proto::Progress;

@@ -13,8 +13,8 @@ use proto::{
 
 use super::SILENCE_MAX;
 use crate::{
-    journal::{Lifetime, Phase, Record},
-    sandbox::Order,
+    journal::{Lifetime, OpenPort, Phase, Record},
+    sandbox::{Order, access::credential::Purpose},
 };
 
 pub(super) fn order(request: &agent::CreateSandboxRequest) -> Result<Order, Invalid> {
@@ -52,12 +52,39 @@ pub(super) fn wait(wait: Option<prost_types::Duration>) -> Result<Duration, Inva
     Ok(wait.unwrap_or(SILENCE_MAX).min(SILENCE_MAX))
 }
 
-pub(super) fn service(name: &ServiceName, port: Port) -> wire::HttpService {
-    wire::HttpService { name: name.to_string(), port: port.into(), url: String::new() }
+/// Converts a service that was closed.
+pub(super) fn closed(name: &ServiceName, port: Port) -> wire::HttpService {
+    wire::HttpService { name: name.to_string(), port: port.into(), ..Default::default() }
+}
+
+fn service(open: &OpenPort) -> wire::HttpService {
+    wire::HttpService {
+        visibility: wire::Visibility::from(open.visibility).into(),
+        ..closed(&open.name, open.port)
+    }
+}
+
+/// Converts the kind of a credential; `None`: the one that the port takes.
+pub(super) fn purpose(kind: i32) -> Result<Option<Purpose>, Invalid> {
+    let kind = wire::AccessKind::try_from(kind)
+        .map_err(|_| Invalid::new("kind", "must be LINK or TOKEN"))?;
+    Ok(match kind {
+        wire::AccessKind::Unspecified => None,
+        wire::AccessKind::Link => Some(Purpose::Link),
+        wire::AccessKind::Token => Some(Purpose::Token),
+    })
+}
+
+/// Converts the purpose of a credential that was made.
+pub(super) fn access_kind(purpose: Purpose) -> wire::AccessKind {
+    match purpose {
+        Purpose::Link | Purpose::Session => wire::AccessKind::Link,
+        Purpose::Token => wire::AccessKind::Token,
+    }
 }
 
 pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
-    let services = record.services.iter().map(|(name, port)| service(name, *port));
+    let open = record.open_ports();
     wire::Sandbox {
         id: record.id.to_string(),
         vmid: record.vmid.get(),
@@ -68,7 +95,7 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
         snapshot_id: record.snapshot.to_string(),
         size: Some(record.size.into()),
         ip: record.lease().map(|ip| ip.to_string()).unwrap_or_default(),
-        services: services.collect(),
+        services: open.iter().map(service).collect(),
         name: record.name.as_ref().map(ToString::to_string).unwrap_or_default(),
         metadata: record.metadata.clone(),
         created_at: Some(timestamp(record.created_ms)),

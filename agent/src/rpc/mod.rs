@@ -405,6 +405,22 @@ impl AgentService for Rpc {
         self.call_about_one(request.id.clone(), self.hide(request)).await
     }
 
+    async fn create_access_link(
+        &self,
+        request: Request<CreateAccessLinkRequest>,
+    ) -> Answer<CreateAccessLinkResponse> {
+        let request = request.into_inner();
+        self.call_about_one(request.id.clone(), self.access_link(request)).await
+    }
+
+    async fn revoke_access(
+        &self,
+        request: Request<RevokeAccessRequest>,
+    ) -> Answer<RevokeAccessResponse> {
+        let request = request.into_inner();
+        self.call_about_one(request.id.clone(), self.revoke(request)).await
+    }
+
     async fn get_load(&self, _: Request<GetLoadRequest>) -> Answer<GetLoadResponse> {
         self.call(self.load()).await
     }

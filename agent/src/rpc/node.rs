@@ -43,6 +43,7 @@ impl Rpc {
             vmid_last: last.get(),
             closes_egress: self.sandboxes.isolates(),
             filters_egress: self.sandboxes.filters_egress(),
+            guards_ports: true,
         })
     }
 

@@ -4,17 +4,23 @@ use daemon::status::Refusal;
 use proto::{
     Reason,
     agent::v1::*,
+    duration,
     id::{Invalid, SandboxId, SandboxRef},
     lifetime,
     sandbox::v1::Sandbox,
     spec,
     update::Update,
+    visibility::Visibility,
 };
 
 use super::{Handled, Rpc, convert, status::refusal};
 use crate::{
     journal::Record,
-    sandbox::{Known, lifecycle::resize::Resize},
+    sandbox::{
+        Known,
+        access::{expose::Reach, links::Wanted},
+        lifecycle::resize::Resize,
+    },
 };
 
 /// Default and largest number of sandboxes on a page.
@@ -153,8 +159,14 @@ impl Rpc {
         let id = request.id.parse()?;
         let service = request.service.ok_or_else(|| Invalid::new("service", "must be given"))?;
         let (name, port) = spec::service(&service.name, service.port)?;
+        let default = Visibility::read(request.default_visibility, "default_visibility")?;
+        let reach = Reach {
+            wanted: Visibility::read(service.visibility, "service.visibility")?,
+            // To an older controller every open port is public.
+            default: default.unwrap_or(Visibility::Public),
+        };
         self.fence(request.epoch).await?;
-        let record = self.sandboxes.expose(&id, name, port).await.map_err(refusal)?;
+        let record = self.sandboxes.expose(&id, name, port, reach).await.map_err(refusal)?;
         Ok(ExposeHttpServiceResponse { sandbox: Some(self.wire(&record)) })
     }
 
@@ -165,8 +177,43 @@ impl Rpc {
         let (id, name) = (request.id.parse()?, request.name.parse()?);
         self.fence(request.epoch).await?;
         let (record, closed) = self.sandboxes.hide(&id, name).await.map_err(refusal)?;
-        let closed = closed.iter().map(|(name, port)| convert::service(name, *port)).collect();
+        let closed = closed.iter().map(|(name, port)| convert::closed(name, *port)).collect();
         Ok(HideHttpServiceResponse { sandbox: Some(self.wire(&record)), closed })
+    }
+
+    pub(super) async fn access_link(
+        &self,
+        request: CreateAccessLinkRequest,
+    ) -> Handled<CreateAccessLinkResponse> {
+        let id = request.id.parse()?;
+        let user = Some(request.user).filter(|user| !user.is_empty());
+        let wanted = Wanted {
+            service: request.service,
+            purpose: convert::purpose(request.kind)?,
+            life: duration::check("ttl", request.ttl)?,
+            user: user.map(|user| user.parse()).transpose()?,
+        };
+        self.fence(request.epoch).await?;
+        let made = self.sandboxes.create_access_link(&id, wanted).await.map_err(refusal)?;
+        let expires_ms = made.credential.expires_s.saturating_mul(1000);
+        Ok(CreateAccessLinkResponse {
+            sandbox: Some(self.wire(&made.record)),
+            credential: made.text,
+            kind: convert::access_kind(made.credential.purpose).into(),
+            expires_at: Some(convert::timestamp(expires_ms)),
+            port: made.credential.port.into(),
+        })
+    }
+
+    pub(super) async fn revoke(
+        &self,
+        request: RevokeAccessRequest,
+    ) -> Handled<RevokeAccessResponse> {
+        let id = request.id.parse()?;
+        self.fence(request.epoch).await?;
+        let revoked = self.sandboxes.revoke_access(&id, request.service).await;
+        let (record, port) = revoked.map_err(refusal)?;
+        Ok(RevokeAccessResponse { sandbox: Some(self.wire(&record)), port: port.into() })
     }
 
     pub(super) fn wire(&self, record: &Record) -> Sandbox {

@@ -88,7 +88,8 @@ fn describe(sandbox: &Sandbox) -> String {
         how => lines.push(("stopped", how.replace('_', " "))),
     }
     for service in &sandbox.services {
-        lines.push(("port", format!("{} {} {}", service.port, service.name, service.url)));
+        let who = service.visibility().word();
+        lines.push(("port", format!("{} {who} {} {}", service.port, service.name, service.url)));
     }
     for (key, value) in &sandbox.metadata {
         lines.push(("metadata", format!("{key}={value}")));

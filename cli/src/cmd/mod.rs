@@ -33,6 +33,7 @@ mod inspect;
 mod kill;
 mod lifecycle;
 mod lifetime;
+mod link;
 mod login;
 mod logs;
 mod ls;
@@ -52,6 +53,7 @@ mod release;
 mod rename;
 mod resize;
 mod resume;
+mod revoke;
 mod rm;
 mod run;
 #[cfg(test)]
@@ -156,6 +158,10 @@ pub(crate) enum User {
     Expose(expose::Expose),
     /// Close a port again, at once
     Hide(hide::Hide),
+    /// Print a link to an open port for a browser, or a token for a program
+    Link(link::Link),
+    /// Make all links, tokens and sessions of an open port void, at once
+    Revoke(revoke::Revoke),
     /// Print the address of an open port, or of all of them
     Url(url::Url),
     /// Snapshots that sandboxes are created from
@@ -330,6 +336,8 @@ async fn user(
         User::Rm(args) => rm::run(connect()?, args, output).await,
         User::Expose(args) => expose::run(connect()?, args, output).await,
         User::Hide(args) => hide::run(connect()?, args, output).await,
+        User::Link(args) => link::run(connect()?, args, output).await,
+        User::Revoke(args) => revoke::run(connect()?, args, output).await,
         User::Url(args) => url::run(connect()?, args, output).await,
         User::Snapshot(snapshot::Snapshot::Ls(listing)) => {
             snapshot::ls(connect()?, listing, output).await

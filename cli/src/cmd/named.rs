@@ -57,6 +57,8 @@ fn of_user(verb: &mut User) -> Vec<&mut String> {
         User::Lifetime(args) => vec![&mut args.id],
         User::Expose(args) => vec![&mut args.id],
         User::Hide(args) => vec![&mut args.id],
+        User::Link(args) => vec![&mut args.id],
+        User::Revoke(args) => vec![&mut args.id],
         User::Url(args) => vec![&mut args.id],
         User::Watch(args) => vec![&mut args.id],
         User::Use(args) => args.id.iter_mut().collect(),

@@ -4,8 +4,10 @@ use std::str::FromStr;
 
 use clap::Args;
 use proto::{
+    id::Invalid,
     sandbox::v1::{self as wire, CreateSandboxRequest, HttpService, NetworkMode, Placement, Size},
     spec::Egress,
+    visibility::Visibility,
 };
 
 use super::{
@@ -50,8 +52,9 @@ pub(crate) struct Wanted {
     /// Key and value of your own to find it by; may be given often
     #[arg(long, value_name = "K=V")]
     meta: Vec<Pair>,
-    /// Port to open as soon as it runs: NAME=PORT, or PORT; may be given often
-    #[arg(long, value_name = "NAME=PORT")]
+    /// Port to open as soon as it runs: NAME=PORT, or PORT, with who reaches it (public, team, token or private) as
+    /// in 8080:public; may be given often
+    #[arg(long, value_name = "NAME=PORT[:WHO]")]
     expose: Vec<Service>,
     /// File that is in it from the start, with its permissions; may be given often, 1.5 MiB in all
     #[arg(long, value_name = "LOCAL:PATH")]
@@ -99,13 +102,15 @@ impl Labels {
     }
 }
 
-/// `NAME=PORT` or `PORT`.
+/// `NAME=PORT` or `PORT`, each with `:WHO` or without.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Service {
     /// Empty: the controller names it after the port.
     name: String,
     /// Port inside the sandbox.
     port: u32,
+    /// Who reaches it; `None`: as the controller says.
+    visibility: Option<Visibility>,
 }
 
 impl FromStr for Service {
@@ -113,9 +118,15 @@ impl FromStr for Service {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, port) = text.split_once('=').unwrap_or(("", text));
+        let (port, who) = match port.split_once(':') {
+            Some((port, who)) => (port, Some(who)),
+            None => (port, None),
+        };
+        let visibility = who.map(str::parse).transpose();
+        let visibility = visibility.map_err(|wrong: Invalid| wrong.to_string())?;
         let port = port.parse().ok().filter(|port| (1..=65535).contains(port));
         let port = port.ok_or("must be NAME=PORT or PORT, with a port of 1 to 65535")?;
-        Ok(Self { name: name.to_owned(), port })
+        Ok(Self { name: name.to_owned(), port, visibility })
     }
 }
 
@@ -138,6 +149,7 @@ pub(super) async fn request(
     let service = |service: Service| HttpService {
         name: service.name,
         port: service.port,
+        visibility: service.visibility.map(wire::Visibility::from).unwrap_or_default().into(),
         url: String::new(),
     };
     Ok(CreateSandboxRequest {
@@ -186,12 +198,16 @@ mod tests {
 
     #[test]
     fn pairs_and_services_are_parsed() {
-        let line = "--env A=b=c --expose web=8080 --expose 81";
+        let line = "--env A=b=c --expose web=8080 --expose 81:private";
         let wanted: Wanted = parse(line).expect(line);
         assert_eq!(wanted.env, [Pair { key: "A".into(), value: "b=c".into() }]);
-        assert_eq!(wanted.expose[0], Service { name: "web".into(), port: 8080 });
+        assert_eq!(wanted.expose[0], Service { name: "web".into(), port: 8080, visibility: None });
         let sized: Wanted = parse("--memory 2g --disk 20G --cpus 2").expect("sizes");
         assert_eq!((sized.memory, sized.disk, sized.cpus), (2048, 20, 2));
-        assert_eq!(wanted.expose[1], Service { name: String::new(), port: 81 });
+        assert_eq!(
+            wanted.expose[1],
+            Service { name: String::new(), port: 81, visibility: Some(Visibility::Private) }
+        );
+        assert!(parse::<Wanted>("--expose 81:everybody").is_err());
     }
 }

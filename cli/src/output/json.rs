@@ -69,6 +69,7 @@ pub struct Service<'a> {
     name: &'a str,
     port: u32,
     url: &'a str,
+    visibility: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,7 +103,12 @@ fn size(size: Option<wire::Size>) -> Size {
 
 /// Converts an open port.
 pub fn service(service: &wire::HttpService) -> Service<'_> {
-    Service { name: &service.name, port: service.port, url: &service.url }
+    Service {
+        name: &service.name,
+        port: service.port,
+        url: &service.url,
+        visibility: service.visibility().word(),
+    }
 }
 
 /// Converts a sandbox.

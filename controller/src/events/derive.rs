@@ -3,7 +3,7 @@
 
 use proto::{
     Cause,
-    sandbox::v1::{EventKind, ExpiryAction, HttpService, Phase, Sandbox, WakeOn},
+    sandbox::v1::{EventKind, ExpiryAction, HttpService, Phase, Sandbox, Visibility, WakeOn},
 };
 
 use crate::store::Why;
@@ -99,14 +99,25 @@ fn of_phase(old: &Sandbox, new: &Sandbox) -> Option<EventKind> {
 }
 
 fn of_services(old: &[HttpService], new: &[HttpService]) -> Vec<Change> {
-    let named = |of: &[HttpService], other: &[HttpService]| -> Vec<String> {
-        let in_other = |service: &HttpService| {
-            other.iter().any(|o| o.name == service.name && o.port == service.port)
-        };
-        let only = of.iter().filter(|service| !in_other(service));
-        only.map(|service| format!("{} (port {})", service.name, service.port)).collect()
+    let same =
+        |one: &HttpService, other: &HttpService| one.name == other.name && one.port == other.port;
+    let is_hidden = |service: &&HttpService| !new.iter().any(|other| same(service, other));
+    // Also a port that is open as before, and that others reach now.
+    let reach = |service: &HttpService| service.visibility().word();
+    let is_exposed = |service: &&HttpService| {
+        !old.iter().any(|other| same(service, other) && reach(service) == reach(other))
     };
-    [(EventKind::Hidden, named(old, new)), (EventKind::Exposed, named(new, old))]
+    let name = |service: &HttpService| match service.visibility() {
+        Visibility::Unspecified | Visibility::Public => {
+            format!("{} (port {})", service.name, service.port)
+        }
+        guarded @ (Visibility::Team | Visibility::Token | Visibility::Private) => {
+            format!("{} (port {}, {})", service.name, service.port, guarded.word())
+        }
+    };
+    let hidden: Vec<_> = old.iter().filter(is_hidden).map(name).collect();
+    let exposed: Vec<_> = new.iter().filter(is_exposed).map(name).collect();
+    [(EventKind::Hidden, hidden), (EventKind::Exposed, exposed)]
         .into_iter()
         .filter(|(_, services)| !services.is_empty())
         .map(|(kind, services)| Change {
@@ -294,7 +305,7 @@ mod tests {
     #[test]
     fn derives_events_of_services_and_wake_on() {
         let service =
-            |name: &str, port| HttpService { name: name.into(), port, url: String::new() };
+            |name: &str, port| HttpService { name: name.into(), port, ..HttpService::default() };
         let with = |services: &[HttpService], http| Sandbox {
             services: services.to_vec(),
             wake_on: Some(WakeOn { http, ssh: false, exec: true }),
@@ -314,6 +325,14 @@ mod tests {
             (EventKind::WakeOnSet, "http off, ssh off, exec on"),
         ];
         assert_eq!(told, expected);
+        // Others reach it now. A node that begins to say that it is public changes nothing.
+        let reached =
+            |who: Visibility| with(&[HttpService { visibility: who.into(), ..web.clone() }], true);
+        let changes = derive(Some(&reached(Visibility::Public)), &reached(Visibility::Team));
+        let told: Vec<_> = changes.iter().map(|c| (c.kind, c.detail.as_str())).collect();
+        assert_eq!(told, [(EventKind::Exposed, "web (port 8080, team)")]);
+        let (silent, public) = (reached(Visibility::Unspecified), reached(Visibility::Public));
+        assert_eq!(kinds(&silent, &public), []);
         // A deletion implies that its ports are closed.
         assert_eq!(kinds(&both, &sandbox(Phase::Deleted, 1)), [EventKind::Deleted]);
         // The first report of wake_on.

@@ -56,6 +56,8 @@ calls! {
     GetUsage: Sandbox,
     ExposeHttpService: Sandbox,
     HideHttpService: Sandbox,
+    CreateAccessLink: Sandbox,
+    RevokeAccess: Sandbox,
     // Changes of a container: they wait for its processes, and for each other.
     CancelCreate: Sandbox,
     StartSandbox: Sandbox,

@@ -20,6 +20,7 @@ use proto::{
     name::{NodeName, Port, ServiceName, SnapshotId},
     sandbox::v1 as api,
     spec::Egress,
+    visibility::Visibility,
 };
 use tonic::{Request, Status, transport::Channel};
 
@@ -43,6 +44,19 @@ const CONTROL: Duration = Duration::from_secs(10);
 const START: Duration = Duration::from_secs(16);
 /// Deadline of a whole check of a node.
 const CHECK: Duration = Duration::from_secs(15);
+
+/// Port to expose.
+#[derive(Debug, Clone)]
+pub struct Exposed {
+    /// Name of the service.
+    pub name: ServiceName,
+    /// The port.
+    pub port: Port,
+    /// Who shall reach it; `None`: as before.
+    pub wanted: Option<Visibility>,
+    /// Who reaches it if it is not open yet and nobody is wanted.
+    pub default: Visibility,
+}
 
 /// One attempt of a creation, as it is sent to a node.
 #[derive(Debug, Clone)]
@@ -237,13 +251,22 @@ impl Client {
         &self,
         epoch: u64,
         id: &SandboxId,
-        name: &ServiceName,
-        port: Port,
+        service: &Exposed,
     ) -> Result<api::Sandbox> {
-        let service =
-            api::HttpService { name: name.to_string(), port: port.into(), url: String::new() };
-        let request =
-            wire::ExposeHttpServiceRequest { epoch, id: id.to_string(), service: Some(service) };
+        let Exposed { name, port, wanted, default } = service;
+        let wanted = wanted.map(api::Visibility::from).unwrap_or_default();
+        let service = api::HttpService {
+            name: name.to_string(),
+            port: (*port).into(),
+            url: String::new(),
+            visibility: wanted.into(),
+        };
+        let request = wire::ExposeHttpServiceRequest {
+            epoch,
+            id: id.to_string(),
+            service: Some(service),
+            default_visibility: api::Visibility::from(*default).into(),
+        };
         let answer =
             call(Call::ExposeHttpService, QUICK, self.agent().expose_http_service(request)).await?;
         sandbox(answer.sandbox)
@@ -261,6 +284,28 @@ impl Client {
         let answer =
             call(Call::HideHttpService, QUICK, self.agent().hide_http_service(request)).await?;
         Ok((sandbox(answer.sandbox)?, answer.closed))
+    }
+
+    /// Makes a credential for an open port. Returns the sandbox and the whole answer.
+    pub async fn create_access_link(
+        &self,
+        request: wire::CreateAccessLinkRequest,
+    ) -> Result<(api::Sandbox, wire::CreateAccessLinkResponse)> {
+        let mut answer =
+            call(Call::CreateAccessLink, QUICK, self.agent().create_access_link(request)).await?;
+        Ok((sandbox(answer.sandbox.take())?, answer))
+    }
+
+    /// Makes all credentials of a port void. Returns the sandbox and the port.
+    pub async fn revoke_access(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        service: String,
+    ) -> Result<(api::Sandbox, u32)> {
+        let request = wire::RevokeAccessRequest { epoch, id: id.to_string(), service };
+        let answer = call(Call::RevokeAccess, QUICK, self.agent().revoke_access(request)).await?;
+        Ok((sandbox(answer.sandbox)?, answer.port))
     }
 
     /// Lists what the agent cleans up next and, unless `dry_run`, cleans it up at once.

@@ -27,7 +27,7 @@ use proto::Reason;
 
 pub use bulk::StreamOwner;
 pub use certificates::NodeCertificates;
-pub use client::{Client, CreateOrder};
+pub use client::{Client, CreateOrder, Exposed};
 pub use connector::{Connector, Lane, TlsConnector};
 pub use registry::{Nodes, Options};
 pub use state::{Node, NodeStatus};

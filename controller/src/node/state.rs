@@ -55,13 +55,15 @@ pub(super) struct State {
     keeps: Option<Keeps>,
 }
 
-/// Bounds that a node can put on what a sandbox reaches.
+/// Bounds that a node can put on what a sandbox reaches, and on who reaches it.
 #[derive(Debug, Clone, Copy)]
 struct Keeps {
     /// Nothing at all.
     closed: bool,
     /// The names of a list alone.
     to_names: bool,
+    /// Open ports that not everybody reaches.
+    ports: bool,
 }
 
 /// State of a node for operators.
@@ -123,7 +125,11 @@ impl Node {
         let mut state = self.state.lock();
         hello.version.clone_into(&mut state.version);
         state.journal_id = hello.journal_id.as_str().into();
-        state.keeps = Some(Keeps { closed: hello.closes_egress, to_names: hello.filters_egress });
+        state.keeps = Some(Keeps {
+            closed: hello.closes_egress,
+            to_names: hello.filters_egress,
+            ports: hello.guards_ports,
+        });
         state.first_report = true;
         std::mem::replace(&mut state.handshaken, true)
     }
@@ -137,6 +143,12 @@ impl Node {
             wire::Egress::None => keeps.map(|keeps| keeps.closed),
             wire::Egress::Allow => keeps.map(|keeps| keeps.closed && keeps.to_names),
         }
+    }
+
+    /// Returns whether it knows the visibility of ports: to an older agent every open port is public. `None` while
+    /// it is not connected.
+    pub fn guards_ports(&self) -> Option<bool> {
+        self.state.lock().keeps.map(|keeps| keeps.ports)
     }
 
     /// Returns the journal of its revisions.

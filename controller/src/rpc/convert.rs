@@ -2,7 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use proto::sandbox::v1 as wire;
+use proto::{agent::v1 as agent, sandbox::v1 as wire};
 
 use crate::{
     node::NodeStatus,
@@ -19,6 +19,24 @@ pub(super) fn sandbox(mut sandbox: wire::Sandbox, urls: &UrlTemplate) -> wire::S
         service.url = urls.url(service.port, sandbox.vmid, &sandbox.id);
     }
     sandbox
+}
+
+/// Builds the answer with a credential for the port at `url`.
+pub(super) fn access_link(
+    made: agent::CreateAccessLinkResponse,
+    url: &str,
+) -> wire::CreateAccessLinkResponse {
+    let parameter = match made.kind() {
+        wire::AccessKind::Token => "sbx_token",
+        wire::AccessKind::Unspecified | wire::AccessKind::Link => "sbx_link",
+    };
+    wire::CreateAccessLinkResponse {
+        url: format!("{url}/?{parameter}={}", made.credential),
+        credential: made.credential,
+        kind: made.kind,
+        expires_at: made.expires_at,
+        port: made.port,
+    }
 }
 
 pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {

@@ -364,9 +364,11 @@ impl SandboxService for Rpc {
         request: Request<ExposeHttpServiceRequest>,
     ) -> Answer<ExposeHttpServiceResponse> {
         let (caller, ask) = split(request)?;
-        let (sandbox, name) = self.sandboxes.expose(&caller, &ask.id, &ask.name, ask.port).await?;
+        let (sandbox, name) = self.sandboxes.expose(&caller, &ask).await?;
         let url = self.urls.url(ask.port, sandbox.vmid, &sandbox.id);
-        let service = HttpService { name: name.to_string(), port: ask.port, url };
+        let same_port = sandbox.services.iter().find(|service| service.port == ask.port);
+        let visibility = same_port.map(|service| service.visibility).unwrap_or_default();
+        let service = HttpService { name: name.to_string(), port: ask.port, url, visibility };
         Ok(Response::new(ExposeHttpServiceResponse { service: Some(service) }))
     }
 
@@ -377,6 +379,25 @@ impl SandboxService for Rpc {
         let (caller, request) = split(request)?;
         let (sandbox, closed) = self.sandboxes.hide(&caller, &request.id, &request.name).await?;
         Ok(Response::new(HideHttpServiceResponse { sandbox: self.out(sandbox), closed }))
+    }
+
+    async fn create_access_link(
+        &self,
+        request: Request<CreateAccessLinkRequest>,
+    ) -> Answer<CreateAccessLinkResponse> {
+        let (caller, request) = split(request)?;
+        let (sandbox, made) = self.sandboxes.create_access_link(&caller, &request).await?;
+        let url = self.urls.url(made.port, sandbox.vmid, &sandbox.id);
+        Ok(Response::new(convert::access_link(made, &url)))
+    }
+
+    async fn revoke_access(
+        &self,
+        request: Request<RevokeAccessRequest>,
+    ) -> Answer<RevokeAccessResponse> {
+        let (caller, request) = split(request)?;
+        let (sandbox, port) = self.sandboxes.revoke_access(&caller, &request).await?;
+        Ok(Response::new(RevokeAccessResponse { sandbox: self.out(sandbox), port: port.into() }))
     }
 
     async fn list_snapshots(

@@ -84,6 +84,8 @@ const TABLE: &[(&str, Need, Shape)] = &[
     ("/sandbox.v1.SandboxService/UploadArchive", of(Exec), Stream),
     ("/sandbox.v1.SandboxService/WriteExecStdin", of(Exec), Unary),
     ("/sandbox.v1.SandboxService/WriteFiles", of(Exec), Unary),
+    // A credential lets others in, and outlives the token that it was made with.
+    ("/sandbox.v1.SandboxService/CreateAccessLink", of(Manage), Unary),
     ("/sandbox.v1.SandboxService/CreateSandbox", of(Manage), Unary),
     ("/sandbox.v1.SandboxService/DeleteSandbox", of(Manage), Unary),
     ("/sandbox.v1.SandboxService/ExposeHttpService", of(Manage), Unary),
@@ -92,6 +94,7 @@ const TABLE: &[(&str, Need, Shape)] = &[
     ("/sandbox.v1.SandboxService/PauseSandbox", of(Manage), Unary),
     ("/sandbox.v1.SandboxService/PruneSandboxes", of(Manage), Unary),
     ("/sandbox.v1.SandboxService/ResumeSandbox", of(Manage), Unary),
+    ("/sandbox.v1.SandboxService/RevokeAccess", of(Manage), Unary),
     ("/sandbox.v1.SandboxService/StartSandbox", of(Manage), Unary),
     ("/sandbox.v1.SandboxService/StopSandbox", of(Manage), Unary),
     ("/sandbox.v1.SandboxService/UpdateSandbox", of(Manage), Unary),

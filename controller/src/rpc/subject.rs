@@ -85,6 +85,7 @@ sandboxes! {
     DeleteSandboxRequest PauseSandboxRequest ResumeSandboxRequest WriteExecStdinRequest
     ResizeExecRequest SignalExecRequest ListExecsRequest WriteFilesRequest ReadFileRequest
     StatFileRequest ListDirRequest RemoveFileRequest DownloadArchiveRequest
+    CreateAccessLinkRequest RevokeAccessRequest
     ExposeHttpServiceRequest HideHttpServiceRequest ReleaseSandboxRequest WatchEventsRequest
     WatchAllEventsRequest
 }

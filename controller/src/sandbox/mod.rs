@@ -6,6 +6,7 @@
 mod change;
 mod create;
 mod exec;
+mod exposure;
 mod files;
 mod names;
 mod operate;
@@ -41,6 +42,7 @@ use crate::{
 };
 
 pub use exec::{Output, Responses};
+pub use exposure::Exposure;
 pub use files::Piece;
 pub use operate::{Outcome, Report, Witness};
 pub use quota::{Exceeded, TeamView};
@@ -187,6 +189,8 @@ pub struct Options {
     pub sizes: BTreeMap<Preset, Size>,
     /// Reach of a sandbox outside of itself that asks for nothing, as far as its team may.
     pub egress: Egress,
+    /// Ports that may be exposed, and who reaches them.
+    pub exposure: Exposure,
     /// Limits of each team that has none of its own.
     pub limits: TeamLimits,
 }
@@ -202,6 +206,7 @@ impl Default for Options {
             bids: 1,
             sizes: BTreeMap::new(),
             egress: Egress::default(),
+            exposure: Exposure::default(),
             limits: TeamLimits::default(),
         }
     }

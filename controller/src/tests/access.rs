@@ -239,8 +239,19 @@ async fn id_of_another_team_is_answered_as_one_that_nobody_has() {
             let write = WriteFilesRequest { id: named(), files, user: String::new() };
             let stat = StatFileRequest { id: named(), path: "/a".into(), user: String::new() };
             let events = WatchEventsRequest { id: named(), ..WatchEventsRequest::default() };
-            let expose = ExposeHttpServiceRequest { id: named(), name: String::new(), port: 80 };
+            let expose = ExposeHttpServiceRequest {
+                id: named(),
+                name: String::new(),
+                port: 80,
+                visibility: 0,
+            };
             let hide = HideHttpServiceRequest { id: named(), name: "port-80".into() };
+            let link = CreateAccessLinkRequest {
+                id: named(),
+                service: "80".into(),
+                ..CreateAccessLinkRequest::default()
+            };
+            let revoke = RevokeAccessRequest { id: named(), service: "80".into() };
             let usage = GetUsageRequest { ids: vec![named()], ..GetUsageRequest::default() };
             let execs = ListExecsRequest { id: named(), ..ListExecsRequest::default() };
             let pause = PauseSandboxRequest { id: named(), or_stop: true };
@@ -261,6 +272,8 @@ async fn id_of_another_team_is_answered_as_one_that_nobody_has() {
                 told(api.watch_events(events).await, id),
                 told(api.expose_http_service(expose).await, id),
                 told(api.hide_http_service(hide).await, id),
+                told(api.create_access_link(link).await, id),
+                told(api.revoke_access(revoke).await, id),
                 told(api.get_usage(usage).await, id),
             ]);
         }

@@ -61,7 +61,12 @@ async fn sandbox_of_another_team_is_not_found() {
         assert_eq!(reason(delete), not_found);
         let watch = api.watch_sandbox(WatchSandboxRequest { id: id.clone() }).await;
         assert_eq!(reason(watch), not_found);
-        let expose = ExposeHttpServiceRequest { id: id.clone(), name: String::new(), port: 80 };
+        let expose = ExposeHttpServiceRequest {
+            id: id.clone(),
+            name: String::new(),
+            port: 80,
+            visibility: 0,
+        };
         assert_eq!(reason(api.expose_http_service(expose).await), not_found);
         let hide = HideHttpServiceRequest { id: id.clone(), name: "port-80".into() };
         assert_eq!(reason(api.hide_http_service(hide).await), not_found);
@@ -163,7 +168,8 @@ async fn exposed_ports_get_urls() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let id = sandbox.id.clone();
-    let expose = ExposeHttpServiceRequest { id: id.clone(), name: String::new(), port: 3000 };
+    let expose =
+        ExposeHttpServiceRequest { id: id.clone(), name: String::new(), port: 3000, visibility: 0 };
     let service = lab.api().expose_http_service(expose).await.expect("exposed").into_inner();
     let service = service.service.expect("a service");
     assert_eq!(service.name, "port-3000");
@@ -175,7 +181,8 @@ async fn exposed_ports_get_urls() {
     assert_eq!(reason(lab.api().hide_http_service(hide).await), Reason::ServiceNotFound);
     // A port is closed under all of its names, and no other port is.
     for (name, port) in [("web", 80), ("www", 80), ("api", 81)] {
-        let expose = ExposeHttpServiceRequest { id: id.clone(), name: name.into(), port };
+        let expose =
+            ExposeHttpServiceRequest { id: id.clone(), name: name.into(), port, visibility: 0 };
         lab.api().expose_http_service(expose).await.expect("exposed");
     }
     let hide = HideHttpServiceRequest { id: id.clone(), name: "www".into() };
@@ -186,7 +193,7 @@ async fn exposed_ports_get_urls() {
     assert_eq!(names(&hidden.closed), ["web", "www"]);
     assert_eq!(names(&hidden.sandbox.expect("a sandbox").services), ["api"]);
     assert_eq!(names(&lab.get(&id).await.expect("known").services), ["api"]);
-    let bad = ExposeHttpServiceRequest { id, name: "A\n".into(), port: 0 };
+    let bad = ExposeHttpServiceRequest { id, name: "A\n".into(), port: 0, visibility: 0 };
     assert_eq!(reason(lab.api().expose_http_service(bad).await), Reason::FieldInvalid);
 }
 

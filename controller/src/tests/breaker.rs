@@ -46,11 +46,20 @@ async fn ask(lab: &Lab, call: Call, sandbox: &Sandbox) -> bool {
             api.get_usage(GetUsageRequest { ids: vec![id], ..Default::default() }).await.is_ok()
         }
         Call::ExposeHttpService => {
-            let request = ExposeHttpServiceRequest { id, name: "web".into(), port: 80 };
+            let request =
+                ExposeHttpServiceRequest { id, name: "web".into(), port: 80, visibility: 0 };
             api.expose_http_service(request).await.is_err()
         }
         Call::HideHttpService => {
             api.hide_http_service(HideHttpServiceRequest { id, name: "web".into() }).await.is_err()
+        }
+        Call::CreateAccessLink => {
+            let request =
+                CreateAccessLinkRequest { id, service: "web".into(), ..Default::default() };
+            api.create_access_link(request).await.is_err()
+        }
+        Call::RevokeAccess => {
+            api.revoke_access(RevokeAccessRequest { id, service: "web".into() }).await.is_err()
         }
         Call::CollectGarbage => {
             let asked = CollectGarbageRequest { dry_run: true, node };
@@ -109,7 +118,7 @@ async fn call_that_waits_for_a_sandbox_does_not_trip_the_breaker() {
         let lab = Lab::new().await;
         let sandbox = lab.create("r1").await.expect("made");
         let holder = lab.holder(&sandbox.id).clone();
-        if call == Call::HideHttpService {
+        if matches!(call, Call::HideHttpService | Call::CreateAccessLink | Call::RevokeAccess) {
             ask_to_expose(&lab, &sandbox.id).await;
         }
         holder.faults(|faults| faults.unanswered = Some(call));
@@ -124,11 +133,12 @@ async fn call_that_waits_for_a_sandbox_does_not_trip_the_breaker() {
         let bystander = lab.create(&format!("after-{call:?}")).await.expect("placed");
         lab.get(&bystander.id).await.expect("known");
     }
-    assert_eq!(asked, 3 * 18, "all but those that no request leads to");
+    assert_eq!(asked, 3 * 20, "all but those that no request leads to");
 }
 
 async fn ask_to_expose(lab: &Lab, id: &str) {
-    let request = ExposeHttpServiceRequest { id: id.into(), name: "web".into(), port: 80 };
+    let request =
+        ExposeHttpServiceRequest { id: id.into(), name: "web".into(), port: 80, visibility: 0 };
     lab.api().expose_http_service(request).await.expect("exposed");
 }
 

@@ -80,7 +80,8 @@ async fn logs_a_life_in_order_with_its_actors() {
     let id = sandbox.id.clone();
     lab.pause(&id).await;
     lab.resume(&id).await;
-    let expose = ExposeHttpServiceRequest { id: id.clone(), name: "web".into(), port: 80 };
+    let expose =
+        ExposeHttpServiceRequest { id: id.clone(), name: "web".into(), port: 80, visibility: 0 };
     lab.api().expose_http_service(expose).await.expect("exposed");
     let hide = HideHttpServiceRequest { id: id.clone(), name: "web".into() };
     lab.api().hide_http_service(hide).await.expect("hidden");

@@ -253,7 +253,8 @@ async fn changes_of_sandboxes_have_a_rate_and_deletions_have_none() {
     let id = lab.create("r1").await.expect("made").id;
     let expose = |port| {
         let mut api = lab.api();
-        let request = ExposeHttpServiceRequest { id: id.clone(), name: String::new(), port };
+        let request =
+            ExposeHttpServiceRequest { id: id.clone(), name: String::new(), port, visibility: 0 };
         async move { api.expose_http_service(request).await.map(drop) }
     };
     let calls = futures_util::future::join_all((8000..8010).map(expose));
@@ -293,7 +294,12 @@ async fn team_keeps_as_many_events_as_its_limit_says() {
     for n in 0..10 {
         for (token, id) in [(&lab.red, &id), (&blue, &theirs)] {
             let port = 8000 + n;
-            let request = ExposeHttpServiceRequest { id: id.clone(), name: String::new(), port };
+            let request = ExposeHttpServiceRequest {
+                id: id.clone(),
+                name: String::new(),
+                port,
+                visibility: 0,
+            };
             lab.api_as(token).expose_http_service(request).await.expect("exposed");
         }
     }

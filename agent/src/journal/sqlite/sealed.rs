@@ -1,4 +1,5 @@
-//! Environments of sandboxes in the file: sealed with the node's key, beside an empty `env`.
+//! Secrets of sandboxes in the file: sealed with the node's key. An environment is beside an empty `env`, the
+//! key for the credentials of its ports beside an `access` without one.
 //!
 //! A version that does not know of the seal reads such a record as one without an environment, and
 //! keeps the sealed text. What such a version has written plainly is sealed at the next start.
@@ -13,12 +14,16 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::connection::storage;
-use crate::journal::{Error, Record, Result};
+use crate::journal::{AccessKey, Error, Record, Result};
 
 /// Field of a record with the sealed environment, base64.
 const SEALED: &str = "sealed_env";
 /// Field of a record with a plain environment: empty, but in records of earlier versions.
 const PLAIN: &str = "env";
+/// Field of a record with the sealed key of the credentials, base64.
+const SEALED_KEY: &str = "sealed_access_key";
+/// Bytes of such a key.
+const KEY_BYTES: usize = 32;
 /// Entry of `meta`: the file has no trace of a plain environment left.
 const SCRUBBED: &str = "scrubbed";
 /// Most sandboxes that a log line names.
@@ -47,21 +52,27 @@ pub(super) fn encode(key: &Key, record: &Record) -> Result<Map<String, Value>> {
         return Err(Error::Storage("a record is no object".into()));
     };
     seal(key, &record.id, &mut body)?;
+    seal_access_key(key, record, &mut body)?;
     Ok(body)
 }
 
 /// Reads a record from the file.
 pub(super) fn decode(key: &Key, body: &str) -> Result<Record> {
-    /// The one field that a `Record` does not have.
+    /// The fields that a `Record` does not have.
     #[derive(Deserialize)]
     struct Beside {
         #[serde(default)]
         sealed_env: Option<String>,
+        #[serde(default)]
+        sealed_access_key: Option<String>,
     }
     let unread =
         |error: serde_json::Error| Error::Storage(format!("a record cannot be read: {error}"));
     let mut record: Record = serde_json::from_str(body).map_err(unread)?;
-    let Beside { sealed_env } = serde_json::from_str(body).map_err(unread)?;
+    let Beside { sealed_env, sealed_access_key } = serde_json::from_str(body).map_err(unread)?;
+    // A key that cannot be opened is lost: its credentials are void, and the next one makes another key.
+    let access_key = sealed_access_key.and_then(|sealed| open_access_key(key, &record.id, &sealed));
+    record.access.key = access_key.or(record.access.key);
     if let Some(sealed) = sealed_env {
         let env = open(key, &record.id, &sealed);
         record.env_lost = env.is_none();
@@ -73,7 +84,34 @@ pub(super) fn decode(key: &Key, body: &str) -> Result<Record> {
 /// True for a field that a record takes from its version before, though it has none itself: fields of
 /// a later version, and an environment that cannot be opened.
 pub(super) fn is_inherited(record: &Record, field: &str) -> bool {
-    field != SEALED || record.env_lost
+    match field {
+        SEALED => record.env_lost,
+        SEALED_KEY => false,
+        _ => true,
+    }
+}
+
+/// Moves the key of the credentials into its sealed field.
+fn seal_access_key(key: &Key, record: &Record, body: &mut Map<String, Value>) -> Result<()> {
+    if let Some(Value::Object(access)) = body.get_mut("access") {
+        access.remove("key");
+    }
+    let Some(secret) = record.access.key else { return Ok(()) };
+    let sealed = key.seal(&place_of_access_key(&record.id), &*secret);
+    let sealed =
+        sealed.map_err(|error| Error::Storage(format!("access key of {}: {error}", record.id)))?;
+    body.insert(SEALED_KEY.to_owned(), STANDARD.encode(sealed).into());
+    Ok(())
+}
+
+fn open_access_key(key: &Key, id: &SandboxId, sealed: &str) -> Option<AccessKey> {
+    let sealed = STANDARD.decode(sealed).ok()?;
+    let opened = key.open(&place_of_access_key(id), &sealed).ok()?;
+    Some(AccessKey::new(<[u8; KEY_BYTES]>::try_from(opened).ok()?))
+}
+
+fn place_of_access_key(id: &SandboxId) -> String {
+    format!("access key of {id}")
 }
 
 /// Moves a plain environment into the sealed field.

@@ -1,5 +1,5 @@
 //! Opening and closing ports. Opening changes only the record, which the ingress reads for each
-//! request; closing also cuts open connections.
+//! request; closing, and letting fewer in, also cuts open connections.
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +13,7 @@ use proto::{
     id::SandboxId,
     name::{Port, ServiceName},
     spec::limit,
+    visibility::Visibility,
 };
 
 use super::kill_connections;
@@ -24,8 +25,18 @@ use crate::{
 /// Services that were closed, with their ports.
 pub type Closed = BTreeMap<ServiceName, Port>;
 
+/// Who shall reach a port that is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Reach {
+    /// Visibility that the caller wants; `None`: as the port has it.
+    pub wanted: Option<Visibility>,
+    /// Visibility of a port that was closed, where the caller wants none.
+    pub default: Visibility,
+}
+
 impl Sandboxes {
-    /// Opens a port under a name. Repeating it with the same port changes nothing.
+    /// Opens a port under a name. Repeating it with the same port changes nothing, except the visibility where
+    /// one is wanted.
     ///
     /// # Errors
     /// When there is no such sandbox, the name is taken by another port, or there are too many.
@@ -34,23 +45,34 @@ impl Sandboxes {
         id: &SandboxId,
         name: ServiceName,
         port: Port,
+        reach: Reach,
     ) -> Result<Arc<Record>> {
-        self.amend_living(id, move |record| match record.services.get(&name) {
-            Some(known) if *known == port => Ok(()),
-            Some(known) => Err(Error::new(
-                Reason::ServiceExists,
-                format!("service {name} is port {known} already; hide it first"),
-            )),
-            None if record.services.len() >= limit::SERVICES_MAX => Err(Error::new(
-                Reason::FieldInvalid,
-                format!("a sandbox has at most {} open ports", limit::SERVICES_MAX),
-            )),
-            None => {
-                record.services.insert(name.clone(), port);
-                Ok(())
+        let before = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&before);
+        let opened = self.amend_living(id, move |record| {
+            match record.port_named(&name) {
+                Some(known) if known != port => {
+                    let why = format!("service {name} is port {known} already; hide it first");
+                    return Err(Error::new(Reason::ServiceExists, why));
+                }
+                None if record.open_ports().len() >= limit::SERVICES_MAX => {
+                    let why = format!("a sandbox has at most {} open ports", limit::SERVICES_MAX);
+                    return Err(Error::new(Reason::FieldInvalid, why));
+                }
+                Some(_) | None => {}
             }
-        })
-        .await
+            *seen.lock() = record.visibility(port);
+            record.open((name.clone(), port), reach.wanted, reach.default);
+            Ok(())
+        });
+        let opened = opened.await?;
+        let before = *before.lock();
+        let now = opened.visibility(port);
+        // Whoever came in under the old rule has no place under the new one.
+        if before.is_some() && now != before && now != Some(Visibility::Public) {
+            self.cut_connections(&opened, port).await;
+        }
+        Ok(opened)
     }
 
     /// Closes a port under all of its names, and cuts open connections to it. `name` is one of the
@@ -66,28 +88,30 @@ impl Sandboxes {
         let closed = Arc::new(Mutex::new(Closed::new()));
         let taken_out = Arc::clone(&closed);
         let hidden = self.amend_living(id, move |record| {
-            let port = record.services.get(&name).copied().ok_or_else(|| {
+            let port = record.port_named(&name).ok_or_else(|| {
                 let why = format!("{} has no service {name}", record.id);
                 Error::new(Reason::ServiceNotFound, why)
             })?;
-            let of_port = record.services.extract_if(.., |_, known| *known == port).collect();
-            *taken_out.lock() = of_port;
+            *taken_out.lock() = record.close(port);
             Ok(())
         });
         let hidden = hidden.await?;
         let closed = closed.lock().clone();
-        if let (Some(port), Some(ip)) = (closed.values().next(), hidden.lease()) {
-            self.cut(&hidden, *port, ip).await;
+        if let Some(port) = closed.values().next()
+            && hidden.visibility(*port).is_none()
+        {
+            self.cut_connections(&hidden, *port).await;
         }
         Ok((hidden, closed))
     }
 
-    /// Cuts connections now, and again once a request that got its route just before has connected.
-    async fn cut(self: &Arc<Self>, record: &Record, port: Port, ip: Ipv4Addr) {
+    /// Cuts connections to a port now, and again once a request that got its route just before has
+    /// connected; unless everybody may be there by then.
+    pub(super) async fn cut_connections(self: &Arc<Self>, record: &Record, port: Port) {
         // A fake PVE has no way in, and no connections either.
-        if self.pve.enter(record.vmid).is_none() || record.services.values().any(|p| *p == port) {
+        let Some(ip) = record.lease().filter(|_| self.pve.enter(record.vmid).is_some()) else {
             return;
-        }
+        };
         let to = SocketAddr::new(ip.into(), port.get());
         cut_now(to).await;
         let (sandboxes, id) = (Arc::clone(self), record.id);
@@ -96,13 +120,16 @@ impl Sandboxes {
                 () = sandboxes.tasks.stopping().cancelled() => {}
                 () = tokio::time::sleep(kill_connections::AGAIN) => {}
             }
-            let open = sandboxes.records.index.live(&id).is_some_and(|record| {
-                record.lease() == Some(ip) && record.services.values().any(|p| *p == port)
-            });
-            if !open {
+            if !sandboxes.is_public(&id, ip, port) {
                 cut_now(to).await;
             }
         });
+    }
+
+    fn is_public(&self, id: &SandboxId, ip: Ipv4Addr, port: Port) -> bool {
+        self.records.index.live(id).is_some_and(|record| {
+            record.lease() == Some(ip) && record.visibility(port) == Some(Visibility::Public)
+        })
     }
 }
 

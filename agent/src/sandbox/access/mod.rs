@@ -1,8 +1,10 @@
-//! Ways into a sandbox and out of it: its ports, the calls that wake it, its files, what it reaches.
+//! Ways into a sandbox and out of it: its ports and the credentials for them, the calls that wake it, its files, what it reaches.
 
-pub(super) mod expose;
+pub mod credential;
+pub mod expose;
 pub mod files;
 pub mod isolation;
 pub mod kill_connections;
+pub mod links;
 mod names;
 pub(super) mod wake;

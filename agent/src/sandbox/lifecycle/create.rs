@@ -10,19 +10,20 @@
 //!
 //! After a crash the reconciler runs `undo`, which is the same `destroy_clone`.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use proto::{
     Cause, Progress, Reason,
     id::{SandboxRef, Vmid},
     sandbox::v1::StopResult,
     spec::{Egress, Network, Size},
+    visibility::Visibility,
 };
 use tokio::time::Instant;
 
 use super::boot;
 use crate::{
-    journal::{Intent, Lifetime, Phase, Record, WakeOn},
+    journal::{Access, Intent, Lifetime, Phase, Record, WakeOn},
     pve::{Address, Cluster, OwnVolumes, Settings, StorageRoom, ownership},
     saga::Saga,
     sandbox::{
@@ -199,7 +200,7 @@ impl Sandboxes {
         self.unlock_before(id, work.deadline).await?;
         let (now_ms, since) = (self.now_ms(), self.clock.moment());
         let network = self.network_of(spec.network)?;
-        let record = Record {
+        let mut record = Record {
             adopted: false,
             moved_to: None,
             id: *id,
@@ -219,7 +220,8 @@ impl Sandboxes {
             ip: None,
             ip_granted: false,
             egress: spec.egress.clone().unwrap_or_default(),
-            services: spec.services.clone(),
+            services: BTreeMap::new(),
+            access: Access::default(),
             name: spec.name.clone(),
             metadata: spec.metadata.clone(),
             env: spec.env.clone(),
@@ -241,6 +243,11 @@ impl Sandboxes {
             failure: None,
             revision: 0,
         };
+        for (name, port) in &spec.services {
+            // An older controller says nothing: to it every open port is public.
+            let visibility = spec.visibility.get(port).copied();
+            record.open((name.clone(), *port), visibility, Visibility::Public);
+        }
         let taken = self.pve.cluster().await.guests.into_keys().collect();
         let taken_ips = self.taken_addresses().await;
         let lease_address = network == Network::Static;

@@ -15,7 +15,7 @@ use proto::{
 };
 
 use crate::{
-    journal::{self, Lifetime, Phase, Record, WakeOn},
+    journal::{self, Access, Lifetime, Phase, Record, WakeOn},
     pve::{ContainerConfig, Mark, OwnVolumes, pause_lock},
     sandbox::{Error, Known, Result, Sandboxes, core::operations::lost, drift::observe},
 };
@@ -144,6 +144,7 @@ impl Sandboxes {
             ip_granted: network == Network::Dhcp && ip.is_some(),
             egress: Egress::default(),
             services: BTreeMap::new(),
+            access: Access::default(),
             name: None,
             metadata: BTreeMap::new(),
             env: Default::default(),

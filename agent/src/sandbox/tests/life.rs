@@ -1,12 +1,18 @@
 //! Start, stop, delete, ports, and how the reconciler handles what it finds.
 
-use proto::{Invariant, Reason, id::SandboxRef};
+use proto::{Invariant, Reason, id::SandboxRef, visibility::Visibility};
 
 use super::*;
 use crate::{
     pve::ErrorKind,
-    sandbox::exec::{Execs, shims::Shims},
+    sandbox::{
+        access::expose::Reach,
+        exec::{Execs, shims::Shims},
+    },
 };
+
+/// Opens a port for everybody.
+const PUBLIC: Reach = Reach { wanted: None, default: Visibility::Public };
 
 #[tokio::test(start_paused = true)]
 async fn stop_and_start_are_idempotent_and_count_boots() {
@@ -119,10 +125,12 @@ async fn ports_are_exposed_and_hidden_by_name() {
         proto::name::Port::try_from(n).expect("a port")
     });
     for _ in 0..2 {
-        let record = node.sandboxes.expose(&id(1), web.clone(), port(80)).await.expect("opened");
+        let record =
+            node.sandboxes.expose(&id(1), web.clone(), port(80), PUBLIC).await.expect("opened");
         assert_eq!(record.services.get(&web), Some(&port(80)));
     }
-    let error = node.sandboxes.expose(&id(1), web.clone(), port(81)).await.expect_err("taken");
+    let error =
+        node.sandboxes.expose(&id(1), web.clone(), port(81), PUBLIC).await.expect_err("taken");
     assert_eq!(error.reason, Reason::ServiceExists);
     node.restart().await;
     assert_eq!(node.record(1).await.services.len(), 1);
@@ -133,12 +141,13 @@ async fn ports_are_exposed_and_hidden_by_name() {
     assert_eq!(error.reason, Reason::ServiceNotFound);
     for number in 1..=32 {
         let name = format!("s{number}").parse().expect("valid");
-        node.sandboxes.expose(&id(1), name, port(number)).await.expect("opened");
+        node.sandboxes.expose(&id(1), name, port(number), PUBLIC).await.expect("opened");
     }
-    let error = node.sandboxes.expose(&id(1), web.clone(), port(99)).await.expect_err("full");
+    let error =
+        node.sandboxes.expose(&id(1), web.clone(), port(99), PUBLIC).await.expect_err("full");
     assert_eq!(error.reason, Reason::FieldInvalid);
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
-    let error = node.sandboxes.expose(&id(1), web, port(99)).await.expect_err("gone");
+    let error = node.sandboxes.expose(&id(1), web, port(99), PUBLIC).await.expect_err("gone");
     assert_eq!(error.reason, Reason::SandboxDeleted);
 }
 
@@ -157,7 +166,10 @@ async fn hiding_a_name_closes_its_port_under_all_names_and_no_other() {
         node.running(1).await;
         let all = [("web", 80), ("www", 80), ("81", 8081), ("api", 8081), ("82", 81)];
         for (service, number) in all {
-            node.sandboxes.expose(&id(1), name(service), port(number)).await.expect("opened");
+            node.sandboxes
+                .expose(&id(1), name(service), port(number), PUBLIC)
+                .await
+                .expect("opened");
         }
         node.restart().await;
         let (record, gone) = node.sandboxes.hide(&id(1), name(hidden)).await.expect("closed");
@@ -171,7 +183,8 @@ async fn hiding_a_name_closes_its_port_under_all_names_and_no_other() {
         assert_eq!(again.expect_err("is closed").reason, Reason::ServiceNotFound, "{hidden}");
         // Opened again, it has only the new name.
         let (again, number) = (name("again"), number);
-        let record = node.sandboxes.expose(&id(1), again.clone(), number).await.expect("opened");
+        let record =
+            node.sandboxes.expose(&id(1), again.clone(), number, PUBLIC).await.expect("opened");
         let names = record.services.iter().filter(|(_, open)| **open == number);
         assert_eq!(names.map(|(name, _)| name).collect::<Vec<_>>(), [&again]);
     }

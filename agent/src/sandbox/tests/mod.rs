@@ -14,6 +14,7 @@ mod link;
 mod migrate;
 mod operator;
 mod pause;
+mod ports;
 mod quorum;
 mod reboot;
 mod recover;
@@ -83,6 +84,7 @@ pub(crate) fn order(number: u8) -> Order {
             network: Network::Static,
             egress: None,
             services: BTreeMap::new(),
+            visibility: BTreeMap::new(),
             node: None,
             labels: Default::default(),
             lifetime: LifetimePatch::default(),

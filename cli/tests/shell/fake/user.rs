@@ -392,12 +392,12 @@ impl SandboxService for Service {
         &self,
         request: Request<ExposeHttpServiceRequest>,
     ) -> Answer<ExposeHttpServiceResponse> {
-        let ExposeHttpServiceRequest { id, name, port } = request.into_inner();
+        let ExposeHttpServiceRequest { id, name, port, visibility } = request.into_inner();
         known(&id, Phase::Running)?;
         let url = format!("http://port-{port}-{id}.sandbox.localhost");
         let name = if name.is_empty() { format!("port-{port}") } else { name };
         Ok(Response::new(ExposeHttpServiceResponse {
-            service: Some(HttpService { name, port, url }),
+            service: Some(HttpService { name, port, url, visibility }),
         }))
     }
 
@@ -410,9 +410,43 @@ impl SandboxService for Service {
             return Err(refuse(Reason::ServiceNotFound));
         }
         let sandbox = known(&id, Phase::Running)?;
-        let named = |name: &str| HttpService { name: name.into(), port: 8080, url: String::new() };
+        let named =
+            |name: &str| HttpService { name: name.into(), port: 8080, ..Default::default() };
         let closed = vec![named("web"), named("www")];
         Ok(Response::new(HideHttpServiceResponse { sandbox, closed }))
+    }
+
+    async fn create_access_link(
+        &self,
+        request: Request<CreateAccessLinkRequest>,
+    ) -> Answer<CreateAccessLinkResponse> {
+        let CreateAccessLinkRequest { id, service, kind, ttl: _ } = request.into_inner();
+        known(&id, Phase::Running)?;
+        if service != "8080" {
+            return Err(refuse(Reason::ServiceNotFound));
+        }
+        let (parameter, credential) = match AccessKind::try_from(kind) {
+            Ok(AccessKind::Token) => ("sbx_token", "sbxt1_x"),
+            _ => ("sbx_link", "sbxl1_x"),
+        };
+        Ok(Response::new(CreateAccessLinkResponse {
+            url: format!("http://port-8080-{id}.sandbox.localhost/?{parameter}={credential}"),
+            credential: credential.into(),
+            kind,
+            expires_at: None,
+            port: 8080,
+        }))
+    }
+
+    async fn revoke_access(
+        &self,
+        request: Request<RevokeAccessRequest>,
+    ) -> Answer<RevokeAccessResponse> {
+        let RevokeAccessRequest { id, service } = request.into_inner();
+        if service != "8080" {
+            return Err(refuse(Reason::ServiceNotFound));
+        }
+        Ok(Response::new(RevokeAccessResponse { sandbox: known(&id, Phase::Running)?, port: 8080 }))
     }
 
     async fn list_snapshots(

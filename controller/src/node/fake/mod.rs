@@ -68,6 +68,8 @@ pub struct Faults {
     pub tells_no_commands: bool,
     /// Whether it keeps no sandbox to an allow-list.
     pub filters_nothing: bool,
+    /// Answers like an agent for which every open port is public.
+    pub guards_nothing: bool,
 }
 
 /// Point at which the connection breaks.

@@ -219,6 +219,7 @@ impl AgentService for Service {
             vmid_last: 0,
             closes_egress: !world.faults.isolates_nothing,
             filters_egress: !world.faults.filters_nothing,
+            guards_ports: !world.faults.guards_nothing,
         }))
     }
 
@@ -428,7 +429,17 @@ impl AgentService for Service {
         let request = request.into_inner();
         self.0.check_epoch(request.epoch)?;
         let mut sandbox = self.0.get(&request.id)?;
-        sandbox.services.extend(request.service);
+        let default = request.default_visibility;
+        if let Some(mut service) = request.service {
+            let mut of_port = sandbox.services.iter_mut().filter(|s| s.port == service.port);
+            if service.visibility == 0 {
+                service.visibility = of_port.next().map_or(default, |known| known.visibility);
+            } else {
+                of_port.for_each(|known| known.visibility = service.visibility);
+            }
+            sandbox.services.retain(|known| known.name != service.name);
+            sandbox.services.push(service);
+        }
         Ok(Response::new(ExposeHttpServiceResponse { sandbox: Some(self.0.put(sandbox)) }))
     }
 
@@ -446,6 +457,49 @@ impl AgentService for Service {
         let closed = sandbox.services.extract_if(.., |service| service.port == port).collect();
         let sandbox = Some(self.0.put(sandbox));
         Ok(Response::new(HideHttpServiceResponse { sandbox, closed }))
+    }
+
+    async fn create_access_link(
+        &self,
+        request: Request<CreateAccessLinkRequest>,
+    ) -> Answer<CreateAccessLinkResponse> {
+        let request = request.into_inner();
+        self.0.check_epoch(request.epoch)?;
+        let sandbox = self.0.get(&request.id)?;
+        let of_port = |service: &&api::HttpService| {
+            service.name == request.service || service.port.to_string() == request.service
+        };
+        let Some(service) = sandbox.services.iter().find(of_port).cloned() else {
+            return refuse(Reason::ServiceNotFound, "no such service");
+        };
+        let kind = match service.visibility() {
+            api::Visibility::Team => api::AccessKind::Link,
+            api::Visibility::Token => api::AccessKind::Token,
+            api::Visibility::Unspecified | api::Visibility::Public | api::Visibility::Private => {
+                return refuse(Reason::AccessKind, "it takes no credential");
+            }
+        };
+        Ok(Response::new(CreateAccessLinkResponse {
+            sandbox: Some(sandbox),
+            credential: format!("credential-of-{}", request.user),
+            kind: kind.into(),
+            expires_at: None,
+            port: service.port,
+        }))
+    }
+
+    async fn revoke_access(
+        &self,
+        request: Request<RevokeAccessRequest>,
+    ) -> Answer<RevokeAccessResponse> {
+        let request = request.into_inner();
+        self.0.check_epoch(request.epoch)?;
+        let sandbox = self.0.get(&request.id)?;
+        let named = sandbox.services.iter().find(|service| service.name == request.service);
+        match named.map(|service| service.port) {
+            Some(port) => Ok(Response::new(RevokeAccessResponse { sandbox: Some(sandbox), port })),
+            None => refuse(Reason::ServiceNotFound, "no such service"),
+        }
     }
 
     async fn get_load(&self, _request: Request<GetLoadRequest>) -> Answer<GetLoadResponse> {

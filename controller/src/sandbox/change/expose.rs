@@ -3,14 +3,15 @@
 use proto::{
     Reason,
     name::ServiceName,
-    sandbox::v1::{EventKind, HttpService, Sandbox},
+    sandbox::v1::{EventKind, ExposeHttpServiceRequest, HttpService, Sandbox},
     spec,
+    visibility::Visibility,
 };
 
 use super::Change;
 use crate::{
-    node::Client,
-    sandbox::{Caller, Error, Result, Sandboxes},
+    node::{Client, Exposed},
+    sandbox::{Caller, Error, Result, Sandboxes, exposure::can_guard},
 };
 
 const EXPOSE: Change = Change { asked: None, effects: &[EventKind::Exposed], is_bounded: true };
@@ -20,20 +21,31 @@ impl Sandboxes {
     /// Exposes a port; returns the sandbox and the name of the service.
     ///
     /// # Errors
-    /// When name or port are malformed or taken, or the sandbox's node does not do it.
+    /// When name, port or visibility are malformed, taken or not allowed, or the sandbox's node does not do it.
     pub async fn expose(
         &self,
         caller: &Caller,
-        id: &str,
-        name: &str,
-        port: u32,
+        request: &ExposeHttpServiceRequest,
     ) -> Result<(Sandbox, ServiceName)> {
-        let (name, port) = spec::service(name, port)?;
-        let service = name.clone();
-        let expose = |client: Client, epoch, id| async move {
-            client.expose(epoch, &id, &service, port).await
-        };
-        Ok((self.change(caller, id, EXPOSE, expose).await?, name))
+        let (name, port) = spec::service(&request.name, request.port)?;
+        let wanted = Visibility::read(request.visibility, "visibility")?;
+        let rules = &self.options.exposure;
+        rules.check(port)?;
+        let default = rules.default_of(port);
+        if wanted.unwrap_or(default) != Visibility::Public {
+            self.check_guards(caller, &request.id)?;
+        }
+        let service = Exposed { name: name.clone(), port, wanted, default };
+        let expose =
+            |client: Client, epoch, id| async move { client.expose(epoch, &id, &service).await };
+        Ok((self.change(caller, &request.id, EXPOSE, expose).await?, name))
+    }
+
+    /// Checks that the sandbox's node knows of visibility.
+    pub(super) fn check_guards(&self, caller: &Caller, id: &str) -> Result<()> {
+        let entry = self.find(&caller.team, id)?;
+        let node = entry.node.as_ref().and_then(|node| self.nodes.get(node));
+        node.map_or(Ok(()), |node| can_guard(&node))
     }
 
     /// Closes a port, at once and under all names. Returns the sandbox and the closed services.

@@ -2,6 +2,7 @@
 
 mod delete;
 mod expose;
+mod links;
 mod pause;
 mod start;
 mod stop;

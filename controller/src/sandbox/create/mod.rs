@@ -12,7 +12,7 @@ use proto::{
     Progress, Reason,
     id::{Invalid, SandboxId},
     name::Preset,
-    sandbox::v1::{CreateSandboxRequest, EventKind, Phase, Sandbox},
+    sandbox::v1::{CreateSandboxRequest, EventKind, HttpService, Phase, Sandbox},
     spec::{Egress, Size, Spec},
 };
 use sha2::{Digest, Sha256};
@@ -179,6 +179,7 @@ impl Sandboxes {
         {
             return Ok((Accepted::Taken(Box::new(row)), None));
         }
+        self.options.exposure.complete(&mut request, &mut spec)?;
         let egress = self.egress(&team, spec.egress)?;
         request.set_egress((&egress).into());
         (request.egress_names, spec.egress) = (egress.names(), Some(egress));
@@ -355,7 +356,7 @@ fn differences(one: &CreateSandboxRequest, other: &CreateSandboxRequest) -> Vec<
         ("metadata", one.metadata != other.metadata),
         ("env", one.env != other.env),
         ("network", one.network != other.network),
-        ("services", one.services != other.services),
+        ("services", exposes_otherwise(&one.services, &other.services)),
         ("egress", reaches_otherwise((one.egress, &one.egress_names), other)),
         ("node", one.node != other.node),
         ("lifetime", one.lifetime.unwrap_or_default() != other.lifetime.unwrap_or_default()),
@@ -382,6 +383,16 @@ fn known_differences(sandbox: &Sandbox, request: &CreateSandboxRequest) -> Vec<&
         ("node", !request.node.is_empty() && sandbox.node != request.node),
     ];
     fields.into_iter().filter(|(_, differ)| *differ).map(|(field, _)| field).collect()
+}
+
+/// Returns true when a request asks for other ports than a sandbox was created with, or for others to reach them.
+/// Those of before had public ones alone.
+fn exposes_otherwise(has: &[HttpService], wants: &[HttpService]) -> bool {
+    let differ = |(has, wants): (&HttpService, &HttpService)| {
+        let reach = wants.visibility != 0 && wants.visibility().word() != has.visibility().word();
+        reach || (&has.name, has.port) != (&wants.name, wants.port)
+    };
+    has.len() != wants.len() || has.iter().zip(wants).any(differ)
 }
 
 /// Returns true when a request asks for an egress that a sandbox was not created with. Those of

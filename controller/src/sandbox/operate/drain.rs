@@ -16,7 +16,7 @@ use super::each::{Each, Witness};
 use crate::{
     inventory::Entry,
     node::{Node, registry::AttemptHistory},
-    sandbox::{Caller, Error, Result, Sandboxes, quota::can_keep_to},
+    sandbox::{Caller, Error, Result, Sandboxes, exposure::are_public, quota::can_keep_to},
     store::Event,
 };
 
@@ -111,7 +111,10 @@ impl Sandboxes {
         let fit = decision.verdicts.iter().filter(|verdict| verdict.filtered.is_none());
         let egress = entry.sandbox.egress();
         let keeps = |node: &NodeName| {
-            self.nodes.get(node).and_then(|node| node.keeps_to(egress)) == Some(true)
+            self.nodes.get(node).is_some_and(|node| {
+                let guards = node.guards_ports() == Some(true) || are_public(&entry.sandbox);
+                guards && node.keeps_to(egress) == Some(true)
+            })
         };
         let best = fit.map(|verdict| &verdict.node).find(|node| *node != from && keeps(node));
         best.cloned().ok_or_else(|| {
@@ -131,6 +134,7 @@ fn spec(id: SandboxId, sandbox: &Sandbox) -> Result<Spec> {
         network: Network::Static,
         egress: None,
         services: Default::default(),
+        visibility: Default::default(),
         name: None,
         node: None,
         labels: Default::default(),

@@ -176,3 +176,45 @@ async fn sealed_environment_of_another_sandbox_does_not_open() {
     let second = reopened(&path).await.get(&second.id).await.expect("reads").expect("there");
     assert_eq!((second.env_lost, second.env.is_empty()), (true, true));
 }
+
+#[tokio::test]
+async fn access_key_is_sealed_kept_by_the_version_before_and_gone_with_its_sandbox() {
+    use crate::journal::{AccessKey, GuardedPort};
+    use proto::visibility::Visibility;
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("journal.sqlite");
+    let mut intent = suite::intent(1);
+    let secret = *b"canary-of-an-environment-0123456";
+    intent.record.access.key = Some(AccessKey::new(secret));
+    let guarded = GuardedPort {
+        visibility: Visibility::Team,
+        generation: 1,
+        names: ["editor".parse().expect("a name")].into(),
+    };
+    intent.record.access.ports.insert("39378".parse().expect("a port"), guarded);
+    let record = open(&path).begin(intent, 0).await.expect("room");
+    assert_eq!(record.access.key.map(AccessKey::reveal), Some(secret));
+    assert_eq!(holding(dir.path()), [] as [PathBuf; 0]);
+    let stored = body(&path, &record.id);
+    assert_eq!(stored["access"].get("key"), None);
+    assert!(!stored["sealed_access_key"].as_str().expect("sealed").contains("99, 97"));
+    assert_eq!(stored["access"]["ports"]["39378"]["visibility"], "team");
+    assert!(stored["services"].get("editor").is_none(), "the version before sees it closed");
+    let journal = reopened(&path).await;
+    assert_eq!(journal.get(&record.id).await.expect("reads"), Some(record.clone()));
+    // With the key of the node lost, its credentials are void, and the next one makes another key.
+    drop(journal);
+    let (key, aside) = (dir.path().join(KEY_FILE), dir.path().join("aside"));
+    std::fs::rename(&key, &aside).expect("moved");
+    let journal = reopened(&path).await;
+    let lost = journal.get(&record.id).await.expect("reads").expect("there");
+    assert_eq!((lost.access.key, lost.access.ports), (None, record.access.ports.clone()));
+    drop(journal);
+    std::fs::rename(&aside, &key).expect("moved");
+    let journal = reopened(&path).await;
+    let ended = Record { phase: Phase::Deleted, ended_ms: 9, ..record };
+    let ended = journal.update(&ended).await.expect("current");
+    assert_eq!(ended.access.key, None, "a tombstone has no secrets");
+    assert_eq!(body(&path, &ended.id).get("sealed_access_key"), None);
+}

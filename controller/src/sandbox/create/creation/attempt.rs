@@ -5,7 +5,8 @@ use std::{ops::ControlFlow, time::Duration};
 use proto::{
     Cause, Reason,
     name::NodeName,
-    sandbox::v1::{self as wire, Failure, NodeLoad, Phase, Sandbox},
+    sandbox::v1::{self as wire, Failure, HttpService, NodeLoad, Phase, Sandbox},
+    visibility::Visibility,
 };
 use tokio::{
     sync::watch::Receiver,
@@ -50,7 +51,7 @@ impl Sandboxes {
             }
             if !creation.cancel.is_cancelled()
                 && matches!(step, Step::Send)
-                && egress_of(creation) != wire::Egress::Open
+                && (egress_of(creation) != wire::Egress::Open || has_guarded_ports(creation))
             {
                 let silent = silent_since.elapsed() > self.options.patience;
                 match self.before_bounded(creation, &node, silent, &mut news).await {
@@ -98,11 +99,11 @@ impl Sandboxes {
         silent: bool,
         news: &mut Receiver<u64>,
     ) -> ControlFlow<AttemptResult, Option<Step>> {
-        let egress = egress_of(creation);
-        match node.keeps_to(egress) {
+        match keeps(creation, node) {
             Some(true) => ControlFlow::Continue(None),
             Some(false) if !creation.maybe_sent => {
-                ControlFlow::Break(AttemptResult::Refused(cannot_keep(egress), None))
+                let why = cannot_keep(creation, node);
+                ControlFlow::Break(AttemptResult::Refused(why, None))
             }
             Some(false) => ControlFlow::Break(self.leave(creation, node).await),
             None if !creation.maybe_sent => {
@@ -130,7 +131,7 @@ impl Sandboxes {
                 AttemptResult::Cancelled
             }
             Ok(AttemptResult::Cancelled) => {
-                AttemptResult::Refused(cannot_keep(egress_of(creation)), None)
+                AttemptResult::Refused(cannot_keep(creation, node), None)
             }
             Ok(other) => other,
             Err(_) => AttemptResult::Abandoned,
@@ -344,8 +345,28 @@ fn egress_of(creation: &Creation) -> wire::Egress {
     }
 }
 
-/// True when the node gives the sandbox no more than the egress that was asked for.
+/// True when the sandbox has open ports that not everybody may reach.
+fn has_guarded_ports(creation: &Creation) -> bool {
+    creation.spec.visibility.values().any(|visibility| *visibility != Visibility::Public)
+}
+
+/// Returns whether the node can bound the sandbox as it must be; `None` while that is not known.
+fn keeps(creation: &Creation, node: &Node) -> Option<bool> {
+    let guards = if has_guarded_ports(creation) { node.guards_ports() } else { Some(true) };
+    match (node.keeps_to(egress_of(creation)), guards) {
+        (Some(false), _) | (_, Some(false)) => Some(false),
+        (Some(true), Some(true)) => Some(true),
+        (None, _) | (_, None) => None,
+    }
+}
+
+/// True when the node lets the sandbox reach, and be reached by, no more than was asked for.
 fn is_as_asked(creation: &Creation, sandbox: &Sandbox) -> bool {
+    let says_nothing =
+        |service: &HttpService| service.visibility() == wire::Visibility::Unspecified;
+    if has_guarded_ports(creation) && sandbox.services.iter().any(says_nothing) {
+        return false;
+    }
     match egress_of(creation) {
         wire::Egress::Unspecified | wire::Egress::Open => true,
         wire::Egress::None => sandbox.egress() == wire::Egress::None,
@@ -355,9 +376,12 @@ fn is_as_asked(creation: &Creation, sandbox: &Sandbox) -> bool {
     }
 }
 
-/// Explains why a node gets no sandbox with this egress.
-fn cannot_keep(egress: wire::Egress) -> String {
-    format!("it {}", why_not_kept(egress))
+/// Explains why a node does not get the sandbox.
+fn cannot_keep(creation: &Creation, node: &Node) -> String {
+    if has_guarded_ports(creation) && node.guards_ports() == Some(false) {
+        return "its agent is too old: every open port there is public".into();
+    }
+    format!("it {}", why_not_kept(egress_of(creation)))
 }
 
 /// Classifies a node's refusal, or the failure that it recorded.

@@ -1,0 +1,254 @@
+//! What Caddy says of a request, as far as the verdict depends on it. Every method is total: a header may hold
+//! any bytes.
+
+use std::str::FromStr;
+
+use http::{
+    HeaderMap, HeaderName,
+    header::{ACCEPT, ACCESS_CONTROL_REQUEST_METHOD, COOKIE, HOST, ORIGIN, SEC_WEBSOCKET_KEY},
+};
+use proto::{id::Invalid, name::Port};
+
+use super::{
+    Via,
+    host::{Domain, Name},
+    uri::Uri,
+};
+
+/// Method of the request, as Caddy got it.
+const METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
+/// Path and query of the request, as Caddy got them.
+const URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
+/// Headers with a token: ours, then those that the SDKs of E2B and Daytona send.
+pub(in crate::ingress) const TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-sbx-token"),
+    HeaderName::from_static("e2b-traffic-access-token"),
+    HeaderName::from_static("x-daytona-preview-token"),
+];
+/// Headers in which a browser says where a request comes from; a page cannot set them.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+
+/// Most cookies with our name that are looked at; a browser has one.
+const SESSIONS_MAX: usize = 4;
+
+/// Origin of a page: `https://host` or `https://host:port`, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl FromStr for Origin {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:".contains(&b);
+        if rest.is_some_and(|host| !host.is_empty() && host.bytes().all(plain)) {
+            return Ok(Self(text.to_owned()));
+        }
+        let why = "must be origins in lower case, such as `https://app.example.com`";
+        Err(Invalid::new("ingress.parent_origins", why))
+    }
+}
+
+/// Settings that the verdict depends on.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Domain of the sandboxes' host names.
+    pub domain: Domain,
+    /// Pages that may use a browser's session for a sandbox in its user's name.
+    pub parents: Vec<Origin>,
+}
+
+/// A request of a client, as Caddy tells it.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// Server that asks.
+    pub via: Via,
+    /// Parsed host; `None` when it has no form of ours, or there is not exactly one.
+    pub name: Option<Name>,
+    /// Time of the question, seconds since 1970.
+    pub now_s: u64,
+    headers: &'a HeaderMap,
+    rules: &'a Rules,
+}
+
+impl<'a> Question<'a> {
+    /// Reads a question.
+    pub fn new(via: Via, headers: &'a HeaderMap, rules: &'a Rules, now_s: u64) -> Self {
+        let mut hosts = headers.get_all(HOST).iter();
+        let host = hosts.next().and_then(|host| host.to_str().ok());
+        let host = host.filter(|_| hosts.next().is_none());
+        let name = host.and_then(|host| Name::parse(host, &rules.domain));
+        Self { via, name, now_s, headers, rules }
+    }
+
+    fn value(&self, name: &HeaderName) -> Option<&'a [u8]> {
+        self.headers.get(name).map(http::HeaderValue::as_bytes)
+    }
+
+    /// Returns the path and query.
+    pub(super) fn uri(&self) -> Uri<'a> {
+        Uri::new(self.value(&URI).unwrap_or(b"/"))
+    }
+
+    /// Lists the tokens in headers.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = &'a [u8]> {
+        TOKENS.into_iter().filter_map(|name| self.value(&name))
+    }
+
+    /// Lists the values of the session cookie of a port.
+    pub(super) fn sessions(&self, port: Port) -> impl Iterator<Item = &'a [u8]> {
+        let name = cookie_name(port);
+        let pairs = self.headers.get_all(COOKIE).iter();
+        let pairs = pairs.flat_map(|value| value.as_bytes().split(|&byte| byte == b';'));
+        let own = pairs.filter_map(move |pair| {
+            pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=")
+        });
+        own.take(SESSIONS_MAX)
+    }
+
+    /// True for a request that by HTTP's rules changes nothing.
+    pub(super) fn reads(&self) -> bool {
+        matches!(self.value(&METHOD), Some(b"GET" | b"HEAD"))
+    }
+
+    /// True for the request that opens a WebSocket. Caddy drops `Upgrade` from a question.
+    pub(super) fn opens_websocket(&self) -> bool {
+        self.headers.contains_key(SEC_WEBSOCKET_KEY)
+            || self.value(&FETCH_MODE) == Some(b"websocket")
+    }
+
+    /// True when a browser loads a page or a frame. An older one says so by what it accepts alone.
+    pub(super) fn loads_page(&self) -> bool {
+        self.reads()
+            && !self.opens_websocket()
+            && match self.value(&FETCH_MODE) {
+                Some(mode) => mode == b"navigate",
+                None => self.wants_html(),
+            }
+    }
+
+    /// True for the question of a browser whether a page may send a request. It never has credentials.
+    pub(super) fn is_preflight(&self) -> bool {
+        self.value(&METHOD) == Some(b"OPTIONS")
+            && self.headers.contains_key(ORIGIN)
+            && self.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+    }
+
+    /// True when the answer is shown to a person.
+    pub fn wants_html(&self) -> bool {
+        let mut accepted = self.headers.get_all(ACCEPT).iter();
+        accepted.any(|value| value.as_bytes().windows(9).any(|part| part == b"text/html"))
+    }
+
+    /// True when a browser's session counts for this request. All sandboxes are one site to a browser, so it sends
+    /// the cookie with what another sandbox's page asks for, too: such a request counts only when it loads a
+    /// page or a frame, or comes from a page that the operator named.
+    pub(super) fn may_use_session(&self) -> bool {
+        let origin = self.value(&ORIGIN);
+        if origin.is_some_and(|origin| self.is_trusted(origin)) {
+            return true;
+        }
+        let is_foreign = match self.value(&FETCH_SITE) {
+            Some(b"same-origin" | b"none") => false,
+            Some(_) => true,
+            None => origin.is_some(),
+        };
+        if self.opens_websocket() {
+            // A browser always says the origin.
+            return origin.is_none() && !is_foreign;
+        }
+        !is_foreign || self.reads() && self.value(&FETCH_MODE) == Some(b"navigate")
+    }
+
+    /// True for the origin of this host, or of a page that the operator named.
+    fn is_trusted(&self, origin: &[u8]) -> bool {
+        let host = self.value(&HOST).unwrap_or_default();
+        let own = |scheme: &[u8]| {
+            origin.strip_prefix(scheme).is_some_and(|other| other.eq_ignore_ascii_case(host))
+        };
+        let mut parents = self.rules.parents.iter();
+        own(b"https://") || own(b"http://") || parents.any(|Origin(own)| own.as_bytes() == origin)
+    }
+}
+
+/// Name of the cookie with the session of a port. The prefix keeps other hosts from setting it.
+pub(super) fn cookie_name(port: Port) -> String {
+    format!("__Host-sbx-{port}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&str, &str)| {
+            (name.parse::<HeaderName>().expect("a name"), value.parse().expect("a value"))
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    fn rules() -> Rules {
+        let parents = vec!["https://app.example.com".parse().expect("an origin")];
+        Rules { domain: "sbx.test".parse().expect("a domain"), parents }
+    }
+
+    fn may_use_session(method: &str, more: &[(&str, &str)]) -> bool {
+        let host = ("host", "port-80-vm-100001.sbx.test");
+        let all = [&[host, ("x-forwarded-method", method)], more].concat();
+        Question::new(Via::Edge, &headers(&all), &rules(), 0).may_use_session()
+    }
+
+    #[test]
+    fn session_counts_for_the_pages_of_its_own_host_and_of_named_parents() {
+        let site = |site: &'static str| ("sec-fetch-site", site);
+        let mode = |mode: &'static str| ("sec-fetch-mode", mode);
+        let origin = |origin: &'static str| ("origin", origin);
+        let own = origin("https://port-80-vm-100001.sbx.test");
+        let sibling = origin("https://port-80-vm-100002.sbx.test");
+        let parent = origin("https://app.example.com");
+        for (allowed, method, more) in [
+            (true, "GET", vec![site("none"), mode("navigate")]),
+            (true, "GET", vec![site("cross-site"), mode("navigate"), ("sec-fetch-dest", "iframe")]),
+            (true, "GET", vec![site("same-site"), mode("navigate")]),
+            (false, "POST", vec![site("same-site"), mode("navigate"), sibling]),
+            (false, "POST", vec![site("cross-site"), mode("navigate"), origin("null")]),
+            (true, "POST", vec![site("same-origin"), mode("cors"), own]),
+            (true, "POST", vec![site("cross-site"), mode("cors"), parent]),
+            (false, "GET", vec![site("same-site"), mode("cors"), sibling]),
+            (false, "GET", vec![site("same-site"), mode("no-cors")]),
+            (false, "GET", vec![site("cross-site"), mode("no-cors")]),
+            (false, "GET", vec![site("something new"), mode("cors")]),
+            (true, "GET", vec![site("same-origin"), mode("no-cors")]),
+            // Browsers without these headers, and programs.
+            (true, "GET", vec![]),
+            (true, "POST", vec![own]),
+            (false, "POST", vec![sibling]),
+            (true, "POST", vec![]),
+        ] {
+            assert_eq!(may_use_session(method, &more), allowed, "{method} {more:?}");
+        }
+        let socket = ("sec-websocket-key", "x");
+        for (allowed, more) in [
+            (true, vec![socket, own]),
+            (true, vec![socket, parent, site("cross-site")]),
+            (true, vec![socket]),
+            (false, vec![socket, sibling]),
+            (false, vec![socket, sibling, site("same-site"), mode("websocket")]),
+            (false, vec![socket, origin("null")]),
+            (false, vec![site("cross-site"), mode("websocket")]),
+        ] {
+            assert_eq!(may_use_session("GET", &more), allowed, "{more:?}");
+        }
+    }
+
+    #[test]
+    fn parent_is_an_origin() {
+        for text in ["https://a.b", "http://localhost:3000"] {
+            assert!(text.parse::<Origin>().is_ok(), "{text}");
+        }
+        for text in ["", "a.b", "https://", "https://a.b/", "https://A.b", "https://*.b", "null"] {
+            assert!(text.parse::<Origin>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Open ports of a sandbox, in its record, and who reaches them.
+//!
+//! Ports that everybody reaches stand in `services`, as they always did; all others in `access`. To the
+//! version before, which does not know of `access`, these are closed. In records of that version every open
+//! port is public, as it was.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::{
+    name::{Port, ServiceName},
+    secret::Secret,
+    visibility::Visibility,
+};
+use serde::{Deserialize, Serialize};
+
+use super::Record;
+
+/// Key of one sandbox, under which its agent signs the credentials for its ports.
+pub type AccessKey = Secret<[u8; 32]>;
+
+/// Ports of a sandbox that are open, but not to everybody.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Access {
+    /// The ports.
+    pub ports: BTreeMap<Port, GuardedPort>,
+    /// Last generation of credentials that a port got. It only grows, so that a port that is opened again
+    /// has another generation than before.
+    pub generation: u64,
+    /// Key of all credentials; made with the first one. The journal's file has it sealed; a tombstone has none.
+    pub key: Option<AccessKey>,
+}
+
+/// Open port that not everybody reaches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardedPort {
+    /// Who reaches it: never PUBLIC.
+    #[serde(with = "super::words::visibility")]
+    pub visibility: Visibility,
+    /// Generation of its credentials: those of others are void.
+    pub generation: u64,
+    /// Names of the port.
+    pub names: BTreeSet<ServiceName>,
+}
+
+/// Name of an open port.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OpenPort {
+    /// Name of the service.
+    pub name: ServiceName,
+    /// Its port.
+    pub port: Port,
+    /// Who reaches the port.
+    pub visibility: Visibility,
+}
+
+impl Record {
+    /// Lists the open ports under all of their names, ordered by name.
+    pub fn open_ports(&self) -> Vec<OpenPort> {
+        let public = self.services.iter().filter(|(_, port)| !self.access.ports.contains_key(port));
+        let public = public.map(|(name, port)| (name, *port, Visibility::Public));
+        let guarded = self.access.ports.iter().flat_map(|(port, guarded)| {
+            guarded.names.iter().map(|name| (name, *port, guarded.visibility))
+        });
+        let mut open: Vec<_> = public
+            .chain(guarded)
+            .map(|(name, port, visibility)| OpenPort { name: name.clone(), port, visibility })
+            .collect();
+        open.sort();
+        open
+    }
+
+    /// Returns who reaches a port; `None` for one that is closed.
+    pub fn visibility(&self, port: Port) -> Option<Visibility> {
+        let public = || self.services.values().any(|open| *open == port);
+        let guarded = self.access.ports.get(&port).map(|guarded| guarded.visibility);
+        guarded.or_else(|| public().then_some(Visibility::Public))
+    }
+
+    /// Finds the open port with this name.
+    pub fn port_named(&self, name: &ServiceName) -> Option<Port> {
+        let guarded = self.access.ports.iter().find(|(_, port)| port.names.contains(name));
+        guarded.map(|(port, _)| *port).or_else(|| self.services.get(name).copied())
+    }
+
+    /// Finds the open port with this name, or with this number.
+    pub fn port_of(&self, service: &str) -> Option<Port> {
+        let named = service.parse().ok().and_then(|name| self.port_named(&name));
+        named.or_else(|| service.parse().ok().filter(|port| self.visibility(*port).is_some()))
+    }
+
+    /// Opens a port under one more name. All its names share its visibility: `wanted`, or what it has, or
+    /// `default`. With another one than before, its credentials are void.
+    pub fn open(
+        &mut self,
+        (name, port): (ServiceName, Port),
+        wanted: Option<Visibility>,
+        default: Visibility,
+    ) {
+        let before = self.visibility(port);
+        let visibility = wanted.or(before).unwrap_or(default);
+        let generation = self.access.ports.get(&port).map(|guarded| guarded.generation);
+        let mut names: BTreeSet<_> = self.close(port).into_keys().collect();
+        names.insert(name);
+        if visibility == Visibility::Public {
+            self.services.extend(names.into_iter().map(|name| (name, port)));
+            return;
+        }
+        let kept = generation.filter(|_| before == Some(visibility));
+        let generation = kept.unwrap_or_else(|| self.next_generation());
+        self.access.ports.insert(port, GuardedPort { visibility, generation, names });
+    }
+
+    /// Closes a port, and returns the names that it had.
+    pub fn close(&mut self, port: Port) -> BTreeMap<ServiceName, Port> {
+        let mut closed: BTreeMap<_, _> =
+            self.services.extract_if(.., |_, known| *known == port).collect();
+        if let Some(guarded) = self.access.ports.remove(&port) {
+            closed.extend(guarded.names.into_iter().map(|name| (name, port)));
+        }
+        closed
+    }
+
+    /// Makes all credentials of a port void. A public one has none.
+    pub fn revoke(&mut self, port: Port) {
+        let generation = self.next_generation();
+        if let Some(guarded) = self.access.ports.get_mut(&port) {
+            guarded.generation = generation;
+        }
+    }
+
+    fn next_generation(&mut self) -> u64 {
+        self.access.generation += 1;
+        self.access.generation
+    }
+}

@@ -1,0 +1,61 @@
+//! `link`: prints a link to an open port for a browser, or a token for a program.
+
+use std::time::Duration;
+
+use clap::Args;
+use proto::sandbox::v1::{AccessKind, CreateAccessLinkRequest};
+use serde_json::json;
+
+use crate::{
+    client::{Controller, answer},
+    failure::Failure,
+    output::{Output, time},
+    values::duration,
+};
+
+/// Arguments of `link`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl link ID 8080                       a link, for a port with visibility team
+  sandboxctl link ID web --ttl 1h               one that begins a session for an hour
+  sandboxctl link ID 8080 --token               a token, for a port with visibility token
+  curl -H \"X-Sbx-Token: $(sandboxctl link ID 8080 --token)\" $(sandboxctl url ID 8080)
+
+A link is good for 5 minutes, and at most for an hour; the session that it begins
+lasts 12 hours. A token is good for 24 hours, and at most for 30 days. Whoever has
+one gets in: treat it as a password. `sandboxctl revoke` makes all of a port void.")]
+pub(crate) struct Link {
+    /// Sandbox
+    pub(super) id: String,
+    /// Port or name of the service
+    #[arg(value_name = "PORT|NAME")]
+    service: String,
+    /// How long it is good [default: 5m for a link, 24h for a token]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    ttl: Option<Duration>,
+    /// Print a token alone, for the header X-Sbx-Token
+    #[arg(long)]
+    token: bool,
+}
+
+pub(super) async fn run(controller: Controller, link: Link, output: Output) -> Result<u8, Failure> {
+    let Link { id, service, ttl, token } = link;
+    let kind = if token { AccessKind::Token } else { AccessKind::Unspecified };
+    let ttl = ttl.and_then(|ttl| prost_types::Duration::try_from(ttl).ok());
+    let request = CreateAccessLinkRequest { id: id.clone(), service, kind: kind.into(), ttl };
+    let made = answer(controller.sandboxes.clone().create_access_link(request)).await?;
+    if output.json {
+        let kind = match made.kind() {
+            AccessKind::Token => "token",
+            AccessKind::Unspecified | AccessKind::Link => "link",
+        };
+        output.value(&json!({
+            "id": id, "port": made.port, "kind": kind, "url": made.url,
+            "credential": made.credential, "expires_at": time::rfc3339(made.expires_at),
+        }))?;
+    } else {
+        output.line(if token { &made.credential } else { &made.url })?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,127 @@
+//! Ports that may be exposed, and who reaches them where the caller does not say it.
+
+use std::collections::BTreeSet;
+
+use proto::{
+    Reason,
+    name::Port,
+    sandbox::v1::{CreateSandboxRequest, HttpService, Sandbox, Visibility as Wire},
+    spec::Spec,
+    visibility::Visibility,
+};
+
+use super::{Error, Result};
+use crate::node::Node;
+
+/// Rules for ports, by the operator's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposure {
+    /// Who reaches a port whose caller does not say it.
+    pub default: Visibility,
+    /// Ports that may never be exposed.
+    pub denied: BTreeSet<Port>,
+}
+
+impl Default for Exposure {
+    fn default() -> Self {
+        Self { default: Visibility::Team, denied: BTreeSet::new() }
+    }
+}
+
+impl Exposure {
+    /// Returns who reaches a port whose caller does not say it.
+    pub(super) fn default_of(&self, port: Port) -> Visibility {
+        self.default.or_guarded(port)
+    }
+
+    /// Checks that a port may be exposed.
+    ///
+    /// # Errors
+    /// PORT_DENIED when the operator does not allow it.
+    pub(super) fn check(&self, port: Port) -> Result<()> {
+        if !self.denied.contains(&port) {
+            return Ok(());
+        }
+        let why = format!("port {port} may not be exposed here: use another port");
+        Err(Error::new(Reason::PortDenied, why))
+    }
+
+    /// Checks the ports of a creation, and writes down who reaches them where it does not say so.
+    ///
+    /// # Errors
+    /// As `check`; FIELD_INVALID when a port is none.
+    pub(super) fn complete(
+        &self,
+        request: &mut CreateSandboxRequest,
+        spec: &mut Spec,
+    ) -> Result<()> {
+        for service in &mut request.services {
+            let port = Port::try_from(service.port)?;
+            self.check(port)?;
+            let who = spec.visibility.entry(port).or_insert_with(|| self.default_of(port));
+            service.set_visibility((*who).into());
+        }
+        Ok(())
+    }
+}
+
+/// Returns true when a port is not open to everybody. An older node says nothing: there, all are.
+pub(super) fn is_guarded(service: &HttpService) -> bool {
+    !matches!(service.visibility(), Wire::Unspecified | Wire::Public)
+}
+
+/// Returns true when all of a sandbox's open ports are public, as an older node would have them.
+pub(super) fn are_public(sandbox: &Sandbox) -> bool {
+    !sandbox.services.iter().any(is_guarded)
+}
+
+/// Checks that a node knows of visibility. One that is not connected is found out by the call itself.
+///
+/// # Errors
+/// VISIBILITY_UNSUPPORTED when it runs an older version.
+pub(super) fn can_guard(node: &Node) -> Result<()> {
+    if node.guards_ports() != Some(false) {
+        return Ok(());
+    }
+    let why = format!(
+        "the agent of {} is too old: every open port there is public. Upgrade it, or expose the port as public",
+        node.name
+    );
+    Err(Error::new(Reason::VisibilityUnsupported, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(number: u32) -> Port {
+        Port::try_from(number).expect("a port")
+    }
+
+    #[test]
+    fn creation_says_who_reaches_its_ports() {
+        let rules = Exposure { default: Visibility::Public, denied: [port(22)].into() };
+        let service = |port, visibility: Wire| HttpService {
+            port,
+            visibility: visibility.into(),
+            ..HttpService::default()
+        };
+        let given = [(80, Wire::Unspecified), (81, Wire::Private), (39_375, Wire::Unspecified)];
+        let explicit = [(39_383, Wire::Public)];
+        let services = given.into_iter().chain(explicit).map(|(port, who)| service(port, who));
+        let mut request = CreateSandboxRequest {
+            request_id: "r".into(),
+            snapshot_id: "base".into(),
+            services: services.collect(),
+            ..Default::default()
+        };
+        let mut spec = Spec::try_from(&request).expect("valid");
+        rules.complete(&mut request, &mut spec).expect("allowed");
+        assert_eq!(spec.visibility.get(&port(80)), Some(&Visibility::Public));
+        let who: Vec<_> = request.services.iter().map(HttpService::visibility).collect();
+        assert_eq!(who, [Wire::Public, Wire::Private, Wire::Team, Wire::Public]);
+        request.services.push(service(22, Wire::Private));
+        let error = rules.complete(&mut request, &mut spec).expect_err("denied");
+        assert_eq!(error.reason, Reason::PortDenied);
+    }
+}
