@@ -22,7 +22,7 @@ use proto::id::SandboxRef;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -30,8 +30,11 @@ use super::{
     Owner, Routes, Target,
     caddy::Proof,
     decide::{self, Domain, Name, Unavailable, Verdict, Via},
+    metrics::Metrics,
     probe::{Answer, Probe},
+    render::PEER_CERTIFICATE,
 };
+use crate::revoked::Revoked;
 
 /// Header with the proof of a route.
 const PROOF: HeaderName = HeaderName::from_static("x-sbx-proof");
@@ -41,6 +44,9 @@ const KIND: HeaderName = HeaderName::from_static("x-sbx-kind");
 const UPSTREAM: HeaderName = HeaderName::from_static("x-sbx-upstream");
 /// Header with the Host to send it with.
 const SANDBOX_HOST: HeaderName = HeaderName::from_static("x-sbx-host");
+
+/// Header with the sandbox, for Caddy's access log.
+const SANDBOX: HeaderName = HeaderName::from_static("x-sbx-sandbox");
 
 /// Most concurrent questions; more wait in the socket's backlog.
 const QUESTIONS_MAX: usize = 4096;
@@ -64,6 +70,10 @@ pub struct Ingress {
     pub proof: Proof,
     /// Prober that tests whether something listens.
     pub probe: Probe,
+    /// Nodes whose peers are refused.
+    pub revoked: Arc<Revoked>,
+    /// Counters of the answers.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Creates the socket, for the group that Caddy runs as. An existing socket is replaced in one
@@ -162,8 +172,21 @@ type Reply = Response<Full<Bytes>>;
 impl Ingress {
     async fn answer(&self, request: &Request<Incoming>, asked: &Asked) -> Reply {
         let Some(via) = via(request) else {
+            if request.uri().path() == "/v1/metrics" {
+                return Response::new(Full::new(Bytes::from(self.metrics.text())));
+            }
             return explain(StatusCode::NOT_FOUND, "there is only /v1/route here");
         };
+        let begun = Instant::now();
+        let reply = self.answer_question(request, via, asked).await;
+        self.metrics.count(via, reply.status().as_u16(), begun.elapsed());
+        reply
+    }
+
+    async fn answer_question(&self, request: &Request<Incoming>, via: Via, asked: &Asked) -> Reply {
+        if via == Via::Peer && self.is_revoked(request.headers()) {
+            return explain(StatusCode::FORBIDDEN, "the node that asks has been revoked");
+        }
         let name = host(request.headers()).and_then(|host| Name::parse(host, &self.domain));
         let Some(_question) = name.map_or(Some(None), |name| begin(asked, name.sandbox).map(Some))
         else {
@@ -180,6 +203,13 @@ impl Ingress {
             "route question answered"
         );
         reply
+    }
+
+    /// Returns true when a peer's question came with a revoked certificate. Without one: the Caddy that runs
+    /// has the configuration of an earlier version, and is about to be replaced.
+    fn is_revoked(&self, headers: &HeaderMap) -> bool {
+        let shown = headers.get(PEER_CERTIFICATE);
+        shown.is_some_and(|certificate| self.revoked.refuses(certificate.as_bytes()))
     }
 
     async fn route(&self, via: Via, name: Option<Name>) -> Reply {
@@ -204,7 +234,13 @@ impl Ingress {
                     if let Some(target) = &local {
                         self.routes.used(&target.id);
                     }
-                    self.go("local", upstream, &host)
+                    let mut reply = self.go("local", upstream, &host);
+                    if let Some(Target { id, vmid, .. }) = &local {
+                        let port = upstream.port();
+                        let entry = plain(format_args!("{id} vmid={vmid} port={port}"));
+                        reply.headers_mut().insert(SANDBOX, entry);
+                    }
+                    reply
                 }
                 Answer::Refused => self.nothing_listens(local.as_ref(), upstream.port()).await,
                 Answer::Silent => explain(
