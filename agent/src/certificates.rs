@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     path::PathBuf,
+    sync::Arc,
 };
 
 use daemon::{
@@ -16,6 +17,7 @@ use daemon::{
 };
 use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use tokio::sync::Notify;
 
 /// Largest certificate that is read, bytes.
 const BYTES_MAX: u64 = 64 * 1024;
@@ -75,6 +77,8 @@ pub struct Certificates {
     live: LiveIdentity,
     /// Held while files are changed.
     turn: Mutex<()>,
+    /// Notified when the certificate of the ingress hop has changed.
+    changed: Option<Arc<Notify>>,
 }
 
 impl Certificates {
@@ -85,7 +89,19 @@ impl Certificates {
         ca: PathBuf,
         live: LiveIdentity,
     ) -> Self {
-        Self { node, agent, ingress, ca, live, turn: Mutex::default() }
+        Self { node, agent, ingress, ca, live, turn: Mutex::default(), changed: None }
+    }
+
+    /// Notifies this of each new certificate of the ingress hop: who gets it has Caddy use the certificate.
+    #[must_use]
+    pub fn notifying(mut self, changed: Arc<Notify>) -> Self {
+        self.changed = Some(changed);
+        self
+    }
+
+    /// Returns true when somebody has Caddy use a new certificate, so that no operator need restart it.
+    pub fn reach_caddy(&self) -> bool {
+        self.changed.is_some()
     }
 
     /// Makes new keys, durably, and returns requests for them. Nothing that is in use changes. Blocks.
@@ -109,6 +125,9 @@ impl Certificates {
         let _turn = self.turn.lock();
         if let (Some(files), Some(certificate)) = (&self.ingress, ingress) {
             files.install(certificate)?;
+            if let Some(changed) = &self.changed {
+                changed.notify_one();
+            }
         }
         self.agent.install(agent)?;
         let (certificate, key) = (&self.agent.certificate, &self.agent.key);

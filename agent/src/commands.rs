@@ -87,13 +87,13 @@ pub enum Command {
         /// The sandbox to serve, in JSON
         options: String,
     },
-    /// Write Caddy's configuration with a fresh proof, as the agent does at its start where there is
-    /// none; then restart the agent first, Caddy second
+    /// Print Caddy's configuration, without the proof. The agent writes it, has Caddy use it, and puts it back
+    /// after a change by hand
     RenderCaddy {
         #[command(flatten)]
         common: Common,
-        /// Print it instead, without a proof
-        #[arg(long)]
+        /// Accepted for scripts of earlier versions
+        #[arg(long, hide = true)]
         print: bool,
     },
 }

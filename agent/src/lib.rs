@@ -41,6 +41,7 @@ pub mod load;
 pub mod pve;
 pub mod reconcile;
 pub mod resolver;
+pub mod revoked;
 pub mod rpc;
 pub mod run;
 pub mod saga;

@@ -75,7 +75,7 @@ fn execute(command: &Command) -> Result<ExitCode> {
         Command::CheckConfig(common) => return check_config(common),
         Command::Doctor { common, json } => return doctor(common, *json),
         Command::ConfirmNodeNumber(common) => production::confirm_number(&common.config()?)?,
-        Command::RenderCaddy { common, print } => production::render(&common.config()?, *print)?,
+        Command::RenderCaddy { common, .. } => production::print_caddy(&common.config()?)?,
         Command::Template { command: TemplateCommand::Init(init) } => {
             let config = init.common.config()?;
             let order = order(init, &config)?;

@@ -17,6 +17,7 @@ use agent::{
         names::TABLE as NAMES_TABLE,
         render::{FAMILIES, TABLE},
     },
+    join::other_caddy,
     pve::pmxcfs,
     sandbox::exec::shims::Shims as _,
     uninstall::{self, Ask, Choice, Found, Plan},
@@ -27,7 +28,7 @@ use futures_util::{StreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    node_setup::{DNS_UNIT, UNITS},
+    node_setup::{DNS_UNIT, GREEN_UNIT, MASKED_CADDY, UNITS},
     production::{self, Assembled},
 };
 
@@ -104,7 +105,8 @@ fn remove(
     configs: &Path,
 ) -> Result<()> {
     if systemctl::is_there() {
-        systemctl::run(&[&["stop"], UNITS].concat())?;
+        // The agent first: it would start the ingress again.
+        systemctl::run(&[&["stop"], &UNITS[..], &[GREEN_UNIT]].concat())?;
     }
     let mut deleted = 0;
     if plan.sandboxes == Choice::Delete && config.journal().exists() {
@@ -122,7 +124,11 @@ fn remove(
     }
     let is_empty = left.is_empty();
     if systemctl::is_there() {
-        systemctl::run(&[&["disable", "--quiet"], UNITS].concat())?;
+        systemctl::run(&[&["disable", "--quiet"], &UNITS[..]].concat())?;
+        if config.state_dir.join(MASKED_CADDY).exists() {
+            systemctl::run(&["unmask", "--quiet", other_caddy::UNIT])?;
+            fs::remove_file(config.state_dir.join(MASKED_CADDY))?;
+        }
     }
     if let (Choice::Delete, Some(bridge), true) = (plan.bridge, &found.bridge, is_empty) {
         remove_bridge(bridge, paths)?;

@@ -5,7 +5,10 @@ use std::{path::Path, time::Duration};
 use agent::{
     bridge::{self, Plan},
     config::{self, Config, Flags},
-    join::{self, Done, Line},
+    join::{
+        self, Done, Line,
+        other_caddy::{self, Decision},
+    },
     pve::worker,
     run::Runner,
     template::{self, Order, Source},
@@ -18,7 +21,11 @@ use tokio::time::Instant;
 use crate::production::{self, NET};
 
 /// Units of a node, the agent first.
-pub(crate) const UNITS: &[&str] = &["pve-sandbox-agent", "pve-sandbox-ingress"];
+pub(crate) const UNITS: &[&str; 2] = &["pve-sandbox-agent", "pve-sandbox-ingress"];
+/// Second unit of the ingress, which the agent starts when it needs it.
+pub(crate) const GREEN_UNIT: &str = "pve-sandbox-ingress-green";
+/// File in the agent's directory that says that `join` has masked Debian's caddy.service.
+pub(crate) const MASKED_CADDY: &str = "masked-caddy";
 /// Unit of the name server on the sandboxes' bridge.
 pub(crate) const DNS_UNIT: &str = "pve-sandbox-dns";
 /// Program of ifupdown2 that brings one interface up.
@@ -63,10 +70,59 @@ pub(crate) fn join(line: &Line, path: &Path, start: bool, template: bool) -> Res
         println!("nothing was started; start {}", UNITS.join(" and "));
         return Ok(());
     }
-    systemctl::run(&[&["enable", "--quiet"], UNITS].concat())?;
-    // They may run with the certificates of before.
-    systemctl::run(&[&["restart"], UNITS].concat())?;
+    mask_unused_caddy(&config)?;
+    systemctl::run(&[&["enable", "--quiet"], &UNITS[..]].concat())?;
+    let [agent, ingress] = UNITS;
+    // It may run with the certificates of before. The agent has Caddy use the new ones.
+    systemctl::run(&["restart", agent])?;
+    if !is_active(GREEN_UNIT) {
+        systemctl::run(&["start", ingress])?;
+    }
     println!("started {}", UNITS.join(" and "));
+    Ok(())
+}
+
+fn is_active(unit: &str) -> bool {
+    told("/usr/bin/systemctl", &["is-active", unit]).0.trim() == "active"
+}
+
+/// Asks a program; returns what it prints, and whether it ended well.
+fn told(program: &str, words: &[&str]) -> (String, bool) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let asked = runtime.map(|runtime| {
+        runtime.block_on(systemctl::ask(Path::new(program), words, Duration::from_secs(30)))
+    });
+    match asked {
+        Ok(Ok(answer)) => (answer.stdout, answer.success),
+        Ok(Err(_)) | Err(_) => (String::new(), false),
+    }
+}
+
+/// Keeps Debian's own caddy.service from running where apt has brought it for us and nobody uses it.
+fn mask_unused_caddy(config: &Config) -> Result<()> {
+    let (changed, is_known) = told("/usr/bin/dpkg", &["--verify", "caddy"]);
+    let facts = other_caddy::Facts {
+        enabled: told("/usr/bin/systemctl", &["is-enabled", other_caddy::UNIT]).0,
+        active: told("/usr/bin/systemctl", &["is-active", other_caddy::UNIT]).0,
+        automatic: told("/usr/bin/apt-mark", &["showauto", "caddy"]).0,
+        changed: (is_known || !changed.is_empty()).then_some(changed),
+    };
+    match other_caddy::decide(&facts) {
+        Decision::Nothing => {}
+        Decision::LeaveAlone(why) => {
+            println!(
+                "{} is left alone, because {why}; the ingress runs beside it",
+                other_caddy::UNIT
+            );
+        }
+        Decision::Mask => {
+            systemctl::run(&["mask", "--now", "--quiet", other_caddy::UNIT])?;
+            // `uninstall` gives it back.
+            std::fs::create_dir_all(&config.state_dir)?;
+            std::fs::write(config.state_dir.join(MASKED_CADDY), "")?;
+            println!("stopped and masked {}: the ingress has its own units", other_caddy::UNIT);
+        }
+    }
     Ok(())
 }
 

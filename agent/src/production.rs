@@ -12,17 +12,23 @@ use agent::{
     doctor,
     firewall::{Firewall, Grounds, RESOLVER_PORT, nft::NftFirewall},
     ingress::{
-        caddy::{self as files, Provided},
+        caddy::{self, Proof},
         check::IngressCheck,
+        keeper::{Files, Keeper},
         owner_resolver::{Owners, Sources},
         probe::Probe,
+        program::{CADDY, Caddy, user_of},
         routes::NodeRoutes,
         server::{self, Ingress},
+        settings::Settings,
+        systemd::{Services, Systemd},
+        version::{Generation, Version},
     },
     journal::{self, Journal, SqliteJournal},
     load::Sampler,
     pve::{Pve, pct::Pct, shim_cgroup, worker},
     reconcile, resolver,
+    revoked::Revoked,
     run::Runner,
     saga::Faults,
     sandbox::{
@@ -42,9 +48,10 @@ use daemon::{
     key_files::KeyFiles,
     peer::Peer,
     replace::Access,
+    systemctl,
     tls::{ClientAuth, Identity, LiveIdentity},
 };
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{net::TcpListener, sync::Notify, time::timeout};
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +65,8 @@ pub(crate) const NET: &str = "/sys/class/net";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Port of name servers.
 const DNS_PORT: u16 = 53;
+/// Longest wait for Caddy to tell its version.
+const VERSION_MAX: Duration = Duration::from_secs(10);
 /// Longest wait for the last answers to be sent.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
@@ -79,8 +88,9 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let live = LiveIdentity::new(&identity).context("certificates")?;
     let server = live.server(ClientAuth::Required).context("certificates")?;
     let Assembled { agent, pve, clock, shims } = assemble(&config, &stop).await?;
-    let node = config.node.value.to_string();
-    agent.renew(Arc::new(Certificates::new(node, (own, hop), tls.ca.clone(), live)));
+    let revoked = Revoked::load(config.state_dir.join("revoked-nodes"));
+    let revoked = Arc::new(revoked.context("the list of revoked nodes")?);
+    agent.keep_revoked(Arc::clone(&revoked));
     agent.tasks().spawn(outputs::keep(
         Arc::clone(&shims) as Arc<dyn Shims>,
         agent.execs().clone(),
@@ -98,7 +108,13 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     // Separate tasks, because they continue while the agent drains: sandboxes stay reachable to the
     // end.
     let edge = Tasks::default();
-    ingress(&config, &agent, pve, clock, &edge)?;
+    let caddy = ingress(&config, &agent, (pve, clock), revoked, &edge).await?;
+    let node = config.node.value.to_string();
+    let mut certificates = Certificates::new(node, (own, hop), tls.ca.clone(), live);
+    if let Some(changed) = caddy {
+        certificates = certificates.notifying(changed);
+    }
+    agent.renew(Arc::new(certificates));
 
     let listen = config.listen.value;
     let listener =
@@ -235,32 +251,31 @@ async fn sweep(shims: Arc<ShimProcesses>, sandboxes: Arc<Sandboxes>, stop: Cance
     }
 }
 
-/// Starts to answer Caddy's route questions, if the node has an ingress.
-fn ingress(
+/// Starts to answer Caddy's route questions, and to keep Caddy as it should be, if the node has an ingress.
+/// Returns who is notified of a new certificate, where the agent has Caddy use it.
+async fn ingress(
     config: &Config,
     agent: &Agent,
-    pve: Arc<dyn Pve>,
-    clock: Arc<dyn Clock>,
+    (pve, clock): (Arc<dyn Pve>, Arc<dyn Clock>),
+    revoked: Arc<Revoked>,
     tasks: &Tasks,
-) -> Result<()> {
+) -> Result<Option<Arc<Notify>>> {
     let (Some(settings), Some(rules)) =
         (caddy_settings::of(config)?, caddy_settings::rules(config)?)
     else {
         tracing::info!("ingress.domain is not set: there is no ingress from the web");
-        return Ok(());
+        return Ok(None);
     };
     let path = &config.ingress.caddy_config;
-    let group = config.ingress.group.as_deref();
-    let (proof, provided) = files::provide(&settings, path, group)
-        .with_context(|| format!("Caddy's configuration, {}", path.display()))?;
-    match provided {
-        Provided::Current => {}
-        Provided::New => tracing::info!(path = %path.display(), "wrote Caddy's configuration"),
-        Provided::Replaced => tracing::warn!(
-            path = %path.display(),
-            "replaced Caddy's configuration, which was another; restart pve-sandbox-ingress if it runs"
-        ),
-    }
+    let proof = Proof::ensure(path)
+        .with_context(|| format!("the proof beside Caddy's configuration, {}", path.display()))?;
+    let keeper = keeper(config, &settings, &proof, &clock)?;
+    // Before the agent is ready, since systemd starts Caddy after that. A refusal is told by the keeper.
+    drop(keeper.write().await);
+    let changed = Arc::new(Notify::new());
+    let reaches_caddy = keeper.reaches_caddy();
+    let stop = agent.tasks().stopping().clone();
+    agent.tasks().spawn(Arc::new(keeper).keep(Arc::clone(&changed), stop));
     let sources = Sources {
         root: config.pve.root.clone(),
         memory: config.state_dir.join("owners"),
@@ -274,14 +289,47 @@ fn ingress(
         domain: settings.domain.clone(),
         sandboxes: Arc::clone(agent.sandboxes()),
     }));
-    let ingress =
-        Ingress { routes: Arc::new(routes), rules, clock, proof, probe: Probe::default() };
+    let ingress = Ingress {
+        routes: Arc::new(routes),
+        rules,
+        clock,
+        proof,
+        probe: Probe::default(),
+        revoked,
+        metrics: Arc::default(),
+    };
     let listener = server::listen(&socket, config.ingress.group.as_deref())
         .with_context(|| format!("listen on {}", socket.display()))?;
     let stop = tasks.stopping().clone();
     tasks.spawn(server::serve(listener, Arc::new(ingress), stop.clone()));
     tasks.spawn(async move { owners.poll(stop).await });
-    Ok(())
+    Ok(reaches_caddy.then_some(changed))
+}
+
+/// Builds the keeper of this node's Caddy.
+fn keeper(
+    config: &Config,
+    settings: &Settings,
+    proof: &Proof,
+    clock: &Arc<dyn Clock>,
+) -> Result<Keeper> {
+    let output = config.run_dir.join("ingress-output");
+    let runner = Runner::new(output.clone(), config.pve.proc.clone(), |_| false, 2)
+        .with_context(|| format!("directory {}", output.display()))?;
+    let group = config.ingress.group.clone();
+    let services = Systemd::of_host(runner.clone(), config.pve.proc.clone(), Arc::clone(clock));
+    if services.is_none() {
+        tracing::info!("systemd does not run this machine: somebody else starts Caddy");
+    }
+    let caddy = Caddy { path: CADDY.into(), runner, user: user_of(group.as_deref()) };
+    let files = Files {
+        config: config.ingress.caddy_config.clone(),
+        group,
+        record: caddy_settings::record(config),
+        problem: caddy_settings::problem(config),
+    };
+    let services = services.map(|systemd| Arc::new(systemd) as Arc<dyn Services>);
+    Ok(Keeper::new(settings.clone(), files, proof.clone(), caddy, services))
 }
 
 /// Checks for problems that would stop `run`, beyond those in the configuration itself.
@@ -296,18 +344,15 @@ pub(crate) fn check(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Writes or prints Caddy's configuration.
-pub(crate) fn render(config: &Config, print: bool) -> Result<()> {
-    let settings = caddy_settings::of(config)?
+/// Prints Caddy's configuration, in the form for the Caddy that is installed.
+pub(crate) fn print_caddy(config: &Config) -> Result<()> {
+    let mut settings = caddy_settings::of(config)?
         .context("ingress.domain is not set: without it there is no way in from the web")?;
-    if print {
-        print!("{}", files::show(&settings));
-        return Ok(());
-    }
-    let ingress = &config.ingress;
-    files::write(&settings, &ingress.caddy_config, ingress.group.as_deref())
-        .with_context(|| format!("cannot write {}", ingress.caddy_config.display()))?;
-    println!("wrote {}", ingress.caddy_config.display());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let told = runtime.block_on(systemctl::ask(Path::new(CADDY), &["version"], VERSION_MAX));
+    let version = told.ok().and_then(|told| told.stdout.parse::<Version>().ok());
+    settings.generation = version.map_or(Generation::Before, Version::generation);
+    print!("{}", caddy::show(&settings));
     Ok(())
 }
 

@@ -41,7 +41,16 @@ fn settings(node: &Node) -> Settings {
         route_socket: PlainPath::try_from(socket.as_path()).expect("a plain path"),
         https: true,
         peers: None,
+        access_log: None,
+        generation: node::generation(),
     }
+}
+
+/// Writes the configuration as the agent does.
+fn put_back(node: &Node) {
+    let config = node.dir.join("caddy.json");
+    let proof = caddy::Proof::ensure(&config).expect("a proof");
+    caddy::put(&config, &caddy::text(&settings(node), &proof), None).expect("written");
 }
 
 #[track_caller]
@@ -62,7 +71,8 @@ async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
     let text = format!(
         "state_dir = \"{}\"\n[pve]\nroot = \"{}\"\n[network]\nbridge = \"vmbr1\"\n\
          gateway = \"10.100.1.1\"\npool = \"10.100.1.0/24\"\n[ingress]\ndomain = \"{DOMAIN}\"\n\
-         public = [\"{}\"]\ncaddy_config = \"{}\"\nsocket = \"{}\"\n",
+         public = [\"{}\"]\ncaddy_config = \"{}\"\nsocket = \"{}\"\n\
+         access_log = \"\"\n",
         path("state"),
         path("pve"),
         node.public,
@@ -76,7 +86,7 @@ async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
     let found = findings(&node).await;
     assert_eq!(names(&found), ["caddy-config"], "{found:?}");
     assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("restart")), "{found:?}");
-    caddy::provide(&settings(&node), &config, None).expect("as the agent does at its start");
+    put_back(&node);
     assert_eq!(findings(&node).await, []);
 
     // The agent is gone: Caddy waits for it.
@@ -96,13 +106,13 @@ async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
     assert_eq!(findings(&node).await, []);
 
     // A configuration that is newer than the Caddy that runs: that has another proof.
-    caddy::write(&settings(&node), &config, None).expect("written");
+    put_back(&node);
     let later = fs::metadata(&config).and_then(|about| about.modified()).expect("a time");
     let file = fs::File::options().write(true).open(&config).expect("opened");
     file.set_modified(later + Duration::from_secs(30)).expect("set");
     let found = findings(&node).await;
     assert_eq!(names(&found), ["caddy-config"], "{found:?}");
-    assert_eq!(found[0].remedy.as_deref(), Some("systemctl restart pve-sandbox-ingress"));
+    assert_eq!(found[0].remedy.as_deref(), Some("systemctl restart pve-sandbox-agent"));
     file.set_modified(later).expect("set");
     node.kill_caddy();
     node.start_caddy().await;

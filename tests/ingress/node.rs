@@ -21,8 +21,10 @@ use agent::{
         probe::Probe,
         server::{self, Ingress},
         settings::{Peers, PlainPath, Settings},
+        version::{Generation, Version},
     },
     journal::AccessKey,
+    revoked::Revoked,
 };
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
@@ -50,6 +52,14 @@ pub(crate) fn caddy() -> Option<PathBuf> {
         found.display()
     );
     Some(found)
+}
+
+/// Returns the form of the configuration for the Caddy to test.
+#[expect(clippy::disallowed_methods, reason = "tests start Caddy themselves")]
+pub(crate) fn generation() -> Generation {
+    let told = Command::new(caddy().expect("not skipped")).arg("version").output();
+    let told = String::from_utf8(told.expect("Caddy starts").stdout).expect("text");
+    told.parse::<Version>().expect("a version").generation()
 }
 
 /// Returns from the test if the tests are skipped.
@@ -195,6 +205,8 @@ impl Agent {
             clock: Arc::new(SystemClock::default()),
             proof: Proof::read(&dir.join("caddy.json")).expect("a proof"),
             probe: Probe::default(),
+            revoked: Arc::new(Revoked::load(dir.join("revoked")).expect("a list")),
+            metrics: Arc::default(),
         });
         let listener = {
             let _inside = runtime.enter();
@@ -262,11 +274,13 @@ impl Node {
                 cert: plain(pki.join("node.crt")),
                 key: plain(pki.join("node.key")),
             }),
+            access_log: Some(plain(dir.join("access.log"))),
+            generation: generation(),
         };
         let config = dir.join("caddy.json");
-        caddy::write(&settings, &config, None).expect("a configuration");
-        let mut json =
-            serde_json::from_slice(&std::fs::read(&config).expect("readable")).expect("it is JSON");
+        let proof = Proof::ensure(&config).expect("a proof");
+        let text = caddy::text(&settings, &proof);
+        let mut json = serde_json::from_str(&text).expect("it is JSON");
         change(&mut json);
         std::fs::write(&config, json.to_string()).expect("writable");
         let table = Arc::new(Table::default());

@@ -1,5 +1,5 @@
 use agent::ingress::{
-    caddy::{self, Provided},
+    caddy::{self, Proof},
     settings::{Peers, PlainPath, Settings},
 };
 
@@ -20,6 +20,8 @@ fn caddy_accepts_the_rendered_configuration() {
         route_socket: plain(pki.path().join("route.sock")),
         https: true,
         peers: None,
+        access_log: Some(plain(pki.path().join("access.log"))),
+        generation: node::generation(),
     };
     let peers = Peers {
         listen: node::at(1, 8481),
@@ -29,7 +31,8 @@ fn caddy_accepts_the_rendered_configuration() {
     };
     for settings in [alone.clone(), Settings { peers: Some(peers), https: false, ..alone }] {
         let path = pki.path().join("caddy.json");
-        caddy::write(&settings, &path, None).expect("written");
+        let proof = Proof::ensure(&path).expect("a proof");
+        caddy::put(&path, &caddy::text(&settings, &proof), None).expect("written");
         node::validate(&path).expect("valid");
     }
     // Caddy refuses an unknown field: the check is effective.
@@ -59,13 +62,13 @@ fn controller_certificates_and_agent_files_make_a_valid_ingress() {
             cert: plain(tls.join("ingress-node.crt")),
             key: plain(tls.join("ingress-node.key")),
         }),
+        access_log: None,
+        generation: node::generation(),
     };
     let path = dir.path().join("caddy.json");
     // `check-config` finds no obstacle, and the agent creates what is missing.
     assert_eq!(caddy::obstacles(&settings, &path, None), []);
-    let (proof, provided) = caddy::provide(&settings, &path, None).expect("provided");
-    assert_eq!(provided, Provided::New);
+    let proof = Proof::ensure(&path).expect("a proof");
+    caddy::put(&path, &caddy::text(&settings, &proof), None).expect("written");
     node::validate(&path).expect("valid");
-    let (again, provided) = caddy::provide(&settings, &path, None).expect("provided");
-    assert_eq!((again == proof, provided), (true, Provided::Current));
 }

@@ -398,6 +398,8 @@ pub struct Ingress {
     pub group: Option<String>,
     /// File for Caddy's configuration, which the agent renders.
     pub caddy_config: PathBuf,
+    /// File for a line about each web request; empty: none is written.
+    pub access_log: PathBuf,
     /// Certificates for connections between the nodes' Caddys.
     pub tls: Tls,
 }
@@ -413,6 +415,7 @@ impl Default for Ingress {
             socket: None,
             group: None,
             caddy_config: "/etc/pve-sandbox/caddy.json".into(),
+            access_log: "/var/log/pve-sandbox-ingress/access.log".into(),
             tls: Tls::named("ingress-"),
         }
     }

@@ -5,7 +5,12 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 use daemon::doctor::{certificate, reach::Listener};
 use proto::{id::Vmid, name::SnapshotId};
 
-use crate::{detect::OnBridge, ingress::caddy::Obstacle, pve::Cluster, sys::privileges::Missing};
+use crate::{
+    detect::OnBridge,
+    ingress::{caddy::Obstacle, listeners::Listener as WebListener, version::Version},
+    pve::Cluster,
+    sys::privileges::Missing,
+};
 
 /// Observations that need no configuration, and those that do.
 #[derive(Debug, Clone, Default)]
@@ -150,6 +155,14 @@ pub struct Ingress {
     pub public: Vec<(SocketAddr, WebAnswer)>,
     /// Whether the agent's route server answers.
     pub routes: bool,
+    /// Whether the Caddy that the agent has started reads these files; `None` where the agent starts none.
+    pub used: Option<bool>,
+    /// Version of Caddy, if it tells one.
+    pub version: Option<Version>,
+    /// Reason that the agent has left why Caddy is not as it should be.
+    pub problem: Option<String>,
+    /// Other programs that listen where clients reach Caddy.
+    pub strays: Vec<(SocketAddr, WebListener)>,
 }
 
 /// Caddy's configuration on the disk.

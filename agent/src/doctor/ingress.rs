@@ -6,11 +6,9 @@ use super::{
     facts::{Ingress, Node, WebAnswer, Written},
     listeners_of,
 };
-use crate::config::Config;
+use crate::{config::Config, ingress::version::Version};
 
 const AGENT: &str = "systemctl restart pve-sandbox-agent";
-const CADDY: &str = "systemctl restart pve-sandbox-ingress";
-const BOTH: &str = "systemctl restart pve-sandbox-agent; systemctl restart pve-sandbox-ingress";
 
 /// Difference between two clocks of the kernel, milliseconds: the start of a process is known less exactly.
 const SLACK_MS: u64 = 2000;
@@ -62,13 +60,18 @@ pub(super) fn caddy(config: &Config, node: &Node) -> Vec<Check> {
                     failed("Caddy gets no answer from the agent", AGENT.to_owned())
                 }
                 WebAnswer::OtherDomain => {
-                    failed("Caddy runs with the configuration of another domain", CADDY.to_owned())
+                    failed("Caddy runs with the configuration of another domain", AGENT.to_owned())
                 }
                 WebAnswer::Other => failed("something else listens there", listeners_of(local)),
             }
         })
         .collect();
     checks.push(proof(config, ingress));
+    checks.extend(ingress.version.map(version));
+    checks.extend(ingress.strays.iter().map(|(address, stray)| {
+        let found = format!("{} (pid {}) listens there, too", stray.argv.join(" "), stray.pid);
+        Check::failed("caddy-listeners", address.to_string(), found, listeners_of(*address))
+    }));
     let socket = config.ingress.socket.as_deref().map(|path| path.display().to_string());
     let socket = socket.unwrap_or_default();
     checks.push(match ingress.routes {
@@ -78,22 +81,47 @@ pub(super) fn caddy(config: &Config, node: &Node) -> Vec<Check> {
     checks
 }
 
+/// Judges the version. The configuration avoids the fault of earlier ones.
+fn version(version: Version) -> Check {
+    let subject = version.to_string();
+    if version >= Version::FIXED {
+        return Check::ok("caddy-version", subject, "it has no fault that is known to us");
+    }
+    let found = format!(
+        "below {}: under load it may send a question for the agent to a sandbox; the agent's configuration \
+         avoids that",
+        Version::FIXED
+    );
+    let remedy = "install a later Caddy as /usr/bin/caddy when your distribution has one";
+    Check::warning("caddy-version", subject, found, remedy)
+}
+
 fn proof(config: &Config, ingress: &Ingress) -> Check {
     let path = config.ingress.caddy_config.display().to_string();
-    let is_older = |written: u64, started: u64| written > started + SLACK_MS;
-    match (ingress.written, ingress.written_ms, ingress.started_ms) {
+    let is_older = |written: u64, started: u64| written > started.saturating_add(SLACK_MS);
+    if let Some(problem) = &ingress.problem {
+        let log = "journalctl -u pve-sandbox-agent; once it is mended: systemctl restart pve-sandbox-agent";
+        return Check::failed("caddy-config", path, problem.clone(), log);
+    }
+    // Where the agent starts Caddy, it knows; elsewhere the times tell.
+    let written_ms = match ingress.used {
+        Some(true) => None,
+        Some(false) => Some(u64::MAX),
+        None => ingress.written_ms,
+    };
+    match (ingress.written, written_ms, ingress.started_ms) {
         (Written::Missing, ..) => {
-            Check::failed("caddy-config", path, "missing: the agent writes it at its start", BOTH)
+            Check::failed("caddy-config", path, "missing: the agent writes it at its start", AGENT)
         }
         (Written::Other, ..) => Check::failed(
             "caddy-config",
             path,
-            "not that of the agent's settings and proof: the agent writes it at its start",
-            BOTH,
+            "not that of the agent's settings and proof: the agent puts it back within a minute",
+            AGENT,
         ),
         (Written::Current, Some(written), Some(started)) if is_older(written, started) => {
             let found = "newer than the Caddy that runs: its proof may not be accepted any more";
-            Check::warning("caddy-config", path, found, CADDY)
+            Check::warning("caddy-config", path, found, AGENT)
         }
         (Written::Current, ..) => Check::ok("caddy-config", path, "it has the agent's proof"),
     }

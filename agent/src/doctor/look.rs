@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
+    net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
@@ -32,7 +33,11 @@ use crate::{
     config::Config,
     detect::{self, Roots},
     firewall::render,
-    ingress::caddy,
+    ingress::{
+        caddy, keeper,
+        listeners::{self, Listener as WebListener},
+        version::Version,
+    },
     pve::{ContainerConfig, HostPaths, forbidden, io_limit, pmxcfs, process_limit, storage},
     sandbox,
     sys::{privileges, proc, read},
@@ -87,7 +92,7 @@ async fn node(config: &Config, host: &Host) -> Node {
         counts(host),
         bridge(config, host),
         active(config, storages),
-        ingress(config, files.ingress),
+        ingress(config, host, files.ingress),
         listener(config),
     );
     Node {
@@ -141,6 +146,10 @@ fn no_ingress(why: String) -> Ingress {
         started_ms: None,
         public: Vec::new(),
         routes: false,
+        used: None,
+        version: None,
+        problem: None,
+        strays: Vec::new(),
     }
 }
 
@@ -162,7 +171,7 @@ fn caddy_files(config: &Config, settings: &crate::ingress::settings::Settings) -
     }
 }
 
-async fn ingress(config: &Config, files: Option<Ingress>) -> Option<Ingress> {
+async fn ingress(config: &Config, host: &Host, files: Option<Ingress>) -> Option<Ingress> {
     let (mut ingress, domain) = (files?, config.ingress.domain.as_deref()?);
     let mut public = Vec::new();
     for address in config.ingress.public.iter().take(4) {
@@ -173,7 +182,32 @@ async fn ingress(config: &Config, files: Option<Ingress>) -> Option<Ingress> {
         ingress.routes = contact::routes(socket, domain).await;
     }
     ingress.started_ms = caddy_started(config);
+    let version = systemctl::ask(&host.caddy, &["version"], PATIENCE).await.ok();
+    ingress.version = version.and_then(|told| told.stdout.parse().ok());
+    ingress.used = is_used(config, ingress.version);
+    let problem = read::text(&caddy_settings::problem(config), read::SMALL);
+    ingress.problem = Some(problem).filter(|problem| !problem.is_empty());
+    ingress.strays = strays(config);
     Some(ingress)
+}
+
+/// Returns whether the Caddy that the agent has started last reads the present files.
+fn is_used(config: &Config, version: Option<Version>) -> Option<bool> {
+    let record = keeper::record(&caddy_settings::record(config))?;
+    let settings = caddy_settings::of(config).ok()??;
+    let inputs = keeper::inputs(&settings, &config.ingress.caddy_config, version).ok()?;
+    Some(record.digest == inputs.digest)
+}
+
+/// Lists programs that listen where clients reach Caddy, and that are none of ours.
+fn strays(config: &Config) -> Vec<(SocketAddr, WebListener)> {
+    let ours = config.ingress.caddy_config.to_str().unwrap_or_default();
+    let public = config.ingress.public.iter().take(4);
+    let all = public.flat_map(|address| {
+        let all = listeners::of(&config.pve.proc, *address).into_iter();
+        all.map(|listener| (*address, listener))
+    });
+    all.filter(|(_, listener)| !listener.argv.iter().any(|word| word == ours)).collect()
 }
 
 /// Returns the start of the Caddy that runs with our configuration.

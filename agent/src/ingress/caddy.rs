@@ -8,7 +8,7 @@ use std::{
 use daemon::replace::Access;
 use http::HeaderValue;
 
-use super::{render, settings::Settings};
+use super::{render, settings::Settings, version::Generation};
 use crate::sys::read;
 
 /// Secret by which Caddy recognizes the agent's answers: random, known only to these two.
@@ -28,7 +28,26 @@ impl fmt::Debug for Proof {
 }
 
 impl Proof {
-    /// Reads the proof that `write` left beside a configuration.
+    /// Reads the proof beside a configuration; makes one where there is none. A present one is kept, so that a
+    /// Caddy that runs keeps its routes.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or holds something else.
+    pub fn ensure(config: &Path) -> io::Result<Self> {
+        match Self::read(config) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            read => return read,
+        }
+        let mut random = [0u8; 32];
+        getrandom::fill(&mut random).map_err(io::Error::other)?;
+        let fresh: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        // The Caddy that runs may use the one in its configuration, until it is replaced.
+        let proofs: Vec<_> = [Some(fresh), written(config)].into_iter().flatten().collect();
+        replace(&proof_path(config), 0o600, None, proofs.join("\n").as_bytes())?;
+        Self::read(config)
+    }
+
+    /// Reads the proof beside a configuration. Its file has the extension `proof`, mode 0600.
     ///
     /// # Errors
     /// When the file cannot be read or holds no proof.
@@ -55,6 +74,14 @@ impl Proof {
     }
 }
 
+/// Returns the proof in a configuration that was written before.
+fn written(config: &Path) -> Option<String> {
+    let text = read::whole_text(config, read::LARGE).ok()?;
+    let (_, after) = text.split_once("\"X-Sbx-Proof\"")?;
+    let quoted = after.split('"').nth(1)?;
+    secret(quoted).is_ok().then(|| quoted.to_owned())
+}
+
 fn secret(line: &str) -> io::Result<HeaderValue> {
     if line.len() != 64 || !line.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(io::Error::other("a proof is 64 hexadecimal digits"));
@@ -73,80 +100,29 @@ pub fn show(settings: &Settings) -> String {
     pretty(settings, "(made when the file is written)")
 }
 
-/// Writes the configuration to `path`, mode 0640 for the group that Caddy runs as, with a fresh
-/// proof. The proof goes to the file of the same name with the extension `proof`, mode 0600. The
-/// agent reads that file when it starts, so restart the agent first and Caddy second.
-///
-/// # Errors
-/// When a file cannot be written, or the group does not exist.
-pub fn write(settings: &Settings, path: &Path, group: Option<&str>) -> io::Result<()> {
-    let mut random = [0u8; 32];
-    getrandom::fill(&mut random).map_err(io::Error::other)?;
-    let fresh: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let before = Proof::read(path).ok().map(|proof| proof.newest().to_owned());
-    let proofs: Vec<_> = [Some(fresh.clone()), before].into_iter().flatten().collect();
-    // The agent may know a proof that no Caddy uses yet, but never the other way round.
-    replace(&proof_path(path), 0o600, None, proofs.join("\n").as_bytes())?;
-    replace(path, 0o640, group, pretty(settings, &fresh).as_bytes())
+/// Renders the configuration as text, with the current proof.
+pub fn text(settings: &Settings, proof: &Proof) -> String {
+    pretty(settings, proof.newest())
 }
 
-/// Result of [`provide`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Provided {
-    /// The configuration exists and matches the settings.
-    Current,
-    /// There was no configuration: it was written.
-    New,
-    /// The existing configuration had other settings, another version or no proof: it was replaced.
-    /// A running Caddy still uses the previous one.
-    Replaced,
-}
-
-/// Ensures that Caddy's configuration exists and matches the settings, and returns its proof. An
-/// existing proof is kept, so that a running Caddy keeps its routes.
+/// Replaces a configuration of Caddy: mode 0640 for the group that Caddy runs as.
 ///
 /// # Errors
-/// When a file cannot be read or written, the group does not exist, or the proof file holds no
-/// proof.
-pub fn provide(
-    settings: &Settings,
-    path: &Path,
-    group: Option<&str>,
-) -> io::Result<(Proof, Provided)> {
-    let there = match read::whole_text(path, read::LARGE) {
-        Ok(text) => Some(text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
-        }
-    };
-    match Proof::read(path) {
-        Ok(proof) => {
-            let text = pretty(settings, proof.newest());
-            let provided = match there {
-                Some(there) if there == text => return Ok((proof, Provided::Current)),
-                Some(_) => Provided::Replaced,
-                None => Provided::New,
-            };
-            replace(path, 0o640, group, text.as_bytes())?;
-            Ok((proof, provided))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            write(settings, path, group)?;
-            let provided = if there.is_some() { Provided::Replaced } else { Provided::New };
-            Ok((Proof::read(path)?, provided))
-        }
-        Err(error) => Err(error),
-    }
+/// When the file cannot be written, or the group does not exist.
+pub fn put(path: &Path, text: &str, group: Option<&str>) -> io::Result<()> {
+    replace(path, 0o640, group, text.as_bytes())
 }
 
 /// Returns true when Caddy's configuration has these settings and the agent's current proof.
 ///
+/// It may be in the form for any version of Caddy.
+///
 /// # Errors
 /// When the configuration or the proof cannot be read.
 pub fn is_current(settings: &Settings, path: &Path) -> io::Result<bool> {
-    let there = read::whole_text(path, read::LARGE)?;
-    Ok(there == pretty(settings, Proof::read(path)?.newest()))
+    let (there, proof) = (read::whole_text(path, read::LARGE)?, Proof::read(path)?);
+    let form = |generation| text(&Settings { generation, ..settings.clone() }, &proof);
+    Ok(Generation::ALL.into_iter().any(|generation| there == form(generation)))
 }
 
 /// Reason why the ingress would not start. Its certificates are checked elsewhere.
@@ -278,6 +254,8 @@ mod tests {
             public: vec!["127.0.0.1:8480".parse().expect("an address")],
             route_socket: path("/run/pve-sandbox/route.sock"),
             https: true,
+            access_log: Some(path("/var/log/pve-sandbox-ingress/access.log")),
+            generation: Generation::Before,
             peers: Some(Peers {
                 listen: "10.99.0.1:8481".parse().expect("an address"),
                 ca: path("/etc/pve-sandbox/ingress/ca.crt"),
@@ -296,7 +274,7 @@ mod tests {
     fn configuration_of_a_lone_node_has_no_peers() {
         let alone = Settings { peers: None, ..settings() };
         let text = show(&alone);
-        for word in ["8481", "\"peer\"", "tls"] {
+        for word in ["8481", "\"peer\"", "\"tls\""] {
             assert!(!text.contains(word), "{word}");
         }
     }
@@ -308,53 +286,46 @@ mod tests {
         let mode =
             |path: &Path| std::fs::metadata(path).expect("metadata").permissions().mode() & 0o7777;
         assert!(Proof::read(&path).is_err());
-        write(&settings(), &path, None).expect("written");
-        let first = Proof::read(&path).expect("a proof");
-        write(&settings(), &path, None).expect("written again");
-        let second = Proof::read(&path).expect("a proof");
+        let proof = Proof::ensure(&path).expect("made");
+        assert_eq!(Proof::ensure(&path).expect("kept"), proof);
+        put(&path, &text(&settings(), &proof), None).expect("written");
         assert_eq!((mode(&path), mode(&path.with_extension("proof"))), (0o640, 0o600));
-        // Fresh each time, and the previous one is still valid.
-        assert_eq!((first.values().len(), second.values().len()), (1, 2));
-        assert_ne!(first.values()[0], second.values()[0]);
-        assert_eq!(first.values()[0], second.values()[1]);
-        let text = std::fs::read_to_string(&path).expect("readable");
-        assert!(text.contains(second.values()[0].to_str().expect("text")));
-        assert!(!format!("{second:?}").contains(second.values()[0].to_str().expect("text")));
+        let written = std::fs::read_to_string(&path).expect("readable");
+        assert!(written.contains(proof.newest()));
+        assert!(!format!("{proof:?}").contains(proof.newest()));
         assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 2);
+
+        // A fresh one is made where it was removed, and a Caddy that runs keeps its routes.
+        std::fs::remove_file(path.with_extension("proof")).expect("removed");
+        let fresh = Proof::ensure(&path).expect("made");
+        assert_eq!(fresh.values().len(), 2);
+        assert_eq!(fresh.values()[1], proof.values()[0]);
+        assert_ne!(fresh.values()[0], proof.values()[0]);
+
+        // One of the version before is valid beside the current one.
+        let both = format!("{}\n{}", "a".repeat(64), proof.newest());
+        std::fs::write(path.with_extension("proof"), both).expect("written");
+        let two = Proof::read(&path).expect("two");
+        assert_eq!(two.values().len(), 2);
+        assert_eq!(two.values()[1], proof.values()[0]);
+        // A malformed proof is somebody's mistake and is not overwritten.
+        std::fs::write(path.with_extension("proof"), "short").expect("written");
+        Proof::ensure(&path).expect_err("no proof");
     }
 
     #[test]
-    fn missing_or_changed_configuration_is_written_and_keeps_its_proof() {
+    fn configuration_is_current_in_the_form_for_any_caddy() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("caddy.json");
-        let text = || std::fs::read_to_string(&path).expect("there");
-        let proof = |proof: &Proof| proof.newest().to_owned();
-        let (first, provided) = provide(&settings(), &path, None).expect("written");
-        assert_eq!(provided, Provided::New);
-        assert!(text().contains(first.newest()));
-        assert_eq!(Proof::read(&path).expect("a proof"), first);
-
-        let (again, provided) = provide(&settings(), &path, None).expect("there");
-        assert_eq!((proof(&again), provided), (proof(&first), Provided::Current));
-
+        let proof = Proof::ensure(&path).expect("made");
+        is_current(&settings(), &path).expect_err("none is there");
+        for generation in Generation::ALL {
+            let settings = Settings { generation, ..settings() };
+            put(&path, &text(&settings, &proof), None).expect("written");
+            assert!(is_current(&settings, &path).expect("read"), "{generation:?}");
+        }
         let other = Settings { domain: "other.test".parse().expect("a domain"), ..settings() };
-        let (changed, provided) = provide(&other, &path, None).expect("replaced");
-        assert_eq!((proof(&changed), provided), (proof(&first), Provided::Replaced));
-        assert!(text().contains("other") && text().contains(first.newest()));
-
-        std::fs::remove_file(&path).expect("removed");
-        let (kept, provided) = provide(&other, &path, None).expect("written");
-        assert_eq!((proof(&kept), provided), (proof(&first), Provided::New));
-
-        std::fs::remove_file(path.with_extension("proof")).expect("removed");
-        let (fresh, provided) = provide(&other, &path, None).expect("replaced");
-        assert_eq!(provided, Provided::Replaced);
-        assert_ne!(proof(&fresh), proof(&first));
-        assert!(text().contains(fresh.newest()));
-
-        // A malformed proof is somebody's mistake and is not overwritten.
-        std::fs::write(path.with_extension("proof"), "short").expect("written");
-        provide(&other, &path, None).expect_err("no proof");
+        assert!(!is_current(&other, &path).expect("read"));
     }
 
     #[test]

@@ -124,6 +124,7 @@ mod tests {
             server::{self, Ingress},
         },
         pve::fake::Pace,
+        revoked::Revoked,
         sandbox::tests::{LONG, Node, id},
     };
     use proto::id::{SandboxId, SandboxRef, Vmid};
@@ -161,6 +162,8 @@ mod tests {
             clock: Arc::new(crate::clock::SystemClock::default()),
             proof: Proof::read(&config).expect("a proof"),
             probe: Probe::default(),
+            revoked: Arc::new(Revoked::load(path.with_extension("revoked")).expect("none")),
+            metrics: Arc::default(),
         };
         let stop = CancellationToken::new();
         tokio::spawn(server::serve(listener, Arc::new(ingress), stop.clone()));

@@ -6,20 +6,30 @@
 //! (`peer_directory`, `owner_resolver`). So no request waits for a reload, a port is open only while it is exposed, and
 //! changes to other sandboxes do not disturb an open WebSocket.
 //!
+//! The agent keeps that configuration as it should be (`keeper`), lets Caddy check it (`program`), and has it
+//! used by a second Caddy beside the first (`switch`, `systemd`).
+//!
 //! Depends on `sandbox` and `pve`, not on `rpc` or `reconcile`.
 
 pub mod caddy;
 pub mod check;
 pub mod decide;
 mod headers;
+pub mod keeper;
+pub mod listeners;
+pub mod metrics;
 pub mod owner_resolver;
 pub mod peer_directory;
 pub mod probe;
+pub mod program;
 pub mod render;
 mod replies;
 pub mod routes;
 pub mod server;
 pub mod settings;
+pub mod switch;
+pub mod systemd;
+pub mod version;
 
 use std::{
     collections::BTreeMap,

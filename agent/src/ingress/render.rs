@@ -15,18 +15,27 @@
 //! - The headers of a route are copied into `vars` before the sandbox is asked: the sandbox's own
 //!   response would overwrite them.
 //! - Nothing in it changes at run time, so there is no admin endpoint.
+//! - The access log has no headers and no query: they hold credentials. `user_id` is the only field of it that
+//!   a handler can set in every version, so the request's id and its sandbox are in there.
 
 use serde_json::{Value, json};
 
 use super::{
     decide::{Domain, Via},
     headers,
-    settings::{Peers, Settings},
+    settings::{Peers, PlainPath, Settings},
+    version::Generation,
 };
 
 /// Name in the certificate of every node's peer server. All nodes share it: a name that differs
 /// from request to request would need a transport for each.
 pub const PEER_NAME: &str = "ingress.pve-sandbox.internal";
+
+/// Header of a peer's question with the certificate that the other node's Caddy has shown: DER, base64.
+pub const PEER_CERTIFICATE: &str = "X-Sbx-Peer-Certificate";
+
+/// Name of Caddy's logger of requests.
+const ACCESS_LOGGER: &str = "http.log.access.access";
 
 /// Renders the configuration. The agent's answers carry `proof`.
 pub fn render(settings: &Settings, proof: &str) -> Value {
@@ -39,7 +48,63 @@ pub fn render(settings: &Settings, proof: &str) -> Value {
         ] } });
     }
     apps["http"] = json!({ "grace_period": "10s", "servers": servers });
-    json!({ "admin": { "disabled": true, "config": { "persist": false } }, "apps": apps })
+    let mut all =
+        json!({ "admin": { "disabled": true, "config": { "persist": false } }, "apps": apps });
+    if let Some(file) = &settings.access_log {
+        all["logging"] = access_log(file);
+    }
+    all
+}
+
+/// Renders the logs: one for requests, and Caddy's own on stderr without them.
+fn access_log(file: &PlainPath) -> Value {
+    let delete = json!({ "filter": "delete" });
+    json!({ "logs": {
+        "default": { "exclude": [ACCESS_LOGGER] },
+        "access": {
+            "include": [ACCESS_LOGGER],
+            "writer": {
+                "output": "file",
+                "filename": file.as_str(),
+                "roll_size_mb": 32,
+                "roll_keep": 8,
+                "roll_keep_days": 30,
+            },
+            "encoder": {
+                "format": "filter",
+                "wrap": { "format": "json", "time_format": "rfc3339_nano" },
+                "fields": {
+                    "request>headers": delete,
+                    "request>tls": delete,
+                    "resp_headers": delete,
+                    "request>uri": { "filter": "regexp", "regexp": "[?].*$", "value": "" },
+                },
+            },
+        },
+    } })
+}
+
+/// Makes the request's id and its sandbox the user of the request, for the access log.
+fn log_entry(via: Via) -> Value {
+    let id = match via {
+        Via::Edge => "{http.request.uuid}",
+        // The edge's.
+        Via::Peer => "{http.request.header.X-Request-Id}",
+    };
+    json!({
+        "handler": "map",
+        "source": "{http.request.method}",
+        "destinations": ["{http.auth.user.id}"],
+        "defaults": [format!("{id} {} {{http.vars.sbx_sandbox}}", asks(via))],
+    })
+}
+
+/// Returns the word for the server that asks a route question.
+fn asks(via: Via) -> &'static str {
+    match via {
+        Via::Edge => "edge",
+        Via::Peer => "peer",
+    }
 }
 
 fn public_server(settings: &Settings, proof: &str) -> Value {
@@ -68,7 +133,11 @@ fn peer_server(settings: &Settings, peers: &Peers, proof: &str) -> Value {
 
 /// Renders the common part of both servers.
 fn server(settings: &Settings, via: Via, proof: &str) -> Value {
-    json!({
+    let mut handle = vec![question(settings, via, proof)];
+    if settings.access_log.is_some() {
+        handle.insert(0, log_entry(via));
+    }
+    let mut server = json!({
         "automatic_https": { "disable": true },
         "read_header_timeout": "10s",
         "idle_timeout": "3m",
@@ -80,7 +149,7 @@ fn server(settings: &Settings, via: Via, proof: &str) -> Value {
                     "pattern": host_pattern(&settings.domain),
                 } } }],
                 "terminal": true,
-                "handle": [question(settings, via, proof)],
+                "handle": handle,
             },
             { "handle": [explanation(404, "this host is no sandbox\n")] },
         ],
@@ -88,7 +157,15 @@ fn server(settings: &Settings, via: Via, proof: &str) -> Value {
             "{http.error.status_code}",
             "the sandbox did not answer ({http.error.status_code})\n",
         )] }] },
-    })
+    });
+    if settings.access_log.is_some() {
+        server["logs"] = json!({ "default_logger_name": "access" });
+    }
+    if settings.generation == Generation::Fixed {
+        // Its default of a minute would end an upload that pauses.
+        server["read_idle_timeout"] = json!("10m");
+    }
+    server
 }
 
 /// Builds a coarse filter; the agent parses the host.
@@ -124,6 +201,7 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
             "sbx_user": "{http.reverse_proxy.header.X-Sbx-User}",
             "sbx_access": "{http.reverse_proxy.header.X-Sbx-Access}",
             "sbx_remove": "{http.reverse_proxy.header.X-Sbx-Remove}",
+            "sbx_sandbox": "{http.reverse_proxy.header.X-Sbx-Sandbox}",
         });
         let handlers = [vec![vars], then].concat();
         json!({
@@ -156,10 +234,15 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
         "match": { "status_code": [1, 2] },
         "routes": [{ "handle": [explanation(502, "the node gave no route\n")] }],
     }));
-    let asks = match via {
-        Via::Edge => "edge",
-        Via::Peer => "peer",
-    };
+    let mut set = json!({
+        "X-Forwarded-Method": ["{http.request.method}"],
+        "X-Forwarded-Uri": ["{http.request.uri}"],
+        "X-Forwarded-Host": ["{http.request.host}"],
+    });
+    if via == Via::Peer {
+        // Replaces what the client may have sent by this name.
+        set[PEER_CERTIFICATE] = json!(["{http.request.tls.client.certificate_der_base64}"]);
+    }
     json!({
         "handler": "reverse_proxy",
         "upstreams": [{ "dial": format!("unix/{}", settings.route_socket) }],
@@ -167,7 +250,7 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
         // client's body.
         "rewrite": {
             "method": "GET",
-            "uri": format!("/v1/route?via={asks}&rid={{http.request.uuid}}"),
+            "uri": format!("/v1/route?via={}&rid={{http.request.uuid}}", asks(via)),
         },
         "transport": no_keep_alive(),
         // The time that an agent takes to restart.
@@ -176,11 +259,7 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
         "headers": {
             "request": {
                 "delete": ["Upgrade", "Connection", "Content-Type", "Expect"],
-                "set": {
-                    "X-Forwarded-Method": ["{http.request.method}"],
-                    "X-Forwarded-Uri": ["{http.request.uri}"],
-                    "X-Forwarded-Host": ["{http.request.host}"],
-                },
+                "set": set,
             },
             "response": { "delete": headers::reserved() },
         },

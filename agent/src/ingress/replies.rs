@@ -125,7 +125,7 @@ pub(super) fn refuse(status: StatusCode, why: &'static str, is_page: bool) -> Re
 }
 
 /// Formats a value of ours, or one that was checked, as a header value.
-fn plain(value: impl fmt::Display) -> HeaderValue {
+pub(super) fn plain(value: impl fmt::Display) -> HeaderValue {
     HeaderValue::try_from(value.to_string()).expect("it is plain ASCII")
 }
 

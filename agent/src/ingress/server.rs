@@ -10,8 +10,10 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 use bytes::Bytes;
 use daemon::keyed_count::{Counted, KeyedCount};
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
-    header::{ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, HOST, RETRY_AFTER},
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{
+        ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, RETRY_AFTER,
+    },
 };
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -20,7 +22,7 @@ use proto::id::SandboxRef;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -28,10 +30,15 @@ use super::{
     Owner, Routes, Target,
     caddy::Proof,
     decide::{self, Question, Rules, Unavailable, Verdict, Via},
+    metrics::Metrics,
     probe::{Answer, Probe},
+    render::PEER_CERTIFICATE,
     replies::{self, Reply, Route},
 };
-use crate::clock::Clock;
+use crate::{clock::Clock, revoked::Revoked};
+
+/// Header with the sandbox, for Caddy's access log.
+const SANDBOX: HeaderName = HeaderName::from_static("x-sbx-sandbox");
 
 /// Most concurrent questions; more wait in the socket's backlog.
 const QUESTIONS_MAX: usize = 4096;
@@ -56,6 +63,10 @@ pub struct Ingress {
     pub proof: Proof,
     /// Prober that tests whether something listens.
     pub probe: Probe,
+    /// Nodes whose peers are refused.
+    pub revoked: Arc<Revoked>,
+    /// Counters of the answers.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Creates the socket, for the group that Caddy runs as. An existing socket is replaced in one
@@ -152,8 +163,21 @@ async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>, asked: Asked) {
 impl Ingress {
     async fn answer(&self, request: &Request<Incoming>, asked: &Asked) -> Reply {
         let Some(via) = via(request) else {
+            if request.uri().path() == "/v1/metrics" {
+                return Response::new(Full::new(Bytes::from(self.metrics.text())));
+            }
             return explain(StatusCode::NOT_FOUND, "there is only /v1/route here");
         };
+        let begun = Instant::now();
+        let reply = self.answer_question(request, via, asked).await;
+        self.metrics.count(via, reply.status().as_u16(), begun.elapsed());
+        reply
+    }
+
+    async fn answer_question(&self, request: &Request<Incoming>, via: Via, asked: &Asked) -> Reply {
+        if via == Via::Peer && self.is_revoked(request.headers()) {
+            return explain(StatusCode::FORBIDDEN, "the node that asks has been revoked");
+        }
         let now_s = self.clock.now_ms() / 1000;
         let question = Question::new(via, request.headers(), &self.rules, now_s);
         let name = question.name;
@@ -172,6 +196,13 @@ impl Ingress {
             "route question answered"
         );
         reply
+    }
+
+    /// Returns true when a peer's question came with a revoked certificate. Without one: the Caddy that runs
+    /// has the configuration of an earlier version, and is about to be replaced.
+    fn is_revoked(&self, headers: &HeaderMap) -> bool {
+        let shown = headers.get(PEER_CERTIFICATE);
+        shown.is_some_and(|certificate| self.revoked.refuses(certificate.as_bytes()))
     }
 
     async fn route(&self, question: &Question<'_>) -> Reply {
@@ -197,7 +228,13 @@ impl Ingress {
                     if let Some(target) = &local {
                         self.routes.used(&target.id);
                     }
-                    self.go(&Route { upstream, host: &host, grant: Some(&grant) })
+                    let mut reply = self.go(&Route { upstream, host: &host, grant: Some(&grant) });
+                    if let Some(Target { id, vmid, .. }) = &local {
+                        let port = upstream.port();
+                        let entry = replies::plain(format_args!("{id} vmid={vmid} port={port}"));
+                        reply.headers_mut().insert(SANDBOX, entry);
+                    }
+                    reply
                 }
                 Answer::Refused => self.nothing_listens(local.as_ref(), upstream.port()).await,
                 Answer::Silent => explain(

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, path::Path, str::FromStr};
 
 use proto::id::Invalid;
 
-use super::decide::Domain;
+use super::{decide::Domain, version::Generation};
 
 /// Settings of Caddy's configuration.
 #[derive(Debug, Clone)]
@@ -18,6 +18,10 @@ pub struct Settings {
     pub https: bool,
     /// Peer settings; `None` where there are no other nodes.
     pub peers: Option<Peers>,
+    /// File for a line about each request; `None`: there is no access log.
+    pub access_log: Option<PlainPath>,
+    /// Form of the configuration, by the version of Caddy.
+    pub generation: Generation,
 }
 
 /// Settings of requests between nodes: TLS with certificates of a dedicated CA, since the holder of

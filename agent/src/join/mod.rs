@@ -7,6 +7,7 @@
 //! Every step can be repeated: a run after a crash has the same key, so the same token is good for it
 //! until it expires; a run with a new token replaces all.
 
+pub mod other_caddy;
 mod settings;
 
 use std::{

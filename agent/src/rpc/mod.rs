@@ -42,6 +42,7 @@ use tonic::{
 
 use crate::{
     certificates::Certificates,
+    revoked::Revoked,
     sandbox::{
         Sandboxes,
         drift::{fsck::Check, garbage::Garbage},
@@ -83,6 +84,8 @@ pub struct Rpc {
     checks: Arc<OnceLock<Arc<dyn Check>>>,
     /// Certificates that the controller may renew.
     certificates: Arc<OnceLock<Arc<Certificates>>>,
+    /// Nodes whose peers are refused.
+    revoked: Arc<OnceLock<Arc<Revoked>>>,
     places: Places,
     watches: Arc<Semaphore>,
     streams: exec::Streams,
@@ -99,6 +102,7 @@ impl Rpc {
             garbage,
             checks: Arc::default(),
             certificates: Arc::default(),
+            revoked: Arc::default(),
             execs,
             sandboxes,
             reporter,

@@ -11,6 +11,7 @@
 
 mod pool;
 mod renewal;
+mod revocations;
 mod token;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -73,6 +74,8 @@ pub struct Enrolment {
     /// Held from the look at the pools of others until a node is stored and known with its own, and while
     /// one is revoked.
     joining: tokio::sync::Mutex<()>,
+    /// Notified when a node was revoked or has joined.
+    changed: tokio::sync::Notify,
 }
 
 impl Enrolment {
@@ -84,7 +87,8 @@ impl Enrolment {
         clock: Arc<dyn Clock>,
         settings: Settings,
     ) -> Self {
-        Self { nodes, store, signer, clock, settings, joining: tokio::sync::Mutex::default() }
+        let (joining, changed) = (tokio::sync::Mutex::default(), tokio::sync::Notify::new());
+        Self { nodes, store, signer, clock, settings, joining, changed }
     }
 
     /// Returns the names and addresses that a node may reach the controller by.
@@ -120,6 +124,8 @@ impl Enrolment {
         let node: NodeName = request.node.parse()?;
         let address = checked_address(&request.address)?;
         let token = self.token(&request.token, &node).await?;
+        // Before the signatures: what the node had before this time is refused if it was revoked.
+        let now_ms = self.clock.now_ms();
         let agent = self.signer.agent(&node, &request.agent_csr).map_err(refused)?;
         let hop = self.signer.ingress(&node, &request.ingress_csr).map_err(refused)?;
         // Of two keys this one is the node; a node that repeats its call may have made the other anew.
@@ -137,13 +143,14 @@ impl Enrolment {
                 serial: agent.validity.serial.clone(),
                 not_after_ms: agent.validity.not_after_ms,
             },
-            now_ms: self.clock.now_ms(),
+            now_ms,
         };
         if !self.store.admit(admission).await? {
             return Err(token::invalid(&node));
         }
         self.nodes.certificates().joined(&node, &agent.validity);
         self.nodes.joined(&node, &address);
+        self.changed.notify_one();
         drop(turn);
         tracing::info!(%node, address, pool, "node joined");
         self.log(EventKind::NodeJoined, JOIN, node, format!("its agent is at {address}"));
@@ -176,6 +183,7 @@ impl Enrolment {
         // The store first: after a crash in between, it is refused from the next start on.
         self.store.revoke_node(&node, self.clock.now_ms()).await?;
         self.nodes.certificates().revoke(&node);
+        self.changed.notify_one();
         tracing::warn!(%node, "node revoked");
         let detail = format!("{living} sandboxes are on it");
         self.log(EventKind::NodeRevoked, &caller.token, node, detail);

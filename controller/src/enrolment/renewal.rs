@@ -31,8 +31,13 @@ enum Failure {
 }
 
 impl Enrolment {
-    /// Looks after the certificates of all nodes until `stop`.
+    /// Looks after the certificates of all nodes until `stop`: renews them, and tells each node which of others
+    /// are revoked.
     pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
+        tokio::join!(self.renew_all(&stop), self.tell_revocations(&stop));
+    }
+
+    async fn renew_all(&self, stop: &CancellationToken) {
         // Often enough for the shortest lives, which tests have.
         let pause = (self.signer.lives().agent / 20).min(LOOK);
         loop {

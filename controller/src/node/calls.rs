@@ -48,6 +48,7 @@ calls! {
     CreateSandbox: Agent,
     RequestCertificates: Agent,
     InstallCertificates: Agent,
+    SetRevokedNodes: Agent,
     // Commands, files and measurements in a sandbox.
     Exec: Sandbox,
     ControlExec: Sandbox,

@@ -1,6 +1,6 @@
-//! Calls for the renewal of a node's certificates.
+//! Calls about certificates: the renewal of a node's own, and which of other nodes it refuses.
 
-use proto::agent::v1 as wire;
+use proto::{agent::v1 as wire, name::NodeName};
 use tonic::{Code, Status};
 
 use super::{Client, Result, answer::call, calls::Call, client::QUICK};
@@ -32,6 +32,26 @@ impl Client {
             agent: answer.agent_csr,
             ingress: Some(answer.ingress_csr).filter(|csr| !csr.is_empty()),
         }))
+    }
+
+    /// Replaces the node's list of revoked nodes: each with the time from which on certificates of it are
+    /// accepted again. An agent of before, which has no such call, goes on as it is.
+    pub async fn set_revoked_nodes(&self, epoch: u64, nodes: &[(NodeName, u64)]) -> Result<()> {
+        let revoked = |(node, from): &(NodeName, u64)| wire::RevokedNode {
+            node: node.to_string(),
+            accepted_from_ms: *from,
+        };
+        let nodes = nodes.iter().map(revoked).collect();
+        let mut client = self.certificates();
+        let answer = async {
+            match client.set_revoked_nodes(wire::SetRevokedNodesRequest { epoch, nodes }).await {
+                Err(status) if is_unknown(&status) => {
+                    Ok(tonic::Response::new(wire::SetRevokedNodesResponse {}))
+                }
+                answer => answer,
+            }
+        };
+        call(Call::SetRevokedNodes, QUICK, answer).await.map(drop)
     }
 
     /// Hands certificates over. Returns whether Caddy must be restarted to use its own.
