@@ -31,8 +31,8 @@ impl Routes for NodeRoutes {
     fn local(&self, sandbox: SandboxRef) -> Option<Target> {
         Some(match self.sandboxes.known(&sandbox)? {
             Known::Live(record) => target(&record),
-            Known::Ended(Tombstone { id, vmid, .. }) => {
-                Target { id, vmid, state: State::Gone, ip: None, ports: Default::default() }
+            Known::Ended(Tombstone { id, vmid, team, .. }) => {
+                Target { id, vmid, team, state: State::Gone, ip: None, ports: Default::default() }
             }
         })
     }
@@ -63,6 +63,7 @@ fn target(record: &Record) -> Target {
     Target {
         id: record.id,
         vmid: record.vmid,
+        team: record.team.clone(),
         state: match record.phase {
             Phase::Running => State::Running,
             Phase::Paused => State::Paused { wakes: record.wake_on.http },

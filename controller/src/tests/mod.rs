@@ -172,7 +172,9 @@ impl Lab {
             creates: self.options.clone(),
             events: self.events.clone(),
             limits: self.limits.clone(),
-            urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test:8480").expect("template"),
+            urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test:8480")
+                .expect("template")
+                .into(),
         })
         .await
         .expect("a controller");
