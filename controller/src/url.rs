@@ -100,8 +100,12 @@ impl FromStr for AddressPrefix {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let numbers = text.strip_suffix('.').unwrap_or(text).split('.');
-        let plain = |number: &str| (number == "0" || !number.starts_with('0')).then_some(number);
-        let numbers: Option<Vec<u8>> = numbers.map(|number| plain(number)?.parse().ok()).collect();
+        let number = |text: &str| {
+            let plain = text.bytes().all(|byte| byte.is_ascii_digit());
+            let number = text.parse::<u8>().ok().filter(|_| plain)?;
+            (text == "0" || !text.starts_with('0')).then_some(number)
+        };
+        let numbers: Option<Vec<u8>> = numbers.map(number).collect();
         numbers.filter(|numbers| (1..=4).contains(&numbers.len())).map(Self).ok_or_else(|| {
             "must be the first numbers of an IPv4 address, such as `10.100.`".to_owned()
         })
