@@ -14,6 +14,7 @@ use agent::{
     ingress::{
         caddy::{self, Proof},
         check::IngressCheck,
+        hold::Holds,
         keeper::{Files, Keeper},
         owner_resolver::{Owners, Sources},
         probe::Probe,
@@ -297,6 +298,7 @@ async fn ingress(
         probe: Probe::default(),
         revoked,
         metrics: Arc::default(),
+        holds: Holds::new(caddy_settings::holds(&config.ingress.wake)),
     };
     let listener = server::listen(&socket, config.ingress.group.as_deref())
         .with_context(|| format!("listen on {}", socket.display()))?;

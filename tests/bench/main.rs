@@ -17,6 +17,7 @@ mod pause;
 mod placement;
 mod recovery;
 mod verdict;
+mod wake;
 mod world;
 
 use std::time::Duration;
@@ -42,6 +43,7 @@ const PARTS: [&str; 11] = [
     "exec",
     "inside",
     "pause",
+    "wake",
     "burst",
     "abuse",
     "isolation",
@@ -88,6 +90,7 @@ async fn main() -> Result<()> {
             "exec" => exec_true(&world, &mut figures).await?,
             "inside" => inside::measure(&world, &mut figures).await?,
             "pause" => pause::pause_and_resume(&world, &mut figures).await?,
+            "wake" => wake::measure(&world, &mut figures).await?,
             "isolation" => isolation::measure(&world, &mut figures).await?,
             "abuse" => abuse::measure(&world, &mut figures).await?,
             RECOVERY => recovery::measure(&mut figures).await?,

@@ -118,6 +118,7 @@ mod tests {
             Owner, Routes, Target,
             caddy::Proof,
             decide::Rules,
+            hold::{Holds, Limits},
             owner_resolver::{Owners, Sources},
             probe::Probe,
             routes::NodeRoutes,
@@ -164,6 +165,7 @@ mod tests {
             probe: Probe::default(),
             revoked: Arc::new(Revoked::load(path.with_extension("revoked")).expect("none")),
             metrics: Arc::default(),
+            holds: Holds::new(Limits::default()),
         };
         let stop = CancellationToken::new();
         tokio::spawn(server::serve(listener, Arc::new(ingress), stop.clone()));

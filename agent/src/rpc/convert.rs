@@ -132,6 +132,7 @@ fn lifetime(lifetime: &Lifetime) -> wire::Lifetime {
         ttl_action: wire::ExpiryAction::from(lifetime.ttl_action).into(),
         idle: duration(lifetime.idle_ms),
         idle_action: wire::ExpiryAction::from(lifetime.idle_action).into(),
+        idle_cpu: Some(lifetime.idle_cpu),
     }
 }
 

@@ -7,6 +7,7 @@ use proto::{
 };
 use serde_json::json;
 
+use super::url::note_bypass;
 use crate::{
     client::{Controller, patient, promised},
     failure::Failure,
@@ -67,9 +68,11 @@ pub(super) async fn run(
         output.value(&json!({
             "id": id, "name": service.name, "port": service.port, "url": service.url,
             "visibility": service.visibility().word(),
+            "bypasses_access": service.bypasses_access,
         }))?;
     } else {
         output.line(&service.url)?;
+        note_bypass(std::slice::from_ref(&service), output);
         match service.visibility() {
             wire::Visibility::Unspecified | wire::Visibility::Public => {}
             wire::Visibility::Private => output.note("it is private: a port forward reaches it"),

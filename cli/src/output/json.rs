@@ -45,6 +45,7 @@ pub struct Lifetime {
     ttl_action: &'static str,
     idle_s: u64,
     idle_action: &'static str,
+    idle_cpu: u32,
 }
 
 /// JSON of the events that wake a paused sandbox.
@@ -70,6 +71,7 @@ pub struct Service<'a> {
     port: u32,
     url: &'a str,
     visibility: &'static str,
+    bypasses_access: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -108,6 +110,7 @@ pub fn service(service: &wire::HttpService) -> Service<'_> {
         port: service.port,
         url: &service.url,
         visibility: service.visibility().word(),
+        bypasses_access: service.bypasses_access,
     }
 }
 
@@ -183,6 +186,7 @@ fn lifetime(lifetime: Option<wire::Lifetime>) -> Lifetime {
         ttl_action: expiry_action(rules.ttl_action()),
         idle_s: seconds(rules.idle),
         idle_action: expiry_action(rules.idle_action()),
+        idle_cpu: rules.idle_cpu(),
     }
 }
 

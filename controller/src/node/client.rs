@@ -258,8 +258,8 @@ impl Client {
         let service = api::HttpService {
             name: name.to_string(),
             port: (*port).into(),
-            url: String::new(),
             visibility: wanted.into(),
+            ..api::HttpService::default()
         };
         let request = wire::ExposeHttpServiceRequest {
             epoch,

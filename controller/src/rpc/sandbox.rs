@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     sandbox::{Caller, Error, EventItem, EventQuery, Sandboxes},
-    url::UrlTemplate,
+    url::Urls,
 };
 
 pub(super) type Answer<T> = Result<Response<T>, Status>;
@@ -26,7 +26,7 @@ pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Sen
 #[derive(Debug)]
 pub(super) struct Rpc {
     pub(super) sandboxes: Arc<Sandboxes>,
-    pub(super) urls: Arc<UrlTemplate>,
+    pub(super) urls: Arc<Urls>,
 }
 
 impl Rpc {
@@ -365,10 +365,15 @@ impl SandboxService for Rpc {
     ) -> Answer<ExposeHttpServiceResponse> {
         let (caller, ask) = split(request)?;
         let (sandbox, name) = self.sandboxes.expose(&caller, &ask).await?;
-        let url = self.urls.url(ask.port, sandbox.vmid, &sandbox.id);
+        let url = self.urls.of(&sandbox, ask.port);
         let same_port = sandbox.services.iter().find(|service| service.port == ask.port);
-        let visibility = same_port.map(|service| service.visibility).unwrap_or_default();
-        let service = HttpService { name: name.to_string(), port: ask.port, url, visibility };
+        let service = HttpService {
+            name: name.to_string(),
+            port: ask.port,
+            url: url.text,
+            visibility: same_port.map(|service| service.visibility).unwrap_or_default(),
+            bypasses_access: url.bypasses_access,
+        };
         Ok(Response::new(ExposeHttpServiceResponse { service: Some(service) }))
     }
 

@@ -382,7 +382,7 @@ async fn impossible_request_is_refused_at_once() {
                 name: "x".into(),
                 port: 1,
                 url: "http://x".into(),
-                visibility: 0,
+                ..Default::default()
             }]
         },
         |r| r.services = vec![HttpService { name: "x\n".into(), port: 1, ..Default::default() }],

@@ -144,6 +144,7 @@ fn target(state: State) -> Target {
     Target {
         id: ID.parse().expect("an id"),
         vmid: vmid(100_001),
+        team: "red".parse().expect("a team"),
         state,
         ip: Some([10, 100, 1, 5].into()),
         ports: BTreeMap::from([(port(8000), OpenPort::PUBLIC)]),

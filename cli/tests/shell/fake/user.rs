@@ -397,7 +397,7 @@ impl SandboxService for Service {
         let url = format!("http://port-{port}-{id}.sandbox.localhost");
         let name = if name.is_empty() { format!("port-{port}") } else { name };
         Ok(Response::new(ExposeHttpServiceResponse {
-            service: Some(HttpService { name, port, url, visibility }),
+            service: Some(HttpService { name, port, url, visibility, ..HttpService::default() }),
         }))
     }
 
@@ -411,7 +411,7 @@ impl SandboxService for Service {
         }
         let sandbox = known(&id, Phase::Running)?;
         let named =
-            |name: &str| HttpService { name: name.into(), port: 8080, ..Default::default() };
+            |name: &str| HttpService { name: name.into(), port: 8080, ..HttpService::default() };
         let closed = vec![named("web"), named("www")];
         Ok(Response::new(HideHttpServiceResponse { sandbox, closed }))
     }
