@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     Controller, Parts,
+    access::ssh_keys,
     audit::Audit,
     ca::{self, Own, Signer},
     clock::{SystemClock, SystemRandom},
@@ -25,6 +26,7 @@ use crate::{
     enrolment::Settings,
     node::TlsConnector,
     setup::{self, Setup},
+    ssh,
     store::{Store, sqlite::Sqlite},
     token_command::TokenCommand,
 };
@@ -211,6 +213,9 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
             tracing::error!(%error, "no client certificate can be made: no CA");
         }
     }
+    if let Some((server, listener)) = ssh_server(&config, &controller).await? {
+        tokio::spawn(server.serve(listener));
+    }
     let renewal = tokio::spawn(own.keep(live, stop.clone()));
     let (ready, all) = controller.settled(FIRST_CONTACT).await;
     let epoch = controller.sandboxes().nodes().epoch.get();
@@ -229,6 +234,27 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
     audit.close().await;
     renewal.await.context("the renewal of the controller's certificate failed")?;
     served.context("serving failed")
+}
+
+/// Makes the SSH server and its listener, if the configuration has one.
+async fn ssh_server(
+    config: &Config,
+    controller: &Controller,
+) -> anyhow::Result<Option<(ssh::Server, TcpListener)>> {
+    let Some(ssh) = &config.ssh else { return Ok(None) };
+    let address = ssh.listen;
+    let settings = ssh::Settings {
+        host: ssh.host.clone(),
+        port: ssh.public_port.unwrap_or(address.port()),
+        connections_max: ssh.connections_max,
+    };
+    let key = ssh::host_key::load_or_make(&config.data_dir)?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} for SSH"))?;
+    let fingerprint = ssh_keys::fingerprint_of(key.public_key());
+    tracing::info!(%address, fingerprint, "serving SSH");
+    Ok(Some((controller.ssh(key, &settings), listener)))
 }
 
 /// Lets callers show certificates of their CA, which is made where an earlier version had none. Without it,

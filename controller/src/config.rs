@@ -68,6 +68,8 @@ pub struct Config {
     /// Configured nodes.
     #[serde(default, rename = "node")]
     pub nodes: Vec<Node>,
+    /// SSH server. Without it there is none.
+    pub ssh: Option<Ssh>,
     /// Bounds of the API.
     #[serde(default)]
     pub limits: ApiLimits,
@@ -115,6 +117,26 @@ pub struct Tls {
     /// Life of the certificates that renew themselves, seconds: the controller's and the agents'. They
     /// are renewed at half of it.
     pub life_s: Option<u64>,
+}
+
+/// SSH server.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ssh {
+    /// Listen address.
+    pub listen: SocketAddr,
+    /// Host name for clients; empty: the one by which they reach the API.
+    #[serde(default)]
+    pub host: String,
+    /// Port for clients, where it is not that of `listen`.
+    pub public_port: Option<u16>,
+    /// Most connections of all teams that are logged in; a team may have half of them.
+    #[serde(default = "default_ssh_connections_max")]
+    pub connections_max: usize,
+}
+
+const fn default_ssh_connections_max() -> usize {
+    1024
 }
 
 /// Retention of the audit log.
@@ -426,6 +448,18 @@ impl Config {
             self.limits.streams_per_connection != Some(0),
             "limits.streams_per_connection must be at least 1".into(),
         );
+        if let Some(ssh) = &self.ssh {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+            must(
+                ssh.host.len() <= 253 && ssh.host.chars().all(plain) && !ssh.host.starts_with('-'),
+                "ssh.host must be a host name or an address".into(),
+            );
+            must(ssh.public_port != Some(0), "ssh.public_port must be 1 to 65535".into());
+            must(
+                (2..=100_000).contains(&ssh.connections_max),
+                "ssh.connections_max must be 2 to 100000".into(),
+            );
+        }
         must(self.create.creates_max > 0, "create.creates_max must be at least 1".into());
         must(self.create.patience_s > 0, "create.patience_s must be at least 1".into());
         must(self.create.deadline_s >= 30, "create.deadline_s must be at least 30".into());

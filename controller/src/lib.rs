@@ -9,6 +9,7 @@
 //!         -> inventory/ (all sandboxes, as the nodes report them)
 //!         -> events/ (the log of what happened; derivation is pure)
 //!    -> access/ (tokens: who may call)
+//!  ssh/ (russh; key -> team)            the same domain: commands and forwards of one sandbox
 //!    -> audit/ (the log of calls, a chain of hashes in files)
 //!         -> store/ (intent and the log: SQLite, or memory)
 //! ```
@@ -33,6 +34,7 @@ pub mod placement;
 pub mod rpc;
 pub mod sandbox;
 pub mod setup;
+pub mod ssh;
 pub mod store;
 pub mod token;
 mod token_command;
@@ -91,6 +93,7 @@ pub struct Controller {
     sandboxes: Arc<Sandboxes>,
     api: rpc::Api,
     access: Arc<Access>,
+    audit: Audit,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     tasks: TaskTracker,
@@ -127,8 +130,9 @@ impl Controller {
         let (ends, until) = (access.clone(), stop.clone());
         tasks.spawn(async move { ends.end_calls_of_ended_tokens(until).await });
         let (audit, urls, limits) = (parts.audit, parts.urls, parts.limits);
-        let api = rpc::Api::new(sandboxes.clone(), access.clone(), audit, urls, limits).await;
-        Ok(Self { sandboxes, api, access, store: parts.store, clock, tasks, stop })
+        let api = rpc::Api::new(sandboxes.clone(), access.clone(), audit.clone(), urls, limits);
+        let api = api.await;
+        Ok(Self { sandboxes, api, access, audit, store: parts.store, clock, tasks, stop })
     }
 
     /// Returns the gRPC services, which can be served over any stream of connections.
@@ -148,6 +152,20 @@ impl Controller {
     /// Lets tokens be client certificates.
     pub fn certify(&self, signer: ca::ClientSigner) {
         self.access.certify(signer);
+    }
+
+    /// Makes the SSH server, and tells clients of it. Called once.
+    pub fn ssh(&self, key: russh::keys::PrivateKey, settings: &ssh::Settings) -> ssh::Server {
+        self.api.announce_ssh(ssh::announcement(&key, settings));
+        let services = ssh::Services {
+            sandboxes: self.sandboxes.clone(),
+            access: self.access.clone(),
+            audit: self.audit.clone(),
+            permits: self.api.permits(),
+            tasks: self.tasks.clone(),
+            stop: self.stop.clone(),
+        };
+        ssh::Server::new(key, settings, services)
     }
 
     /// Returns the domain, for programs that run the controller in their own process.

@@ -89,6 +89,30 @@ pub fn bind_to_key(issued: &mut Issued, key: &[u8; 32]) {
     issued.token.hash = hash_of_key(key);
 }
 
+/// First byte of the hash of a token whose secret is an SSH key.
+const OF_SSH_KEY: u8 = 2;
+
+/// Returns the hash of the tokens of an SSH key; `key` is its form on the wire. No text and no client
+/// certificate has such a hash.
+pub fn hash_of_ssh_key(key: &[u8]) -> Vec<u8> {
+    std::iter::once(OF_SSH_KEY).chain(Sha256::digest(key)).collect()
+}
+
+/// Returns the SHA-256 of the SSH key of a token; `None` for a token of another kind.
+pub fn ssh_fingerprint(token: &store::Token) -> Option<&[u8]> {
+    token
+        .hash
+        .split_first()
+        .filter(|(kind, hash)| **kind == OF_SSH_KEY && hash.len() == 32)
+        .map(|(_, hash)| hash)
+}
+
+/// Makes the token of an SSH key.
+pub fn bind_to_ssh_key(issued: &mut Issued, key: &[u8]) {
+    issued.secret.clear();
+    issued.token.hash = hash_of_ssh_key(key);
+}
+
 fn hash_of_key(key: &[u8; 32]) -> Vec<u8> {
     std::iter::once(OF_KEY).chain(*key).collect()
 }

@@ -95,6 +95,8 @@ impl TokenCommand {
                             "team {team} has a token {name} already; give another --name"
                         );
                     }
+                    // Only SSH keys have this answer.
+                    Added::KeyTaken => anyhow::bail!("the team has this key already"),
                     Added::Full => anyhow::bail!("the team has too many tokens; revoke some"),
                 }
                 let format = Format::named(&format).unwrap_or_default();

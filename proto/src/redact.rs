@@ -53,7 +53,7 @@ message!(api::ExecStart {
     id, user, timeout, tty, window, exec_id, detached;
     command, cwd, env
 });
-one_of!(api::exec_start::Command { ; Argv, Shell });
+one_of!(api::exec_start::Command { Sftp ; Argv, Shell });
 message!(api::Argv { ; args });
 message!(api::ExecRequest { message; });
 one_of!(api::exec_request::Message { Start, StdinEof, Resize, Signal, Attach; Stdin });

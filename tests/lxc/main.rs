@@ -33,6 +33,7 @@ mod recover;
 mod resize;
 mod secrets;
 mod shims;
+mod ssh;
 mod stalls;
 mod stop;
 mod stuck;

@@ -87,8 +87,10 @@ const CONTROLLER: &[Rule] = &[
             "enrolment",
             "inventory",
             "node",
+            "access",
             "rpc",
             "setup",
+            "ssh",
             "store",
             "token_command",
         ],
@@ -113,8 +115,9 @@ const CONTROLLER: &[Rule] = &[
             "url",
         ],
     ),
+    ("ssh", &["access", "audit", "rpc", "sandbox", "store"]),
     ("enrolment", &["ca", "clock", "events", "node", "sandbox", "store", "token"]),
-    ("setup", &["ca", "clock", "config", "enrolment", "rpc", "store", "token"]),
+    ("setup", &["access", "ca", "clock", "config", "enrolment", "rpc", "ssh", "store", "token"]),
     ("sandbox", &["clock", "events", "inventory", "node", "placement", "store", "token"]),
     ("node", &["clock", "events", "inventory", "placement", "store"]),
     ("inventory", &["clock", "store"]),
@@ -244,9 +247,11 @@ fn crates_depend_only_on_lower_layers() {
         ("daemon", &["proto"]),
         // Its tests make archives.
         ("agent", &["proto", "daemon", "helper", "archive"]),
-        ("agent/helper", &["archive"]),
+        ("agent/helper", &["archive", "sftp"]),
+        ("sftp", &[]),
         ("archive", &[]),
-        ("controller", &["proto", "daemon"]),
+        // Its tests are sandboxes themselves.
+        ("controller", &["proto", "daemon", "sftp"]),
         ("cli", &["proto", "daemon", "archive"]),
     ];
     let ours = [
@@ -255,6 +260,7 @@ fn crates_depend_only_on_lower_layers() {
         "archive",
         "agent",
         "helper",
+        "sftp",
         "controller",
         "cli",
         "lab",

@@ -138,6 +138,8 @@ pub enum Task {
     Program(Vec<String>),
     /// A file operation, which the helper does itself.
     Files(FileTask),
+    /// An SFTP server on stdin and stdout, which the helper is itself.
+    Sftp,
 }
 
 /// Arguments are not shown: they may be secrets.
@@ -146,6 +148,7 @@ impl fmt::Debug for Task {
         match self {
             Self::Program(argv) => write!(f, "Program({} words)", argv.len()),
             Self::Files(task) => write!(f, "Files({task:?})"),
+            Self::Sftp => f.write_str("Sftp"),
         }
     }
 }

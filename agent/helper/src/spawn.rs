@@ -120,10 +120,14 @@ impl Unborn {
                 }
                 NotRun::TooLate => Refusal::TooLate,
             },
-            Ok(Ready::Files(_)) if self.is_late() => Refusal::TooLate,
+            Ok(Ready::Files(_) | Ready::Sftp) if self.is_late() => Refusal::TooLate,
             Ok(Ready::Files(task)) => {
                 drop(tell);
                 return files::run(&task);
+            }
+            Ok(Ready::Sftp) => {
+                drop(tell);
+                return sftp::serve(io::stdin().lock(), io::stdout().lock()).is_err().into();
             }
             Err(refusal) => refusal,
         };
@@ -231,6 +235,7 @@ pub(crate) fn verdict(status: &OwnedFd) -> Verdict {
 enum Ready {
     Program(Vec<CString>, Vec<CString>),
     Files(helper::FileTask),
+    Sftp,
 }
 
 fn prepare(order: OwnedFd, place: Place) -> Result<Ready, Refusal> {
@@ -269,6 +274,7 @@ fn prepare(order: OwnedFd, place: Place) -> Result<Ready, Refusal> {
     nix::unistd::setuid(Uid::from_raw(account.uid)).map_err(failed)?;
     match order.task {
         Task::Files(task) => Ok(Ready::Files(task)),
+        Task::Sftp => Ok(Ready::Sftp),
         Task::Program(argv) => {
             let text = |text: String| CString::new(text).map_err(|_| Refusal::NoProcess);
             let argv = argv.into_iter().map(text).collect::<Result<_, _>>()?;

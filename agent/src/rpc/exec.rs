@@ -280,7 +280,11 @@ fn order(start: wire::ExecStart) -> Result<Order, Invalid> {
     let command = match start.command {
         Some(exec_start::Command::Argv(argv)) => Command::Argv(argv.args),
         Some(exec_start::Command::Shell(line)) => Command::Shell(line),
-        None => return Err(Invalid::new("command", "must be argv or shell")),
+        Some(exec_start::Command::Sftp(_)) if start.tty => {
+            return Err(Invalid::new("tty", "must not be set with `sftp`"));
+        }
+        Some(exec_start::Command::Sftp(_)) => Command::Sftp,
+        None => return Err(Invalid::new("command", "must be argv, shell or sftp")),
     };
     let tty = match (start.tty, start.window) {
         (true, Some(size)) => Some(window(size)?),

@@ -61,6 +61,8 @@ mod screens;
 mod set;
 mod shell;
 mod snapshot;
+mod ssh_config;
+mod ssh_key;
 mod start;
 mod stop;
 mod team;
@@ -167,6 +169,11 @@ pub(crate) enum User {
     /// Snapshots that sandboxes are created from
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
+    /// SSH keys of your team: add, list or remove them
+    #[command(subcommand)]
+    SshKey(ssh_key::SshKeyVerb),
+    /// Print or write the lines by which `ssh NAME` reaches a sandbox
+    SshConfig(ssh_config::SshConfig),
     /// Say why a sandbox is where it is, or where one would go now
     Explain(explain::Explain),
     /// Delete sandboxes that have been stopped for long
@@ -342,6 +349,8 @@ async fn user(
         User::Snapshot(snapshot::Snapshot::Ls(listing)) => {
             snapshot::ls(connect()?, listing, output).await
         }
+        User::SshKey(verb) => ssh_key::run(connect()?, verb, output).await,
+        User::SshConfig(args) => ssh_config::run(connect()?, args, output).await,
         User::Explain(args) => explain::run(connect()?, args, output).await,
         User::Prune(args) => prune::run(connect()?, args, output).await,
         User::Compare(args) => compare::run(connect()?, args, output).await,

@@ -68,6 +68,8 @@ fn of_user(verb: &mut User) -> Vec<&mut String> {
         | User::Create(_)
         | User::Ls(_)
         | User::Snapshot(_)
+        | User::SshKey(_)
+        | User::SshConfig(_)
         | User::Prune(_)
         | User::Compare(_)
         | User::Login(_)

@@ -27,7 +27,7 @@ pub(crate) struct WakeOn {
     /// A command, or access to its files
     #[arg(long, value_name = "on|off", value_parser = switch)]
     exec: Option<bool>,
-    /// A connection to its SSH port
+    /// A login, file transfer or forward by SSH
     #[arg(long, value_name = "on|off", value_parser = switch)]
     ssh: Option<bool>,
 }

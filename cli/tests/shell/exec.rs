@@ -28,7 +28,7 @@ pub(crate) async fn play(session: &Session) {
     let words = match start.command {
         Some(Command::Argv(argv)) => argv.args,
         Some(Command::Shell(line)) => vec!["shell".into(), line],
-        None => vec!["nothing".into()],
+        Some(Command::Sftp(_)) | None => vec!["nothing".into()],
     };
     let exit = |code| session.end(ExecExit { code, ..ExecExit::default() });
     let second = words.get(1).cloned().unwrap_or_default();

@@ -80,7 +80,7 @@ impl Sessions {
                 command: match &session.start.command {
                     Some(exec_start::Command::Argv(argv)) => argv.args.join(" "),
                     Some(exec_start::Command::Shell(line)) => line.clone(),
-                    None => String::new(),
+                    Some(exec_start::Command::Sftp(_)) | None => String::new(),
                 },
                 exit: state.exit,
                 stdout_bytes: state.output[0].len() as u64,

@@ -186,6 +186,41 @@ async fn adopt_needs_yes_and_forget_gives_up_a_node() {
 }
 
 #[tokio::test]
+async fn ssh_keys_are_added_listed_and_removed() {
+    let fake = Fake::start(Behaviour::default()).await;
+    let none = fake.run(&["ssh-key", "add"]).await;
+    assert!(none.code == Some(2) && none.stderr.contains("ssh-keygen"), "{none:?}");
+    std::fs::create_dir(fake.file(".ssh")).expect("made");
+    std::fs::write(fake.file(".ssh/id_ed25519.pub"), "ssh-ed25519 AAAA ada\n").expect("written");
+    let ran = fake.run(&["ssh-key", "add", "--name", "laptop"]).await;
+    assert!(ran.text().contains("laptop (0123456789ab) of team lab: SHA256:abc"), "{ran:?}");
+    let json = fake.run_with(&["ssh-key", "add", "-", "--json"], b"ssh-ed25519 BBBB").await.json();
+    assert_eq!(json["public_key"], "ssh-ed25519 BBBB");
+    let private = fake.run_with(&["ssh-key", "add", "-"], b"--BEGIN OPENSSH PRIVATE KEY--").await;
+    assert!(private.code == Some(2) && private.stderr.contains("was not sent"), "{private:?}");
+    let json = fake.run(&["ssh-key", "ls", "--json"]).await.json();
+    assert_eq!((&json[0]["name"], &json[0]["state"]), (&"laptop".into(), &"good".into()));
+    let ran = fake.run(&["ssh-key", "rm", "laptop"]).await;
+    assert_eq!(ran.text(), "laptop (0123456789ab) of team lab is removed\n");
+    assert_eq!(fake.run(&["ssh-key", "rm", "other"]).await.code, Some(3));
+}
+
+#[tokio::test]
+async fn ssh_config_is_printed_or_written_beside_the_users_own() {
+    let fake = Fake::start(Behaviour::default()).await;
+    let printed = fake.run(&["ssh-config"]).await;
+    assert!(printed.text().contains("  HostName localhost\n  Port 2222\n"), "{printed:?}");
+    assert!(printed.text().contains(&format!("  User {ID}\n")), "{printed:?}");
+    let wrote = fake.run(&["ssh-config", "--write"]).await;
+    assert!(wrote.code == Some(0), "{wrote:?}");
+    let config = std::fs::read_to_string(fake.file(".ssh/config")).expect("written");
+    assert!(config.starts_with("Include ~/.ssh/sandboxctl/*.conf\n"), "{config}");
+    let known = fake.file(".ssh/sandboxctl/sandboxctl-localhost-2222.known_hosts");
+    let known = std::fs::read_to_string(known).expect("written");
+    assert_eq!(known, "sandboxctl-localhost-2222 ssh-ed25519 AAAA\n");
+}
+
+#[tokio::test]
 async fn node_token_prints_one_line_and_revoke_turns_a_node_away() {
     let fake = Fake::start(Behaviour::default()).await;
     let ran = fake.run(&["node", "token", "pve3", "--ttl", "1h"]).await;

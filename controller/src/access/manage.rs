@@ -12,7 +12,7 @@ use super::Access;
 use crate::{
     ca,
     sandbox::{Caller, Error, Result},
-    store::{Added, Token, TokenFilter},
+    store::{Added, Token, TokenFilter, TokenPlace},
     token::{self, Issued, Order},
 };
 
@@ -35,27 +35,10 @@ impl Access {
         csr: Option<&str>,
     ) -> Result<(Issued, Option<String>)> {
         let now_ms = self.now_ms();
-        if ttl.is_some_and(|ttl| ttl < Duration::from_secs(1) || ttl > TTL_MAX) {
-            return Err(Invalid::new("ttl", "must be 1 s to 10 years").into());
-        }
-        if order.name.as_ref().is_some_and(is_like_an_id) {
-            return Err(Invalid::new("name", "must not be 12 hex digits, which are an id").into());
-        }
-        let expires_ms = ttl.map_or(0, |ttl| now_ms.saturating_add(daemon::clock::millis(ttl)));
-        let mut issued = token::issue(Order { expires_ms, ..order }, now_ms);
+        let mut issued = issue(order, ttl, now_ms)?;
         let certificate = csr.map(|csr| self.sign(&mut issued, ttl, csr)).transpose()?;
         let Token { id, team, name, user, scopes, .. } = &issued.token;
-        match self.store.add_token(issued.token.clone()).await? {
-            Added::New => {}
-            Added::NameTaken => {
-                let message = format!("team {team} has a living token named {name}");
-                return Err(Error::new(Reason::NameTaken, message));
-            }
-            Added::Full => {
-                let message = format!("team {team} has too many living tokens; revoke some");
-                return Err(Error::new(Reason::TooManyCalls, message).retry(FULL));
-            }
-        }
+        done(self.store.add_token(issued.token.clone()).await?, &issued.token)?;
         tracing::info!(token = id, %team, %name, %scopes, by = caller.token,
             user = user.as_ref().map(tracing::field::display),
             certificate = certificate.is_some(), "token made");
@@ -99,20 +82,13 @@ impl Access {
         limit: u32,
     ) -> Result<(Vec<Token>, String)> {
         let living_ms = (!include_ended).then(|| self.now_ms());
-        let after = match after.split_once('-') {
-            None if after.is_empty() => None,
-            Some((created_ms, id)) if id.len() <= 64 => {
-                Some((created_ms.parse().map_err(|_| not_a_page())?, id.to_owned()))
-            }
-            None | Some(_) => return Err(not_a_page().into()),
-        };
+        let after = place(after)?;
         let filter = TokenFilter { team, living_ms };
         let mut tokens = self.store.tokens(filter, after, limit + 1).await?;
         let more = tokens.len() > limit as usize;
         tokens.truncate(limit as usize);
-        let last = tokens.last().filter(|_| more);
-        let next = last.map(|last| format!("{}-{}", last.created_ms, last.id));
-        Ok((tokens, next.unwrap_or_default()))
+        let next = tokens.last().filter(|_| more).map(next_page).unwrap_or_default();
+        Ok((tokens, next))
     }
 
     /// Revokes a token by its id, or a living one by its name in a team, and ends its calls.
@@ -148,6 +124,49 @@ impl Access {
     pub async fn teams(&self) -> Result<Vec<Team>> {
         Ok(self.store.token_teams().await?)
     }
+}
+
+/// Makes a token that is not stored yet.
+pub(super) fn issue(order: Order, ttl: Option<Duration>, now_ms: u64) -> Result<Issued, Invalid> {
+    if ttl.is_some_and(|ttl| ttl < Duration::from_secs(1) || ttl > TTL_MAX) {
+        return Err(Invalid::new("ttl", "must be 1 s to 10 years"));
+    }
+    if order.name.as_ref().is_some_and(is_like_an_id) {
+        return Err(Invalid::new("name", "must not be 12 hex digits, which are an id"));
+    }
+    let expires_ms = ttl.map_or(0, |ttl| now_ms.saturating_add(daemon::clock::millis(ttl)));
+    Ok(token::issue(Order { expires_ms, ..order }, now_ms))
+}
+
+/// Turns what the store says of a new token into the caller's error.
+pub(super) fn done(added: Added, token: &Token) -> Result<()> {
+    let Token { team, name, .. } = token;
+    let taken = |message| Err(Error::new(Reason::NameTaken, message));
+    match added {
+        Added::New => Ok(()),
+        Added::NameTaken => taken(format!("team {team} has a living token or key named {name}")),
+        Added::KeyTaken => taken(format!("team {team} has this SSH key already")),
+        Added::Full => {
+            let message = format!("team {team} has too many living tokens and keys; revoke some");
+            Err(Error::new(Reason::TooManyCalls, message).retry(FULL))
+        }
+    }
+}
+
+/// Parses the text of the page before.
+pub(super) fn place(after: &str) -> Result<Option<TokenPlace>, Invalid> {
+    match after.split_once('-') {
+        None if after.is_empty() => Ok(None),
+        Some((created_ms, id)) if id.len() <= 64 => {
+            Ok(Some((created_ms.parse().map_err(|_| not_a_page())?, id.to_owned())))
+        }
+        None | Some(_) => Err(not_a_page()),
+    }
+}
+
+/// Returns the text of the page after a token.
+pub(super) fn next_page(last: &Token) -> String {
+    format!("{}-{}", last.created_ms, last.id)
 }
 
 fn is_like_an_id(name: &TokenName) -> bool {

@@ -6,6 +6,7 @@
 
 mod manage;
 mod open_calls;
+pub mod ssh_keys;
 
 use std::{
     collections::BTreeMap,

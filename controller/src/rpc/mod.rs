@@ -13,6 +13,7 @@ mod operator;
 mod permits;
 mod sandbox;
 mod scope;
+mod ssh_keys;
 mod status;
 mod subject;
 mod teams;
@@ -26,7 +27,7 @@ use std::{
 use proto::{
     MESSAGE_BYTES_MAX,
     sandbox::v1::{
-        enrolment_service_server::EnrolmentServiceServer,
+        SshServer, enrolment_service_server::EnrolmentServiceServer,
         operator_service_server::OperatorServiceServer,
         sandbox_service_server::SandboxServiceServer,
     },
@@ -37,6 +38,7 @@ use tonic::{codec::CompressionEncoding, service::Routes, transport::server::Conn
 use tonic_web::GrpcWebLayer;
 
 use connections::Connections;
+pub(crate) use permits::{Permit, Permits};
 
 use crate::{
     access::Access, audit::Audit, config::ApiLimits, enrolment::Enrolment, sandbox::Sandboxes,
@@ -55,6 +57,8 @@ pub struct Api {
     guard: guard::GuardLayer,
     limits: ApiLimits,
     enrolment: Arc<OnceLock<Arc<Enrolment>>>,
+    permits: permits::Permits,
+    ssh: Arc<OnceLock<SshServer>>,
 }
 
 impl Api {
@@ -75,7 +79,9 @@ impl Api {
         let permits = permits::Permits::new(&limits);
         let guard =
             guard::GuardLayer::new(access.clone(), permits.clone(), sandboxes.clone(), recorder);
-        let operator = operator::Rpc { sandboxes, access, audit, permits };
+        let ssh = Arc::<OnceLock<_>>::default();
+        let operator =
+            operator::Rpc { sandboxes, access, audit, permits: permits.clone(), ssh: ssh.clone() };
         let operator = OperatorServiceServer::new(operator)
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -100,12 +106,22 @@ impl Api {
         let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
         routes = routes.add_service(v1.expect("our own descriptors are whole"));
         routes = routes.add_service(v1alpha.expect("our own descriptors are whole"));
-        Self { routes, guard, limits, enrolment }
+        Self { routes, guard, limits, enrolment, permits, ssh }
     }
 
     /// Lets nodes join. Called once.
     pub fn enrol(&self, enrolment: Arc<Enrolment>) {
         drop(self.enrolment.set(enrolment));
+    }
+
+    /// Tells clients of an SSH server. Called once.
+    pub(crate) fn announce_ssh(&self, server: SshServer) {
+        drop(self.ssh.set(server));
+    }
+
+    /// Returns the permits of calls, which other ways in share.
+    pub(crate) fn permits(&self) -> Permits {
+        self.permits.clone()
     }
 
     /// Serves connections until `stop`, then lets the calls that are under way end.

@@ -1,6 +1,6 @@
 //! `OperatorService`: converts the request, calls the domain, converts the answer.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures_util::StreamExt;
 use proto::sandbox::v1::{operator_service_server::OperatorService, *};
@@ -12,6 +12,7 @@ use super::{
     convert,
     permits::Permits,
     sandbox::{Answer, Messages, made, split},
+    ssh_keys,
     teams::Teams,
     tokens,
 };
@@ -28,6 +29,8 @@ pub(super) struct Rpc {
     pub(super) access: Arc<Access>,
     pub(super) audit: Audit,
     pub(super) permits: Permits,
+    /// SSH server, once it listens.
+    pub(super) ssh: Arc<OnceLock<SshServer>>,
 }
 
 impl Rpc {
@@ -166,6 +169,27 @@ impl OperatorService for Rpc {
         Ok(Response::new(tokens::revoke(&self.access, &caller, request).await?))
     }
 
+    async fn add_ssh_key(&self, request: Request<AddSshKeyRequest>) -> Answer<AddSshKeyResponse> {
+        let (caller, request) = split(request)?;
+        Ok(Response::new(ssh_keys::add(&self.access, &caller, request).await?))
+    }
+
+    async fn list_ssh_keys(
+        &self,
+        request: Request<ListSshKeysRequest>,
+    ) -> Answer<ListSshKeysResponse> {
+        let (caller, request) = split(request)?;
+        Ok(Response::new(ssh_keys::list(&self.access, &caller, request).await?))
+    }
+
+    async fn remove_ssh_key(
+        &self,
+        request: Request<RemoveSshKeyRequest>,
+    ) -> Answer<RemoveSshKeyResponse> {
+        let (caller, request) = split(request)?;
+        Ok(Response::new(ssh_keys::remove(&self.access, &caller, request).await?))
+    }
+
     async fn list_teams(&self, request: Request<ListTeamsRequest>) -> Answer<ListTeamsResponse> {
         let request = request.into_inner();
         Ok(Response::new(self.teams().list(&self.access, request).await?))
@@ -212,6 +236,6 @@ impl OperatorService for Rpc {
     async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let epoch = self.sandboxes.nodes().epoch.get();
-        Ok(Response::new(GetVersionResponse { version, epoch }))
+        Ok(Response::new(GetVersionResponse { version, epoch, ssh: self.ssh.get().cloned() }))
     }
 }

@@ -35,7 +35,7 @@ struct Used {
 
 /// Limit that is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Full {
+pub(crate) enum Full {
     /// The team's own, with its value.
     Team(usize),
     /// The one of all teams.
@@ -92,14 +92,14 @@ impl Counter {
 
 /// Permits of the calls of all teams.
 #[derive(Debug, Clone)]
-pub(super) struct Permits {
+pub(crate) struct Permits {
     unary: Arc<Counter>,
     streams: Arc<Counter>,
 }
 
 /// Permit of one call, released when it is dropped.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub(crate) struct Permit {
     counter: Arc<Counter>,
     team: Team,
 }
@@ -136,6 +136,12 @@ impl Permits {
         }
         counter.used.lock().take(bounds, team)?;
         Ok(Permit { counter: Arc::clone(counter), team: team.clone() })
+    }
+
+    /// Takes a permit for a stream of this team, which may have a limit of its own. `None`: it has as many as
+    /// it may, or all teams together have.
+    pub(crate) fn take_stream(&self, team: &Team, own: Option<Limit<u64>>) -> Option<Permit> {
+        self.take(team, Shape::Stream, own).ok()
     }
 
     /// Returns the number of open streams of a team.

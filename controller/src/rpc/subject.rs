@@ -147,6 +147,11 @@ named! {
     CreateTokenRequest, this => Subject::other("token", without_secret(&this.name)).of_team(&this.team);
     ListTokensRequest, this => Subject::other("team", &this.team).of_team(&this.team);
     RevokeTokenRequest, this => Subject::other("token", without_secret(&this.token)).of_team(&this.team);
+    AddSshKeyRequest, this => Subject::other("ssh-key", &this.name).of_team(&this.team);
+    ListSshKeysRequest, this => Subject::other("team", &this.team).of_team(&this.team);
+    RemoveSshKeyRequest, this => {
+        Subject::other("ssh-key", without_secret(&this.key)).of_team(&this.team)
+    };
     GetTeamRequest, this => Subject::other("team", &this.name).of_team(&this.name);
     UpdateTeamRequest, this => {
         let name = this.team.as_ref().map(|team| team.name.as_str()).unwrap_or_default();

@@ -79,6 +79,7 @@ fn token(token: store::Token) -> Token {
     let time = |ms: u64| (ms != 0).then(|| super::convert::timestamp(ms));
     Token {
         certificate: crate::token::is_of_key(&token),
+        ssh_key: crate::token::ssh_fingerprint(&token).is_some(),
         id: token.id,
         name: token.name.to_string(),
         team: token.team.to_string(),

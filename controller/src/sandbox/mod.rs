@@ -8,6 +8,7 @@ mod create;
 mod exec;
 mod exposure;
 mod files;
+mod forward;
 mod names;
 mod operate;
 mod quota;
@@ -44,6 +45,7 @@ use crate::{
 pub use exec::{Output, Responses};
 pub use exposure::Exposure;
 pub use files::Piece;
+pub use forward::ForwardTarget;
 pub use operate::{Outcome, Report, Witness};
 pub use quota::{Exceeded, TeamView};
 pub use read::{EventItem, EventQuery};

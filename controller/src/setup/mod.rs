@@ -8,6 +8,7 @@ mod rotate;
 
 use std::{
     fs, io,
+    net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -22,10 +23,12 @@ use proto::{name::Team, scope::Scopes, token::Format};
 use toml_edit::{DocumentMut, value};
 
 use crate::{
+    access::ssh_keys,
     ca,
     clock::{Clock, SystemClock},
     config::Config,
     enrolment,
+    ssh::host_key,
     store::{
         AccessStore as _, Added, TokenFilter,
         enrolments::{Enrolment, Enrolments as _},
@@ -71,6 +74,10 @@ pub struct Setup {
     /// Also join the agent of this machine, if it is a PVE node.
     #[arg(long)]
     join: bool,
+    /// Let people reach their sandboxes by SSH: listen on this address, unless the configuration says
+    /// where [0.0.0.0:2222 if none is given]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "0.0.0.0:2222")]
+    ssh: Option<SocketAddr>,
     /// Start nothing.
     #[arg(long)]
     no_start: bool,
@@ -113,11 +120,12 @@ impl Setup {
     /// When a step fails, or `say`. The command can be run again.
     pub async fn run(&self, say: &mut (dyn FnMut(&str) -> Result<()> + Send)) -> Result<bool> {
         let mut report = Report { dry_run: self.dry_run, say, changed: false };
-        let config = self.configuration(&mut report)?;
+        let (config, new_ssh) = self.configuration(&mut report)?;
         let new_names = self.certificates(&config, &mut report)?;
+        ssh_host_key(&config, &mut report)?;
         self.first_token(&config, &mut report).await?;
         self.owner(&config, &mut report)?;
-        self.unit(new_names, &mut report)?;
+        self.unit(new_names || new_ssh, &mut report)?;
         self.node(&config, &mut report).await?;
         other_nodes(&config, &mut report).await?;
         if !report.changed {
@@ -126,8 +134,9 @@ impl Setup {
         Ok(report.changed)
     }
 
-    /// Writes the configuration if it is missing, and the domain if one is given.
-    fn configuration(&self, report: &mut Report<'_>) -> Result<Config> {
+    /// Writes the configuration if it is missing, and the domain and the SSH server if they are given.
+    /// Returns true with it when the SSH server is new.
+    fn configuration(&self, report: &mut Report<'_>) -> Result<(Config, bool)> {
         let path = self.config.display();
         let there = self.config.exists();
         let before = if there { text::read(&self.config)? } else { PACKAGED.to_owned() };
@@ -140,6 +149,10 @@ impl Setup {
         }
         if let (false, Some(data_dir)) = (there, &self.data_dir) {
             document["data_dir"] = value(data_dir.to_string_lossy().as_ref());
+        }
+        let new_ssh = self.ssh.filter(|_| document.get("ssh").is_none());
+        if let Some(listen) = new_ssh {
+            document["ssh"]["listen"] = value(listen.to_string());
         }
         let text = document.to_string();
         // Checked before it is written.
@@ -157,7 +170,7 @@ impl Setup {
                         (docs/local.md); --domain sets url_template";
             report.note(hint)?;
         }
-        Ok(config)
+        Ok((config, new_ssh.is_some()))
     }
 
     /// Makes the CA, and a certificate with the names of this machine. Returns true when a running
@@ -240,13 +253,13 @@ impl Setup {
         report.step(&what, || Ok(machine::give(&foreign, user)?))
     }
 
-    fn unit(&self, new_names: bool, report: &mut Report<'_>) -> Result<()> {
+    fn unit(&self, is_changed: bool, report: &mut Report<'_>) -> Result<()> {
         if self.no_start || !systemctl::is_there() {
             return Ok(());
         }
         let is_up = systemctl::run(&["is-active", "--quiet", UNIT]).is_ok();
-        if is_up && new_names {
-            let what = format!("restart {UNIT}.service, which has new names");
+        if is_up && is_changed {
+            let what = format!("restart {UNIT}.service, which has new names or an SSH server");
             return report.step(&what, || start(&["restart", UNIT]));
         }
         if is_up {
@@ -291,6 +304,24 @@ impl Setup {
             Ok(systemctl::run_program(Path::new(AGENT), &words, &[(JOIN_TOKEN, &text)])?)
         })
     }
+}
+
+/// Makes the host key of the SSH server, where there is one, and tells its fingerprint.
+fn ssh_host_key(config: &Config, report: &mut Report<'_>) -> Result<()> {
+    if config.ssh.is_none() {
+        return Ok(());
+    }
+    let path = host_key::path(&config.data_dir);
+    if !path.exists() {
+        let what = format!("make the SSH host key {}", path.display());
+        report.step(&what, || Ok(host_key::load_or_make(&config.data_dir).map(drop)?))?;
+    }
+    if report.dry_run && !path.exists() {
+        return Ok(());
+    }
+    let key = host_key::load_or_make(&config.data_dir)?;
+    let fingerprint = ssh_keys::fingerprint_of(key.public_key());
+    report.note(&format!("the SSH host key is {fingerprint} (ED25519)"))
 }
 
 /// Returns the nodes that have joined, and were neither revoked nor forgotten.
@@ -370,6 +401,7 @@ mod tests {
             team: "main".parse().expect("team"),
             join: false,
             no_start: true,
+            ssh: None,
             sandboxctl_config: Some(dir.join("home/config.toml")),
             data_dir: Some(dir.join("data")),
         }
@@ -434,6 +466,22 @@ mod tests {
         assert!(run(&more).await.0);
         let all = ca::names(&config.data_dir).expect("names");
         assert_eq!(all.len(), names.len() + 1, "{all:?}");
+    }
+
+    #[tokio::test]
+    async fn ssh_server_is_switched_on_once_and_its_host_key_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        run(&setup(dir.path(), false)).await;
+        let path = dir.path().join("etc/controller.toml");
+        assert!(Config::load(&path).expect("a configuration").ssh.is_none(), "off by default");
+        let with = Setup { ssh: "0.0.0.0:2200".parse().ok(), ..setup(dir.path(), false) };
+        let (missing, said) = run(&with).await;
+        assert!(missing && said.contains("make the SSH host key"), "{said}");
+        let fingerprint = said.split("SHA256:").nth(1).expect("a fingerprint").to_owned();
+        let (missing, said) = run(&with).await;
+        assert!(!missing && said.contains(fingerprint.trim()), "{said}");
+        let ssh = Config::load(&path).expect("a configuration").ssh.expect("on");
+        assert_eq!((ssh.listen.port(), ssh.connections_max), (2200, 1024));
     }
 
     #[tokio::test]

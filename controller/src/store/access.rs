@@ -58,9 +58,26 @@ pub enum Added {
     New,
     /// A living token of the team has the name.
     NameTaken,
+    /// A living token of the team has the SSH key.
+    KeyTaken,
     /// The team has as many living tokens as it may.
     Full,
 }
+
+/// SSH key of a team. Its token has the team, the label, the scopes and the times; the hash of the token is
+/// that of the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SshKey {
+    /// Token of the key.
+    pub token: Token,
+    /// Algorithm and key, as in a line of `authorized_keys`.
+    pub key: String,
+    /// Public id of the token by which it was added.
+    pub added_by: String,
+}
+
+/// Most living tokens that one look-up of an SSH key returns: a key may be in several teams.
+pub(super) const SAME_KEY_MAX: usize = 64;
 
 /// Place in the list of tokens, which is ordered by the time of their issue and by id.
 pub type TokenPlace = (u64, String);
@@ -115,6 +132,20 @@ pub trait AccessStore: Send + Sync + std::fmt::Debug {
 
     /// Records when tokens were last used; an earlier time than the known one changes nothing.
     async fn tokens_used(&self, used: Vec<(String, u64)>) -> Result<()>;
+
+    /// Adds an SSH key with its token, as `add_token` does.
+    async fn add_ssh_key(&self, key: SshKey) -> Result<Added>;
+
+    /// Returns the tokens with this hash that are living, the oldest first, 64 at most.
+    async fn tokens_by_hash(&self, hash: &[u8], now_ms: u64) -> Result<Vec<Token>>;
+
+    /// Returns at most `limit` SSH keys after a place in the list of tokens.
+    async fn ssh_keys(
+        &self,
+        filter: TokenFilter,
+        after: Option<TokenPlace>,
+        limit: u32,
+    ) -> Result<Vec<SshKey>>;
 
     /// Stores the limits of a team that differ from the configuration's. Only the handle that has
     /// claimed the store can.

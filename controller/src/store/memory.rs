@@ -71,6 +71,8 @@ pub(super) struct Tables {
     /// Delayed events of `Mutation::Behind`.
     unwritten: Vec<Event>,
     pub(super) tokens: BTreeMap<String, Token>,
+    /// SSH keys by their tokens, and the tokens that added them.
+    pub(super) ssh_keys: BTreeMap<String, (String, String)>,
     pub(super) limits: BTreeMap<Team, TeamLimits>,
     nodes: BTreeMap<NodeName, String>,
     epoch: u64,

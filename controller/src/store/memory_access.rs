@@ -7,28 +7,50 @@ use proto::{
 
 use super::{
     Result,
-    access::{AccessStore, Added, DEAD_TOKENS_KEPT_MS, TOKENS_MAX, Token, TokenFilter, TokenPlace},
-    memory::Memory,
+    access::{
+        AccessStore, Added, DEAD_TOKENS_KEPT_MS, SAME_KEY_MAX, SshKey, TOKENS_MAX, Token,
+        TokenFilter, TokenPlace,
+    },
+    memory::{Memory, Tables},
 };
+
+fn add(tables: &mut Tables, token: Token) -> Added {
+    let now_ms = token.created_ms;
+    let before_ms = now_ms.saturating_sub(DEAD_TOKENS_KEPT_MS);
+    let old = |end_ms: u64| end_ms > 0 && end_ms < before_ms;
+    tables.tokens.retain(|_, known| !old(known.revoked_ms) && !old(known.expires_ms));
+    let of_team = |known: &&Token| known.team == token.team && known.is_living(now_ms);
+    let living = tables.tokens.values().filter(of_team);
+    if living.clone().any(|known| known.name == token.name) {
+        return Added::NameTaken;
+    }
+    if living.count() >= TOKENS_MAX as usize {
+        return Added::Full;
+    }
+    tables.tokens.insert(token.id.clone(), token);
+    Added::New
+}
+
+fn page(
+    tables: &Tables,
+    filter: &TokenFilter,
+    after: Option<TokenPlace>,
+    limit: u32,
+    wanted: impl Fn(&Token) -> bool,
+) -> Vec<Token> {
+    let place = |token: &Token| (token.created_ms, token.id.clone());
+    let after = after.unwrap_or_default();
+    let found = tables.tokens.values().filter(|token| filter.admits(token) && wanted(token));
+    let mut found: Vec<_> = found.filter(|token| place(token) > after).cloned().collect();
+    found.sort_by_key(place);
+    found.truncate(limit as usize);
+    found
+}
 
 #[async_trait::async_trait]
 impl AccessStore for Memory {
     async fn add_token(&self, token: Token) -> Result<Added> {
-        let mut tables = self.tables.lock();
-        let now_ms = token.created_ms;
-        let before_ms = now_ms.saturating_sub(DEAD_TOKENS_KEPT_MS);
-        let old = |end_ms: u64| end_ms > 0 && end_ms < before_ms;
-        tables.tokens.retain(|_, known| !old(known.revoked_ms) && !old(known.expires_ms));
-        let of_team = |known: &&Token| known.team == token.team && known.is_living(now_ms);
-        let living = tables.tokens.values().filter(of_team);
-        if living.clone().any(|known| known.name == token.name) {
-            return Ok(Added::NameTaken);
-        }
-        if living.count() >= TOKENS_MAX as usize {
-            return Ok(Added::Full);
-        }
-        tables.tokens.insert(token.id.clone(), token);
-        Ok(Added::New)
+        Ok(add(&mut self.tables.lock(), token))
     }
 
     async fn token(&self, id: &str) -> Result<Option<Token>> {
@@ -57,14 +79,7 @@ impl AccessStore for Memory {
         after: Option<TokenPlace>,
         limit: u32,
     ) -> Result<Vec<Token>> {
-        let tables = self.tables.lock();
-        let place = |token: &Token| (token.created_ms, token.id.clone());
-        let after = after.unwrap_or_default();
-        let found = tables.tokens.values().filter(|token| filter.admits(token));
-        let mut found: Vec<_> = found.filter(|token| place(token) > after).cloned().collect();
-        found.sort_by_key(place);
-        found.truncate(limit as usize);
-        Ok(found)
+        Ok(page(&self.tables.lock(), &filter, after, limit, |_| true))
     }
 
     async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool> {
@@ -85,6 +100,48 @@ impl AccessStore for Memory {
             }
         }
         Ok(())
+    }
+
+    async fn add_ssh_key(&self, key: SshKey) -> Result<Added> {
+        let SshKey { token, key, added_by } = key;
+        let mut tables = self.tables.lock();
+        let now_ms = token.created_ms;
+        let mut same = tables.tokens.values().filter(|known| known.hash == token.hash);
+        if same.any(|known| known.team == token.team && known.is_living(now_ms)) {
+            return Ok(Added::KeyTaken);
+        }
+        let id = token.id.clone();
+        let added = add(&mut tables, token);
+        if added == Added::New {
+            tables.ssh_keys.insert(id, (key, added_by));
+        }
+        let Tables { tokens, ssh_keys, .. } = &mut *tables;
+        ssh_keys.retain(|id, _| tokens.contains_key(id));
+        Ok(added)
+    }
+
+    async fn tokens_by_hash(&self, hash: &[u8], now_ms: u64) -> Result<Vec<Token>> {
+        let tables = self.tables.lock();
+        let living = TokenFilter { team: None, living_ms: Some(now_ms) };
+        let limit = u32::try_from(SAME_KEY_MAX).unwrap_or(u32::MAX);
+        Ok(page(&tables, &living, None, limit, |token| token.hash == hash))
+    }
+
+    async fn ssh_keys(
+        &self,
+        filter: TokenFilter,
+        after: Option<TokenPlace>,
+        limit: u32,
+    ) -> Result<Vec<SshKey>> {
+        let tables = self.tables.lock();
+        let is_key = |token: &Token| tables.ssh_keys.contains_key(&token.id);
+        let found = page(&tables, &filter, after, limit, is_key).into_iter();
+        Ok(found
+            .filter_map(|token| {
+                let (key, added_by) = tables.ssh_keys.get(&token.id)?.clone();
+                Some(SshKey { token, key, added_by })
+            })
+            .collect())
     }
 
     async fn put_team_limits(&self, team: &Team, limits: TeamLimits) -> Result<()> {

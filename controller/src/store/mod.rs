@@ -32,7 +32,7 @@ use proto::{
     secret::Secret,
 };
 
-pub use access::{AccessStore, Added, Token, TokenFilter, TokenPlace};
+pub use access::{AccessStore, Added, SshKey, Token, TokenFilter, TokenPlace};
 pub use events::{Event, EventPage, Filter, Why};
 
 /// Creations in one page.

@@ -35,6 +35,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0006_enrolments.sql"),
     include_str!("migrations/0007_sealed.sql"),
     include_str!("migrations/0008_event_shares.sql"),
+    include_str!("migrations/0009_ssh_keys.sql"),
 ];
 /// Bounds of the queues.
 const BOUNDS: Bounds = Bounds { queue: 4096, group: 256 };

@@ -8,7 +8,10 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::{
     Result,
-    access::{AccessStore, Added, DEAD_TOKENS_KEPT_MS, TOKENS_MAX, Token, TokenFilter, TokenPlace},
+    access::{
+        AccessStore, Added, DEAD_TOKENS_KEPT_MS, SAME_KEY_MAX, SshKey, TOKENS_MAX, Token,
+        TokenFilter, TokenPlace,
+    },
     rows::parsed,
     sqlite::Sqlite,
 };
@@ -82,8 +85,18 @@ fn page(
     after: Option<TokenPlace>,
     limit: u32,
 ) -> rusqlite::Result<Vec<Token>> {
-    let mut text =
-        format!("SELECT {COLUMNS} FROM tokens WHERE (created_ms, id) > (:created_ms, :id)");
+    let text = format!("SELECT {COLUMNS} FROM tokens WHERE (created_ms, id) > (:created_ms, :id)");
+    page_of(db, text, filter, after, limit, to_token)
+}
+
+fn page_of<T>(
+    db: &Connection,
+    mut text: String,
+    filter: &TokenFilter,
+    after: Option<TokenPlace>,
+    limit: u32,
+    read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<Vec<T>> {
     let (created_ms, id) = after.unwrap_or_default();
     let mut values: Vec<(&str, &dyn rusqlite::ToSql)> =
         vec![(":created_ms", &created_ms), (":id", &id), (":limit", &limit)];
@@ -98,7 +111,29 @@ fn page(
         values.push((":now_ms", now_ms));
     }
     text.push_str(" ORDER BY created_ms, id LIMIT :limit");
-    db.prepare_cached(&text)?.query_map(values.as_slice(), to_token)?.collect()
+    db.prepare_cached(&text)?.query_map(values.as_slice(), read)?.collect()
+}
+
+fn add_ssh_key(db: &Connection, key: &SshKey) -> rusqlite::Result<Added> {
+    let SshKey { token, key, added_by } = key;
+    let taken = db
+        .prepare_cached(&format!(
+            "SELECT 1 FROM tokens WHERE hash = :hash AND team = :team AND {LIVING}"
+        ))?
+        .exists(named_params! {
+            ":hash": token.hash, ":team": token.team.as_str(), ":now_ms": token.created_ms,
+        })?;
+    if taken {
+        return Ok(Added::KeyTaken);
+    }
+    let added = add(db, token)?;
+    if added == Added::New {
+        db.prepare_cached("INSERT INTO ssh_keys (token, key, added_by) VALUES (?1, ?2, ?3)")?
+            .execute([&token.id, key, added_by])?;
+    }
+    db.prepare_cached("DELETE FROM ssh_keys WHERE token NOT IN (SELECT id FROM tokens)")?
+        .execute([])?;
+    Ok(added)
 }
 
 #[async_trait::async_trait]
@@ -165,6 +200,42 @@ impl AccessStore for Sqlite {
             let mut update =
                 db.prepare_cached("UPDATE tokens SET used_ms = ?2 WHERE id = ?1 AND used_ms < ?2")?;
             used.iter().try_for_each(|(id, used_ms)| update.execute(params![id, used_ms]).map(drop))
+        })
+        .await
+    }
+
+    async fn add_ssh_key(&self, key: SshKey) -> Result<Added> {
+        self.write(move |db| add_ssh_key(db, &key)).await
+    }
+
+    async fn tokens_by_hash(&self, hash: &[u8], now_ms: u64) -> Result<Vec<Token>> {
+        let hash = hash.to_owned();
+        self.read(move |db| {
+            db.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM tokens WHERE hash = :hash AND {LIVING} \
+                 ORDER BY created_ms, id LIMIT {SAME_KEY_MAX}"
+            ))?
+            .query_map(named_params! { ":hash": hash, ":now_ms": now_ms }, to_token)?
+            .collect()
+        })
+        .await
+    }
+
+    async fn ssh_keys(
+        &self,
+        filter: TokenFilter,
+        after: Option<TokenPlace>,
+        limit: u32,
+    ) -> Result<Vec<SshKey>> {
+        self.read(move |db| {
+            let text = format!(
+                "SELECT {COLUMNS}, key, added_by FROM tokens JOIN ssh_keys ON token = id \
+                 WHERE (created_ms, id) > (:created_ms, :id)"
+            );
+            page_of(db, text, &filter, after, limit, |row| {
+                let (token, key, added_by) = (to_token(row)?, row.get(10)?, row.get(11)?);
+                Ok(SshKey { token, key, added_by })
+            })
         })
         .await
     }

@@ -117,6 +117,39 @@ async fn bounds_of_tokens(store: &dyn Store) -> Result<()> {
     Ok(())
 }
 
+async fn ssh_keys(store: &dyn Store) -> Result<()> {
+    let key = |team: &str, n: u64, hash: u8| SshKey {
+        token: Token { hash: vec![hash; 33], ..token(team, n) },
+        key: format!("ssh-ed25519 {hash}"),
+        added_by: "maker".into(),
+    };
+    // Time of the tests before: later tokens remove those that ended long ago.
+    let at = 9001 + access::DEAD_TOKENS_KEPT_MS + 10;
+    let first = key("ssha", at, 7);
+    assert_eq!(store.add_ssh_key(first.clone()).await?, Added::New);
+    assert_eq!(store.add_ssh_key(key("ssha", at + 1, 7)).await?, Added::KeyTaken);
+    let named =
+        SshKey { token: Token { id: "x".into(), ..key("ssha", at, 8).token }, ..first.clone() };
+    assert_eq!(store.add_ssh_key(named).await?, Added::NameTaken);
+    // Another team may have the same key, and is found with it.
+    let other = key("sshb", at + 1, 7);
+    assert_eq!(store.add_ssh_key(other.clone()).await?, Added::New);
+    let found = store.tokens_by_hash(&[7; 33], at + 2).await?;
+    assert_eq!(found, [first.token.clone(), other.token.clone()]);
+    assert_eq!(store.tokens_by_hash(&[9; 33], at + 2).await?, []);
+    let of = |team: &str| TokenFilter { team: team.parse().ok(), living_ms: Some(at + 2) };
+    assert_eq!(store.ssh_keys(of("ssha"), None, 10).await?, [first.clone()]);
+    let all = TokenFilter { team: None, living_ms: Some(at + 2) };
+    assert_eq!(store.ssh_keys(all.clone(), None, 1).await?, [first.clone()]);
+    let after = Some((first.token.created_ms, first.token.id.clone()));
+    assert_eq!(store.ssh_keys(all, after, 10).await?, [other]);
+    // An ended one frees the key, and goes with its token.
+    store.revoke_token(&first.token.id, at + 3).await?;
+    assert_eq!(store.tokens_by_hash(&[7; 33], at + 4).await?.len(), 1);
+    assert_eq!(store.add_ssh_key(key("ssha", at + 5, 7)).await?, Added::New);
+    Ok(())
+}
+
 async fn limits_of_teams(store: &dyn Store) -> Result<()> {
     use proto::limits::TeamLimits;
     assert_eq!(store.team_limits().await?, []);
@@ -136,6 +169,7 @@ async fn suite(store: &dyn Store) {
     names_of_tokens(store).await.expect("names");
     pages_of_tokens(store).await.expect("pages");
     bounds_of_tokens(store).await.expect("bounds");
+    ssh_keys(store).await.expect("keys");
     limits_of_teams(store).await.expect("limits");
 }
 

@@ -24,6 +24,7 @@ mod quotas;
 mod resize;
 mod revocation;
 mod sessions;
+mod ssh;
 mod stalls;
 mod team_limits;
 mod tls;

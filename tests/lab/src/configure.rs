@@ -46,6 +46,7 @@ pub fn controller(lab: &Lab, nodes: &[NodeId]) -> Result<()> {
          url_template = \"http://port-{{port}}-vm-{{vmid}}.{DOMAIN}:8480\"\ndiscover = true\n",
         data.display()
     );
+    write!(config, "\n[ssh]\nlisten = \"{HUB_IP}:2222\"\n")?;
     // Only the first node: the others are discovered from its /etc/pve/.members.
     if let Some(node) = nodes.first() {
         write!(config, "\n[[node]]\nname = \"{node}\"\naddress = \"{}:7445\"\n", node.ip())?;

@@ -436,14 +436,15 @@ fn size(window: order::Window) -> WindowSize {
 
 /// Builds the shim's start message for a command.
 fn start(record: &Record, order: &Order, now_ms: u64) -> Result<wire::Start, Error> {
-    let (argv, title) = match &order.command {
-        Command::Argv(argv) => (argv.clone(), argv.join(" ")),
+    let (task, title) = match &order.command {
+        Command::Argv(argv) => (helper::Task::Program(argv.clone()), argv.join(" ")),
         Command::Shell(line) => {
-            (vec!["bash".to_owned(), "-c".to_owned(), line.clone()], line.clone())
+            let argv = vec!["bash".to_owned(), "-c".to_owned(), line.clone()];
+            (helper::Task::Program(argv), line.clone())
         }
+        Command::Sftp => (helper::Task::Sftp, "(sftp)".to_owned()),
     };
     let env = environment(&record.env, &order.env, order.tty.is_some());
-    let task = helper::Task::Program(argv);
     let start = of_task(task, &order.user, order.cwd.clone(), env)?;
     Ok(wire::Start {
         exec_id: order.exec_id.clone().unwrap_or(start.exec_id),

@@ -34,6 +34,20 @@ fn team(name: &str, own: Option<proto::limits::TeamLimits>) -> Team {
     }
 }
 
+/// The fake's only SSH key.
+fn ssh_key() -> SshKey {
+    SshKey {
+        id: TOKEN_ID.into(),
+        name: "laptop".into(),
+        team: "lab".into(),
+        public_key: "ssh-ed25519 AAAA".into(),
+        fingerprint: "SHA256:abc".into(),
+        added_by: TOKEN_ID.into(),
+        created_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 }),
+        ..SshKey::default()
+    }
+}
+
 /// Id of the fake's only token.
 const TOKEN_ID: &str = "0123456789ab";
 
@@ -225,6 +239,32 @@ impl OperatorService for Service {
         Ok(Response::new(RevokeTokenResponse { token: Some(token) }))
     }
 
+    async fn add_ssh_key(&self, request: Request<AddSshKeyRequest>) -> Answer<AddSshKeyResponse> {
+        let AddSshKeyRequest { name, public_key, .. } = request.into_inner();
+        if name == "taken" {
+            return Err(refuse(Reason::NameTaken));
+        }
+        let key = Some(SshKey { name, public_key, ..ssh_key() });
+        Ok(Response::new(AddSshKeyResponse { key }))
+    }
+
+    async fn list_ssh_keys(&self, _: Request<ListSshKeysRequest>) -> Answer<ListSshKeysResponse> {
+        let keys = vec![ssh_key()];
+        Ok(Response::new(ListSshKeysResponse { keys, next_page_token: String::new() }))
+    }
+
+    async fn remove_ssh_key(
+        &self,
+        request: Request<RemoveSshKeyRequest>,
+    ) -> Answer<RemoveSshKeyResponse> {
+        if request.into_inner().key != "laptop" {
+            return Err(refuse(Reason::TokenNotFound));
+        }
+        let removed_at = Some(prost_types::Timestamp { seconds: 1_700_000_100, nanos: 0 });
+        let key = Some(SshKey { removed_at, ..ssh_key() });
+        Ok(Response::new(RemoveSshKeyResponse { key }))
+    }
+
     async fn list_teams(&self, _: Request<ListTeamsRequest>) -> Answer<ListTeamsResponse> {
         let teams = ["acme", "lab"].map(|name| team(name, None));
         Ok(Response::new(ListTeamsResponse { teams: teams.into(), ..Default::default() }))
@@ -294,6 +334,14 @@ impl OperatorService for Service {
     }
 
     async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {
-        Ok(Response::new(GetVersionResponse { version: "0.9.9".into(), epoch: 4 }))
+        Ok(Response::new(GetVersionResponse {
+            version: "0.9.9".into(),
+            epoch: 4,
+            ssh: Some(SshServer {
+                host: String::new(),
+                port: 2222,
+                host_key: "ssh-ed25519 AAAA".into(),
+            }),
+        }))
     }
 }

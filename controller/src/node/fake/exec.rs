@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -19,7 +20,10 @@ use proto::{
         exec_response::Message as Out,
     },
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::{mpsc, watch},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
@@ -30,18 +34,37 @@ const AHEAD: usize = 64 * 1024;
 /// Bytes of one message of output.
 const CHUNK: usize = 16 * 1024;
 
+/// Program that a test runs in place of a made-up one.
+#[expect(missing_debug_implementations, reason = "streams of a test")]
+pub struct Program {
+    /// Stdin; dropped at its end.
+    pub stdin: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Stdout.
+    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
+    /// Stderr.
+    pub stderr: Box<dyn AsyncRead + Send + Unpin>,
+    /// End of the program.
+    pub exit: Pin<Box<dyn Future<Output = ExecExit> + Send>>,
+}
+
+/// Starts programs of a test; `None` for a command that is made up as usual.
+pub type Runner = fn(&ExecStart) -> Option<Program>;
+
 /// All commands of an agent.
 #[derive(Debug, Default)]
 pub(super) struct Execs {
     sessions: BTreeMap<(String, String), Arc<Session>>,
     /// Number of commands that were started.
     pub(super) started: u32,
+    runner: Option<Runner>,
 }
 
 #[derive(Debug)]
 pub(super) struct Session {
     start: ExecStart,
     exec_id: String,
+    /// Place in the order of starts.
+    number: u32,
     boot: u32,
     state: Mutex<State>,
     changed: watch::Sender<u64>,
@@ -89,13 +112,16 @@ impl Session {
     /// Runs the command: `cat` returns its stdin, `sleep` waits for a signal, `yes` never stops,
     /// `drip` writes a byte when the one before was sent, `count` writes as many bytes as its
     /// second word says; any other ends with its second word as exit code.
-    async fn run(self: Arc<Self>) {
+    async fn run(self: Arc<Self>, runner: Option<Runner>) {
+        if let Some(program) = runner.and_then(|runner| runner(&self.start)) {
+            return self.run_program(program).await;
+        }
         let words = match &self.start.command {
             Some(api::exec_start::Command::Argv(argv)) => argv.args.clone(),
             Some(api::exec_start::Command::Shell(line)) => {
                 line.split(' ').map(ToString::to_string).collect()
             }
-            None => Vec::new(),
+            Some(api::exec_start::Command::Sftp(_)) | None => Vec::new(),
         };
         let number = words.get(1).and_then(|word| word.parse().ok()).unwrap_or(0);
         let mut exit = ExecExit { code: number, ..ExecExit::default() };
@@ -137,6 +163,47 @@ impl Session {
             Some("vanish") => return self.change(|state| state.vanished = true),
             _ => {}
         }
+        self.change(|state| state.exit = Some(exit));
+    }
+
+    /// Runs a program of the test, until it has ended and all of its output is read.
+    async fn run_program(self: Arc<Self>, program: Program) {
+        let Program { mut stdin, mut stdout, mut stderr, exit } = program;
+        let this = self.clone();
+        let feed = tokio::spawn(async move {
+            loop {
+                let some = |state: &mut State| !state.stdin.is_empty() || state.eof;
+                let bytes =
+                    this.until(|state| some(state).then(|| std::mem::take(&mut state.stdin))).await;
+                // What waits for room in stdin sees it.
+                this.changed.send_modify(|n| *n += 1);
+                if bytes.is_empty() || stdin.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let out = async {
+            let mut bytes = vec![0; CHUNK];
+            while let Ok(count @ 1..) = stdout.read(&mut bytes).await {
+                self.print(&bytes[..count]).await;
+            }
+        };
+        let err = async {
+            let mut bytes = vec![0; CHUNK];
+            while let Ok(count @ 1..) = stderr.read(&mut bytes).await {
+                self.change(|state| state.stderr.extend_from_slice(&bytes[..count]));
+            }
+        };
+        let signalled = self.until(|state| state.signal);
+        let exit = async {
+            tokio::select! {
+                exit = exit => exit,
+                signal = signalled => ExecExit { code: 128 + signal, signal, timed_out: false },
+            }
+        };
+        let ended = async { tokio::join!(exit, out, err).0 };
+        let exit = ended.await;
+        feed.abort();
         self.change(|state| state.exit = Some(exit));
     }
 
@@ -269,6 +336,19 @@ impl Line {
 }
 
 impl FakeAgent {
+    /// Runs programs of a test from now on.
+    pub fn run_with(&self, runner: Runner) {
+        self.world.lock().execs.runner = Some(runner);
+    }
+
+    /// Returns how the last command was started, and the last size of its terminal.
+    pub fn last_command(&self) -> Option<(ExecStart, Option<api::WindowSize>)> {
+        let world = self.world.lock();
+        let last = world.execs.sessions.values().max_by_key(|session| session.number)?;
+        let window = last.state.lock().window;
+        Some((last.start.clone(), window))
+    }
+
     /// Returns the number of commands that were started, whatever became of them.
     pub fn commands(&self) -> u32 {
         self.world.lock().execs.started
@@ -306,13 +386,14 @@ impl FakeAgent {
         };
         let session = Arc::new(Session {
             exec_id: exec_id.clone(),
+            number: execs.started,
             boot,
             state: Mutex::default(),
             changed: watch::channel(0).0,
             start: start.clone(),
         });
         execs.sessions.insert((start.id, exec_id), session.clone());
-        tokio::spawn(session.clone().run());
+        tokio::spawn(session.clone().run(execs.runner));
         Ok(session)
     }
 

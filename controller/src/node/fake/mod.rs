@@ -31,7 +31,7 @@ use tower::{Service as _, layer::layer_fn, service_fn};
 
 use super::calls::Call;
 
-pub use exec::counted;
+pub use exec::{Program, Runner, counted};
 pub use net::{Dialler, Net, Pipe};
 
 /// Most connections that wait to be accepted.

@@ -140,7 +140,11 @@ fn check(start: &ExecStart) -> Result<(), Invalid> {
         Some(exec_start::Command::Shell(line)) => {
             check_command("shell", std::slice::from_ref(line))?;
         }
-        None => return Err(Invalid::new("command", "must be argv or shell")),
+        Some(exec_start::Command::Sftp(_)) if start.tty => {
+            return Err(Invalid::new("tty", "must not be set with `sftp`"));
+        }
+        Some(exec_start::Command::Sftp(_)) => {}
+        None => return Err(Invalid::new("command", "must be argv, shell or sftp")),
     }
     if !start.cwd.is_empty() {
         check_path("cwd", &start.cwd)?;

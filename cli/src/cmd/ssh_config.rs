@@ -1,0 +1,259 @@
+//! `ssh-config`: the lines for OpenSSH by which `ssh NAME` reaches a sandbox.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, Read},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use daemon::replace::{Access, replace};
+use proto::sandbox::v1::{GetVersionRequest, ListSandboxesRequest, Phase, Sandbox, SshServer};
+use serde_json::json;
+
+use super::ssh_key::home;
+use crate::{
+    client::{Controller, list_all, read},
+    failure::Failure,
+    output::Output,
+};
+
+/// Directory of our files below ~/.ssh.
+const DIR: &str = "sandboxctl";
+/// Line in ~/.ssh/config that reads our files.
+const INCLUDE: &str = "Include ~/.ssh/sandboxctl/*.conf";
+/// Most bytes of ~/.ssh/config.
+const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Arguments of `ssh-config`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl ssh-config                         print the lines
+  sandboxctl ssh-config --write                 write them, and read them from ~/.ssh/config
+  ssh web                                       then: the sandbox that is named web
+  ssh web.sbx                                   the same, where another host is named web
+  scp file web:/root/ ; sftp web ; ssh -L 8080:localhost:80 web
+
+Run it again after sandboxes have come or gone. Your key must be known: `sandboxctl ssh-key add`.")]
+pub(crate) struct SshConfig {
+    /// Write ~/.ssh/sandboxctl/HOST.conf and its host key, and include it in ~/.ssh/config
+    #[arg(long)]
+    write: bool,
+    /// Private key to log in with [default: those that ssh finds]
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+}
+
+pub(super) async fn run(
+    controller: Controller,
+    args: SshConfig,
+    output: Output,
+) -> Result<u8, Failure> {
+    let call = || {
+        let mut client = controller.operator.clone();
+        async move { client.get_version(GetVersionRequest {}).await }
+    };
+    let server = read(call).await?.ssh.ok_or_else(|| {
+        Failure::usage(
+            "the controller has no SSH server",
+            "an operator switches it on: `[ssh]` in controller.toml",
+        )
+    })?;
+    let mut sandboxes = list_all(&controller, ListSandboxesRequest::default()).await?;
+    sandboxes.retain(|sandbox| !matches!(sandbox.phase(), Phase::Deleted | Phase::Failed));
+    let place = Place::new(&controller.address, server, home()?.join(".ssh").join(DIR))?;
+    let lines = place.config(&sandboxes, args.identity.as_deref());
+    if args.write {
+        place.write(&lines).map_err(|(path, error)| {
+            let message = format!("cannot write {}: {error}", path.display());
+            Failure::usage(message, "without --write the lines are printed")
+        })?;
+    }
+    if output.json {
+        output.value(&json!({
+            "host": place.host, "port": place.server.port, "host_key": place.server.host_key,
+            "known_hosts": place.known_hosts(),
+            "config": lines,
+            "file": args.write.then(|| place.file("conf").to_string_lossy().into_owned()),
+        }))?;
+    } else if args.write {
+        let count = sandboxes.len();
+        output.line(format!("wrote {}: {count} sandboxes", place.file("conf").display()))?;
+    } else {
+        output.line(lines.trim_end())?;
+        output.note(format!("the host key, for {}:", place.file("known_hosts").display()));
+        output.note(place.known_hosts());
+    }
+    Ok(0)
+}
+
+/// SSH server, and where its files are.
+struct Place {
+    host: String,
+    server: SshServer,
+    dir: PathBuf,
+}
+
+impl Place {
+    /// Checks what the controller says of itself: it is written to files that `ssh` obeys.
+    fn new(address: &str, server: SshServer, dir: PathBuf) -> Result<Self, Failure> {
+        let own = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        let host = if server.host.is_empty() { own } else { &server.host };
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+        let key = |c: char| c.is_ascii_alphanumeric() || "-+/= @.".contains(c);
+        let is_good = !host.is_empty()
+            && !host.starts_with('-')
+            && host.chars().all(plain)
+            && server.host_key.chars().all(key)
+            && (1..=65_535).contains(&server.port);
+        if !is_good {
+            return Err(Failure::local(
+                "the controller told of its SSH server in a form that is not safe to use",
+            ));
+        }
+        Ok(Self { host, server, dir })
+    }
+
+    fn alias(&self) -> String {
+        format!("sandboxctl-{}-{}", self.host.replace(':', "_"), self.server.port)
+    }
+
+    fn file(&self, ending: &str) -> PathBuf {
+        self.dir.join(format!("{}.{ending}", self.alias()))
+    }
+
+    /// Line of the host key.
+    fn known_hosts(&self) -> String {
+        format!("{} {}", self.alias(), self.server.host_key)
+    }
+
+    /// Lines for ssh's configuration.
+    fn config(&self, sandboxes: &[Sandbox], identity: Option<&Path>) -> String {
+        let mut text = String::from("# Written by `sandboxctl ssh-config`.\n");
+        let mut all = Vec::new();
+        for Sandbox { id, name, .. } in sandboxes {
+            let names = match name.as_str() {
+                "" => vec![id.clone(), format!("{id}.sbx")],
+                name => vec![name.to_owned(), format!("{name}.sbx"), id.clone()],
+            };
+            text.push_str(&format!("Host {}\n  User {id}\n", names.join(" ")));
+            all.extend(names);
+        }
+        if all.is_empty() {
+            return text;
+        }
+        let (host, port, alias) = (&self.host, self.server.port, self.alias());
+        let known = self.file("known_hosts");
+        let known = known.display();
+        let common = format!(
+            "Host {}\n  HostName {host}\n  Port {port}\n  HostKeyAlias {alias}\n  \
+             UserKnownHostsFile \"{known}\"\n  StrictHostKeyChecking yes\n  \
+             ForwardAgent no\n  ForwardX11 no\n",
+            all.join(" ")
+        );
+        text.push_str(&common);
+        if let Some(identity) = identity {
+            let identity = identity.display();
+            text.push_str(&format!("  IdentityFile \"{identity}\"\n  IdentitiesOnly yes\n"));
+        }
+        text
+    }
+
+    fn write(&self, lines: &str) -> Result<(), (PathBuf, io::Error)> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |error| (path, error)
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(at(&self.dir))?;
+        let private = Access { mode: 0o600, group: None };
+        let known = self.file("known_hosts");
+        let line = format!("{}\n", self.known_hosts());
+        replace(&known, line.as_bytes(), private).map_err(at(&known))?;
+        let conf = self.file("conf");
+        replace(&conf, lines.as_bytes(), private).map_err(at(&conf))?;
+        let main = self.dir.parent().unwrap_or(&self.dir).join("config");
+        include(&main).map_err(at(&main))
+    }
+}
+
+/// Lets ssh's configuration read our files: before its first `Host`, where it holds for all hosts.
+fn include(path: &Path) -> io::Result<()> {
+    // A link to a file elsewhere stays one.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut text = String::new();
+    let mut mode = 0o600;
+    match File::open(path) {
+        Ok(file) => {
+            mode = file.metadata()?.permissions().mode() & 0o7777;
+            let read = file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text)? as u64;
+            if read > CONFIG_BYTES_MAX {
+                return Err(io::Error::other("it is too large"));
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    if text.lines().any(|line| line.trim() == INCLUDE) {
+        return Ok(());
+    }
+    let text = format!("{INCLUDE}\n\n{text}");
+    replace(path, text.as_bytes(), Access { mode, group: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(dir: &Path) -> Place {
+        let host_key = "ssh-ed25519 AAAA".to_owned();
+        let server = SshServer { host: String::new(), port: 2222, host_key };
+        Place::new("api.test:7443", server, dir.join("sandboxctl")).expect("good")
+    }
+
+    #[test]
+    fn name_and_id_lead_to_the_sandbox_with_the_host_key_pinned() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let named = Sandbox { id: "sb1".into(), name: "web".into(), ..Sandbox::default() };
+        let other = Sandbox { id: "sb2".into(), ..Sandbox::default() };
+        let text = place(dir.path()).config(&[named, other], Some(Path::new("/k")));
+        assert!(text.contains("Host web web.sbx sb1\n  User sb1\n"), "{text}");
+        assert!(
+            text.contains("Host web web.sbx sb1 sb2 sb2.sbx\n  HostName api.test\n  Port 2222\n")
+        );
+        assert!(
+            text.contains("HostKeyAlias sandboxctl-api.test-2222")
+                && text.contains("IdentitiesOnly")
+        );
+    }
+
+    #[test]
+    fn configuration_of_the_user_is_kept_and_changed_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = dir.path().join("config");
+        fs::write(&config, "Host mine\n  User me\n").expect("written");
+        for _ in 0..2 {
+            place(dir.path()).write("lines\n").expect("written");
+        }
+        let text = fs::read_to_string(&config).expect("read");
+        assert_eq!(text, format!("{INCLUDE}\n\nHost mine\n  User me\n"));
+        let known = dir.path().join("sandboxctl/sandboxctl-api.test-2222.known_hosts");
+        let known = fs::read_to_string(known).expect("read");
+        assert_eq!(known, "sandboxctl-api.test-2222 ssh-ed25519 AAAA\n");
+    }
+
+    #[test]
+    fn answer_that_would_change_the_configuration_is_refused() {
+        for (host, port, key) in [
+            ("a\n  ProxyCommand x", 22, "ssh-ed25519 AAAA"),
+            ("-oProxyCommand=x", 22, "ssh-ed25519 AAAA"),
+            ("a", 22, "ssh-ed25519 AAAA\n* x"),
+            ("a", 0, "ssh-ed25519 AAAA"),
+        ] {
+            let server = SshServer { host: host.into(), port, host_key: key.into() };
+            assert!(Place::new("api.test:7443", server, PathBuf::new()).is_err(), "{host:?}");
+        }
+    }
+}

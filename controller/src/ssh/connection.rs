@@ -1,0 +1,507 @@
+//! One connection: its login, and the channels that its client opens. Answers russh; everything that takes
+//! time is on tasks of its own, so that one channel does not wait for another.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use proto::{
+    Reason,
+    name::Team,
+    sandbox::v1::{Phase, WindowSize},
+};
+use russh::{
+    Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Disconnect, Pty, Sig,
+    server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, VerifiedPublicKey},
+};
+use tokio::time::sleep;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    Shared,
+    capacity::CountGuard,
+    command::{self, Ends, Program, Requested, signal_number},
+    forward,
+    inputs::{Input, InputSender, Inputs, inputs},
+    login::{self, Login},
+    protocol::{SMALL_WINDOW, WINDOW},
+    record::{self, Action, Entry},
+    transport::Gate,
+};
+use crate::{
+    access::OpenCall,
+    rpc::Permit,
+    sandbox::{Error, ForwardTarget, Result},
+};
+
+/// Most channels of a connection at the same time.
+const CHANNELS_MAX: usize = 64;
+/// Most variables of a command.
+const ENV_MAX: usize = 32;
+/// Longest value of a variable, bytes.
+const VALUE_MAX: usize = 1024;
+/// Time in which a client may read why its connection ends.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// Logged-in client, which its channels share.
+#[derive(Debug)]
+pub(super) struct Session {
+    shared: Arc<Shared>,
+    login: Login,
+    peer: SocketAddr,
+    closed: CancellationToken,
+    _counted: CountGuard,
+    _open: OpenCall,
+}
+
+impl Session {
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(super) fn team(&self) -> &Team {
+        &self.login.caller.team
+    }
+
+    /// Returns the id of the sandbox.
+    pub(super) fn sandbox(&self) -> String {
+        self.login.sandbox.to_string()
+    }
+
+    /// Returns the names under which the sandbox knows itself.
+    pub(super) fn names(&self) -> Vec<String> {
+        let mut names = vec![self.sandbox()];
+        if let Ok(view) = self.shared.sandboxes.get(self.team(), &self.sandbox()) {
+            names.extend([view.ip, view.name].into_iter().filter(|name| !name.is_empty()));
+        }
+        names
+    }
+
+    /// Begins an entry of the audit log.
+    pub(super) fn begin(&self, action: Action) -> Entry {
+        record::begin(&self.shared, &self.login, self.peer, action)
+    }
+
+    /// Does some work, unless the connection closes before it is done.
+    pub(super) async fn until_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.closed.run_until_cancelled(work).await
+    }
+
+    /// Prepares to enter the sandbox: wakes it where its rule says so, and takes a place among the team's
+    /// streams.
+    pub(super) async fn enter(&self) -> Result<Permit> {
+        let (sandboxes, id) = (&self.shared.sandboxes, self.sandbox());
+        let view = sandboxes.get(self.team(), &id)?;
+        if view.phase() == Phase::Paused {
+            if !view.wake_on.unwrap_or_default().ssh {
+                let message = format!(
+                    "{id} is paused, and an SSH connection does not wake it; \
+                     `sandboxctl resume {id}` does, or `sandboxctl wake-on {id} --ssh on` lets connections do it"
+                );
+                return Err(Error::new(Reason::SandboxPaused, message));
+            }
+            sandboxes.resume(&self.login.caller, &id).await?;
+        }
+        let own = sandboxes.streams_max(self.team());
+        self.shared.permits.take_stream(self.team(), own).ok_or_else(|| {
+            let message = "too many streams of the team are open; try again when some have ended";
+            Error::new(Reason::TooManyCalls, message)
+        })
+    }
+}
+
+/// Place of an open channel among those of its connection.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Channel that a client has opened.
+struct Open {
+    to: InputSender,
+    /// Parts of a session that nothing runs in yet.
+    idle: Option<Idle>,
+}
+
+struct Idle {
+    out: ChannelWriteHalf<Msg>,
+    inputs: Inputs,
+    requested: Requested,
+    place: Place,
+}
+
+/// One connection.
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    peer: SocketAddr,
+    gate: Arc<Gate>,
+    /// Cancelled at the login.
+    known: CancellationToken,
+    closed: CancellationToken,
+    /// Login that russh is told to accept.
+    accepted: Option<Login>,
+    session: Option<Arc<Session>>,
+    channels: HashMap<ChannelId, Open>,
+    count: Arc<AtomicUsize>,
+    /// Ends the tasks of the connection with it.
+    _end: DropGuard,
+}
+
+impl Connection {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        peer: SocketAddr,
+        (gate, known): (Arc<Gate>, CancellationToken),
+    ) -> Self {
+        let closed = CancellationToken::new();
+        Self {
+            shared,
+            peer,
+            gate,
+            known,
+            _end: closed.clone().drop_guard(),
+            closed,
+            accepted: None,
+            session: None,
+            channels: HashMap::new(),
+            count: Arc::default(),
+        }
+    }
+
+    /// Takes a place for a channel, and makes its queue.
+    fn admit(&self) -> Option<(Place, InputSender, Inputs)> {
+        if self.count.fetch_add(1, Ordering::Relaxed) >= CHANNELS_MAX {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let (to, inputs) = inputs(&self.gate);
+        Some((Place(self.count.clone()), to, inputs))
+    }
+
+    fn send(&self, channel: ChannelId, input: Input) {
+        if let Some(open) = self.channels.get(&channel) {
+            open.to.send(input);
+        }
+    }
+
+    /// Starts a program in a session that runs nothing yet.
+    fn run(
+        &mut self,
+        channel: ChannelId,
+        program: Program,
+        session: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        let idle = self.channels.get_mut(&channel).and_then(|open| open.idle.take());
+        let (Some(idle), Some(own)) = (idle, self.session.clone()) else {
+            return session.channel_failure(channel);
+        };
+        let Idle { out, inputs, requested, place } = idle;
+        let ends = Ends { out, handle: session.handle(), inputs };
+        session.channel_success(channel)?;
+        tokio::spawn(async move {
+            Box::pin(command::run(own, program, requested, ends)).await;
+            drop(place);
+        });
+        Ok(())
+    }
+
+    async fn forward(
+        &mut self,
+        channel: Channel<Msg>,
+        target: impl FnOnce(&Session) -> Result<ForwardTarget, proto::id::Invalid>,
+        reply: ChannelOpenHandle,
+    ) {
+        let (Some((place, to, inputs)), Some(own)) = (self.admit(), self.session.clone()) else {
+            return reply.reject(ChannelOpenFailure::ResourceShortage).await;
+        };
+        let id = channel.id();
+        // Its receiving half is not used: what arrives comes to `data`.
+        let (_, out) = channel.split();
+        self.channels.insert(id, Open { to, idle: None });
+        let target = target(&own);
+        tokio::spawn(async move {
+            Box::pin(forward::run(own, target, (out, inputs), reply)).await;
+            drop(place);
+        });
+    }
+
+    /// Ends the connection when the key of its client ends, or the controller stops.
+    fn watch(&self, open: &OpenCall, handle: Handle) {
+        let (ending, stop) = (open.ending(), self.shared.stop.clone());
+        let (closed, gate) = (self.closed.clone(), self.gate.clone());
+        tokio::spawn(async move {
+            let why = tokio::select! {
+                () = ending.over() => "this SSH key was removed or has expired",
+                () = stop.cancelled() => "the controller is stopping; connect again",
+                () = closed.cancelled() => return,
+            };
+            let told = handle.disconnect(Disconnect::ByApplication, why.to_owned(), String::new());
+            // A client that does not read does not hold up its end.
+            tokio::select! {
+                () = async { drop(told.await); closed.cancelled().await } => {}
+                () = sleep(LAST_WORDS) => {}
+            }
+            gate.shut();
+        });
+    }
+}
+
+impl server::Handler for Connection {
+    type Error = russh::Error;
+
+    async fn auth_publickey_offered(
+        &mut self,
+        user: &str,
+        offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, Self::Error> {
+        Ok(match login::look_up(&self.shared, user, offer.public_key).await {
+            Some(_) => Auth::Accept,
+            None => {
+                self.shared.audit.count_refused();
+                Auth::reject()
+            }
+        })
+    }
+
+    async fn auth_publickey(
+        &mut self,
+        user: &str,
+        key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, Self::Error> {
+        self.accepted = login::look_up(&self.shared, user, key.public_key).await;
+        Ok(if self.accepted.is_some() { Auth::Accept } else { Auth::reject() })
+    }
+
+    async fn auth_succeeded(&mut self, session: &mut server::Session) -> Result<(), Self::Error> {
+        let Some(login) = self.accepted.take() else { return Err(russh::Error::Inconsistent) };
+        self.known.cancel();
+        let Some(counted) = self.shared.capacity.take(&login.caller.team) else {
+            let why = "too many SSH connections are open; try again when some have ended";
+            return session.disconnect(Disconnect::TooManyConnections, why, "");
+        };
+        self.shared.access.note_use(&login.token);
+        record::login(&self.shared, &login, self.peer);
+        let open = self.shared.access.begin_call(&login.token);
+        self.watch(&open, session.handle());
+        self.session = Some(Arc::new(Session {
+            shared: self.shared.clone(),
+            login,
+            peer: self.peer,
+            closed: self.closed.clone(),
+            _counted: counted,
+            _open: open,
+        }));
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        let (Some((place, to, inputs)), true) = (self.admit(), self.session.is_some()) else {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        };
+        let id = channel.id();
+        // Its receiving half is not used: what arrives comes to `data`.
+        let (_, out) = channel.split();
+        let idle = Some(Idle { out, inputs, requested: Requested::default(), place });
+        self.channels.insert(id, Open { to, idle });
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        self.forward(channel, |session| forward::tcp(session, host, port), reply).await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        self.forward(channel, |_| Ok(ForwardTarget::Unix(path.to_owned())), reply).await;
+        Ok(())
+    }
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        term: &str,
+        columns: u32,
+        rows: u32,
+        _: u32,
+        _: u32,
+        _: &[(Pty, u32)],
+        session: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        let idle = self.channels.get_mut(&channel).and_then(|open| open.idle.as_mut());
+        let Some(Idle { requested, .. }) = idle else { return session.channel_failure(channel) };
+        requested.window = Some(window(columns, rows));
+        if is_value(term) && !term.is_empty() {
+            requested.env.insert("TERM".to_owned(), term.to_owned());
+        }
+        session.channel_success(channel)
+    }
+
+    async fn env_request(
+        &mut self,
+        channel: ChannelId,
+        name: &str,
+        value: &str,
+        session: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        let idle = self.channels.get_mut(&channel).and_then(|open| open.idle.as_mut());
+        match idle {
+            Some(Idle { requested, .. })
+                if is_passed_on(name) && is_value(value) && requested.env.len() < ENV_MAX =>
+            {
+                requested.env.insert(name.to_owned(), value.to_owned());
+                session.channel_success(channel)
+            }
+            _ => session.channel_failure(channel),
+        }
+    }
+
+    async fn shell_request(
+        &mut self,
+        channel: ChannelId,
+        session: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        self.run(channel, Program::Shell, session)
+    }
+
+    async fn exec_request(
+        &mut self,
+        channel: ChannelId,
+        line: &[u8],
+        session: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        self.run(channel, Program::Line(line.to_owned()), session)
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        channel: ChannelId,
+        name: &str,
+        session: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        match name {
+            "sftp" => self.run(channel, Program::Sftp, session),
+            _ => session.channel_failure(channel),
+        }
+    }
+
+    async fn x11_request(
+        &mut self,
+        channel: ChannelId,
+        _: bool,
+        _: &str,
+        _: &str,
+        _: u32,
+        session: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(channel)
+    }
+
+    async fn window_change_request(
+        &mut self,
+        channel: ChannelId,
+        columns: u32,
+        rows: u32,
+        _: u32,
+        _: u32,
+        _: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        self.send(channel, Input::Resize(window(columns, rows)));
+        Ok(())
+    }
+
+    async fn signal(
+        &mut self,
+        channel: ChannelId,
+        signal: Sig,
+        _: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        if let Some(number) = signal_number(&signal) {
+            self.send(channel, Input::Signal(number));
+        }
+        Ok(())
+    }
+
+    async fn data(
+        &mut self,
+        channel: ChannelId,
+        bytes: &[u8],
+        _: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        if !bytes.is_empty() {
+            self.send(channel, Input::Data(Bytes::copy_from_slice(bytes)));
+        }
+        Ok(())
+    }
+
+    async fn channel_eof(
+        &mut self,
+        channel: ChannelId,
+        _: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        self.send(channel, Input::Eof);
+        Ok(())
+    }
+
+    async fn channel_close(
+        &mut self,
+        channel: ChannelId,
+        _: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        self.channels.remove(&channel);
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, _: ChannelId, _: u32) -> u32 {
+        if self.gate.is_crowded() { SMALL_WINDOW } else { WINDOW }
+    }
+}
+
+/// Returns the size of a terminal within what a command may have.
+fn window(columns: u32, rows: u32) -> WindowSize {
+    // A client without a size says 0.
+    let size = |asked: u32, default: u32| if asked == 0 { default } else { asked.min(1000) };
+    WindowSize { rows: size(rows, 24), cols: size(columns, 80) }
+}
+
+/// Returns true for variables that a client may set.
+fn is_passed_on(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_uppercase() || byte == b'_';
+    matches!(name, "LANG" | "TERM" | "COLORTERM")
+        || (name.starts_with("LC_") && name.len() <= 32 && name.bytes().all(plain))
+}
+
+fn is_value(value: &str) -> bool {
+    value.len() <= VALUE_MAX && !value.contains('\0')
+}

@@ -1,0 +1,200 @@
+//! SSH into real sandboxes, with OpenSSH's own clients: commands, files, terminals and forwards, and a session
+//! that an agent's restart does not end.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use lab::daemons::AGENT;
+use tempfile::TempDir;
+
+use crate::world::{PATIENCE, World, id, node, unique, wait, world};
+
+/// Client with a key of its own, and a sandbox that it may enter.
+struct Client<'a> {
+    world: &'a World,
+    home: TempDir,
+    key: String,
+    name: String,
+}
+
+impl<'a> Client<'a> {
+    fn new(world: &'a World, more: &[&str]) -> (Self, serde_json::Value) {
+        let (key, name) = (unique("key"), unique("ssh"));
+        let sandbox = world.create(&[&["--name", &name], more].concat());
+        let home = tempfile::tempdir().expect("a directory");
+        let client = Self { world, home, key, name };
+        let file = client.path("id_ed25519");
+        let made = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(&file)
+            .status()
+            .expect("openssh-client is installed");
+        assert!(made.success());
+        let public = file.with_extension("pub");
+        client.ctl(&["ssh-key", "add", &public.to_string_lossy(), "--name", &client.key]);
+        client.ctl(&["ssh-config", "--write", "--identity", &file.to_string_lossy()]);
+        (client, sandbox)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    fn ctl(&self, args: &[&str]) -> String {
+        let ran = self.world.command(args).env("HOME", self.home.path()).output().expect("it runs");
+        assert!(ran.status.success(), "{args:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8_lossy(&ran.stdout).into_owned()
+    }
+
+    /// Prepares one of OpenSSH's clients with the written configuration.
+    fn client(&self, program: &str) -> Command {
+        let dir = fs::read_dir(self.path(".ssh/sandboxctl")).expect("written");
+        let mut files = dir.map(|entry| entry.expect("an entry").path());
+        let config = files.find(|path| path.extension().is_some_and(|ext| ext == "conf"));
+        let mut client = Command::new(program);
+        client.arg("-F").arg(config.expect("a configuration"));
+        client.args(["-o", "BatchMode=yes", "-o", "IdentityAgent=none"]).stdin(Stdio::null());
+        client
+    }
+
+    fn run(&self, line: &str) -> Output {
+        self.client("ssh").args([&self.name, line]).output().expect("it runs")
+    }
+
+    #[track_caller]
+    fn says(&self, line: &str) -> String {
+        let ran = self.run(line);
+        assert!(ran.status.success(), "{line}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8_lossy(&ran.stdout).trim().to_owned()
+    }
+}
+
+impl Drop for Client<'_> {
+    fn drop(&mut self) {
+        self.world.ctl(&["ssh-key", "rm", &self.key]);
+    }
+}
+
+fn digest(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split(' ').next().expect("a digest").to_owned()
+}
+
+#[test]
+fn openssh_enters_a_sandbox_that_has_no_server() {
+    let Some(world) = world() else { return };
+    let (client, _) = Client::new(&world, &[]);
+    assert_eq!(client.says("id -un; pwd"), "root\n/root");
+    assert_eq!(client.says("pgrep -c sshd || true"), "0");
+    let ran = client.run("echo out; echo err >&2; exit 7");
+    assert_eq!((ran.status.code(), ran.stdout.as_slice()), (Some(7), &b"out\n"[..]));
+    assert!(String::from_utf8_lossy(&ran.stderr).contains("err"));
+    // A terminal with the size and the kind that the client has.
+    let shell = client.client("ssh").args(["-tt", &client.name, "test -t 0 && tty"]).output();
+    let tty = shell.expect("it runs");
+    assert!(String::from_utf8_lossy(&tty.stdout).starts_with("/dev/pts/"), "{tty:?}");
+
+    // Files both ways, and what sftp does to them.
+    let (here, back) = (client.path("here"), client.path("back"));
+    let bytes: Vec<u8> = (0..20_000_003u32).map(|n| (n % 251) as u8 ^ (n >> 13) as u8).collect();
+    fs::write(&here, &bytes).expect("written");
+    let place = format!("{}:/root/there", client.name);
+    assert!(client.client("scp").arg(&here).arg(&place).status().expect("it runs").success());
+    assert_eq!(client.says("sha256sum < /root/there").split(' ').next(), Some(&*digest(&here)));
+    assert!(client.client("scp").arg(&place).arg(&back).status().expect("it runs").success());
+    assert_eq!(digest(&back), digest(&here));
+    let batch = client.path("batch");
+    fs::write(
+        &batch,
+        "mkdir /tmp/d\nrename /root/there /tmp/d/x\nchmod 600 /tmp/d/x\nls -l /tmp/d\n",
+    )
+    .expect("written");
+    let ran = client.client("sftp").arg("-b").arg(&batch).arg(&client.name).output();
+    let ran = ran.expect("it runs");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(client.says("stat -c %a-%s /tmp/d/x"), format!("600-{}", bytes.len()));
+    drop(client);
+    world.finish();
+}
+
+#[test]
+fn ssh_forwards_to_ports_and_sockets_of_the_sandbox() {
+    let Some(world) = world() else { return };
+    let (client, _) = Client::new(&world, &[]);
+    // On 127.0.0.1 alone: only a forward reaches it.
+    let serve = "cd /root && echo hello > f && \
+                 (setsid python3 -m http.server -b 127.0.0.1 8123 >/dev/null 2>&1 </dev/null &)";
+    client.says(serve);
+    wait("the server", || {
+        let port = client.client("ssh").args(["-W", "localhost:8123", &client.name]).output();
+        port.is_ok_and(|ran| ran.status.success())
+    });
+    let mut forward = client.client("ssh");
+    let forward = forward.args(["-N", "-L", "18123:localhost:8123", &client.name]).spawn();
+    let mut forward = forward.expect("it runs");
+    let got = || {
+        let ran = Command::new("curl").args(["-s", "http://127.0.0.1:18123/f"]).output();
+        ran.map(|ran| ran.stdout).unwrap_or_default()
+    };
+    wait("the forward", || got() == b"hello\n");
+    forward.kill().expect("ended");
+    forward.wait().expect("ended");
+    let socket = "import socket as s;l=s.socket(s.AF_UNIX);l.bind('/root/s');l.listen();\
+                  c,_=l.accept();c.sendall(c.recv(99).upper())";
+    client.says(&format!("(setsid python3 -c \"{socket}\" >/dev/null 2>&1 </dev/null &)"));
+    wait("the socket", || client.run("test -S /root/s").status.success());
+    let near = client.path("near");
+    let mut forward = client.client("ssh");
+    let forward = forward.arg("-N").arg("-L").arg(format!("{}:/root/s", near.display()));
+    let mut forward = forward.arg(&client.name).spawn().expect("it runs");
+    wait("the forward", || near.exists());
+    let mut stream = std::os::unix::net::UnixStream::connect(&near).expect("connected");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    std::io::Write::write_all(&mut stream, b"quiet").expect("sent");
+    let mut answer = [0; 5];
+    std::io::Read::read_exact(&mut stream, &mut answer).expect("answered");
+    assert_eq!(&answer, b"QUIET");
+    forward.kill().expect("ended");
+    forward.wait().expect("ended");
+    let far = client.client("ssh").args(["-W", "1.1.1.1:53", &client.name]).output();
+    assert!(!far.expect("it runs").status.success(), "another host is refused");
+    drop(client);
+    world.finish();
+}
+
+#[test]
+fn ssh_session_goes_on_while_the_agent_is_killed_and_wakes_by_its_rule() {
+    let Some(world) = world() else { return };
+    let (client, sandbox) = Client::new(&world, &[]);
+    let line = "for i in $(seq 1 200); do echo $i; sleep 0.05; done";
+    let child = client.client("ssh").args([&client.name, line]).stdout(Stdio::piped()).spawn();
+    let child = child.expect("it runs");
+    wait("the command", || world.ctl(&["ps", id(&sandbox)]).text().contains("seq 1 200"));
+    let services = world.node(node(&sandbox)).services().expect("services");
+    services.kill(AGENT, false, Duration::from_secs(30)).expect("killed");
+    let ran = child.wait_with_output().expect("ended");
+    let numbers: String = (1..=200).map(|n| format!("{n}\n")).collect();
+    assert!(ran.status.success() && ran.stdout == numbers.as_bytes(), "{} bytes", ran.stdout.len());
+
+    assert_eq!(world.ctl(&["wake-on", id(&sandbox), "--ssh", "off"]).code, 0);
+    assert_eq!(world.ctl(&["pause", id(&sandbox)]).code, 0);
+    let refused = client.run("true");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is paused"), "{refused:?}");
+    assert_eq!(world.ctl(&["wake-on", id(&sandbox), "--ssh", "on"]).code, 0);
+    assert_eq!(client.says("echo awake"), "awake");
+
+    // The end of the key is the end of its sessions.
+    let child = client.client("ssh").args([&client.name, "sleep 60"]).spawn();
+    let mut child = child.expect("it runs");
+    wait("the command", || world.ctl(&["ps", id(&sandbox)]).text().contains("sleep 60"));
+    assert_eq!(world.ctl(&["ssh-key", "rm", &client.key]).code, 0);
+    wait("the end of the session", || child.try_wait().expect("asked").is_some());
+    assert!(!client.run("true").status.success());
+    drop(client);
+    world.finish();
+}
