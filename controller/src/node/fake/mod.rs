@@ -68,6 +68,10 @@ pub struct Faults {
     pub tells_no_commands: bool,
     /// Whether it keeps no sandbox to an allow-list.
     pub filters_nothing: bool,
+    /// Sandbox that it finds in a container without a record.
+    pub recovers: Option<Sandbox>,
+    /// Time that its clean-up takes, and what that finds.
+    pub garbage: Option<(Duration, Vec<api::GarbageItem>)>,
 }
 
 /// Point at which the connection breaks.
