@@ -91,7 +91,7 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::EnvLost => (
             exit::REFUSED,
-            "copy its files out with `sandboxctl cp`, and create another; an operator who has the node's secret.key puts it back",
+            "create another; if it runs, copy its files out first, with `sandboxctl cp`; an operator who has the secret.key puts it back",
         ),
         Reason::NameTaken => (
             exit::REFUSED,

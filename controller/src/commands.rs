@@ -168,6 +168,10 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
     let config = Config::load(path)?;
     daemon::logs::init("info", config.log_json);
     let stop = daemon::stop::signal_token()?;
+    if let Err(error) = ca::recover(&config.data_dir) {
+        let error = daemon::chain::Chain(&error);
+        tracing::error!(%error, "an interrupted rotation of the CA cannot be finished");
+    }
     let files = ca::Files::new(&config.data_dir);
     let own = Own { life: config.lives().agent, files };
     let live = own.load().context("cannot load the controller's certificate; was `init` run?")?;

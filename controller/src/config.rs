@@ -301,8 +301,9 @@ pub struct Create {
     /// Time after which a creation that is not running yet is cancelled, seconds.
     pub deadline_s: u64,
     /// Number of the best nodes, 1 to 3, that are asked for a reservation before one is chosen.
-    /// This costs a creation one round trip; 1 asks none.
-    pub bids: usize,
+    /// This costs a creation one round trip; 1 asks none. Versions before called it `bids`.
+    #[serde(alias = "bids")]
+    pub candidate_probes: usize,
 }
 
 impl Default for Create {
@@ -314,7 +315,7 @@ impl Default for Create {
             queue_s: defaults.queue.as_secs(),
             patience_s: defaults.patience.as_secs(),
             deadline_s: defaults.deadline.as_secs(),
-            bids: defaults.bids,
+            candidate_probes: defaults.candidate_probes,
         }
     }
 }
@@ -463,7 +464,10 @@ impl Config {
         must(self.create.creates_max > 0, "create.creates_max must be at least 1".into());
         must(self.create.patience_s > 0, "create.patience_s must be at least 1".into());
         must(self.create.deadline_s >= 30, "create.deadline_s must be at least 30".into());
-        must((1..=BEST).contains(&self.create.bids), "create.bids must be 1 to 3".into());
+        must(
+            (1..=BEST).contains(&self.create.candidate_probes),
+            "create.candidate_probes must be 1 to 3".into(),
+        );
         for (name, rate) in self.rates.named() {
             if let Some(Err(why)) = rate.as_ref().map(|rate| rate.parse::<Rate>()) {
                 must(false, why.named(format!("rates.{name}")).to_string());
@@ -536,7 +540,7 @@ impl Config {
             queue: Duration::from_secs(self.create.queue_s),
             patience: Duration::from_secs(self.create.patience_s),
             deadline: Duration::from_secs(self.create.deadline_s),
-            bids: self.create.bids,
+            candidate_probes: self.create.candidate_probes,
             sizes: self.sizes.clone(),
             egress: self.egress.default.clone(),
             exposure: Exposure {

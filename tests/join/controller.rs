@@ -144,10 +144,10 @@ async fn missing_name_and_example_domain_are_warnings_with_a_remedy() {
     assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("--domain")));
     fs::write(&file, &text).expect("written");
     assert_eq!(controller.findings().await, []);
-    fs::write(&file, format!("{text}\n[create]\nbids = 9\n")).expect("written");
+    fs::write(&file, format!("{text}\n[create]\ncandidate_probes = 9\n")).expect("written");
     let found = controller.findings().await;
     assert_eq!((found.len(), found[0].name), (1, "configuration"), "{found:?}");
-    assert!(found[0].found.contains("bids"), "{found:?}");
+    assert!(found[0].found.contains("candidate_probes"), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -124,7 +124,7 @@ impl Cluster {
             },
             // Every other story uses candidate probes before the choice.
             creates: controller::sandbox::Options {
-                bids: if self.seed.is_multiple_of(2) { 3 } else { 1 },
+                candidate_probes: if self.seed.is_multiple_of(2) { 3 } else { 1 },
                 ..controller::sandbox::Options::default()
             },
             events: controller::events::Options::default(),

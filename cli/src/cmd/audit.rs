@@ -19,7 +19,7 @@ use proto::{
 };
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
 use crate::{
     client::{Controller, answer, promised},
@@ -326,6 +326,10 @@ fn outcome(entry: &AuditEntry) -> (String, Colour) {
     match (entry.kind(), reason(entry)) {
         (AuditKind::Call | AuditKind::Part, "") if entry.code == 0 => ("ok".into(), Colour::Green),
         (AuditKind::Call | AuditKind::Part, "") => (code_name(entry.code).into(), Colour::Red),
+        // Its token ended while it was under way: it may be done.
+        (AuditKind::Call, reason) if entry.code == i32::from(Code::Cancelled) => {
+            (format!("cut: {reason}"), Colour::Red)
+        }
         (AuditKind::Call | AuditKind::Part, reason) => (reason.into(), Colour::Red),
         (AuditKind::Gap, reason) if entry.count > 0 => {
             (format!("{reason}: {} missing", entry.count), Colour::Red)

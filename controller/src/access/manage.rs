@@ -60,6 +60,8 @@ impl Access {
             error @ (ca::Error::File { .. }
             | ca::Error::Missing(_)
             | ca::Error::Name(_)
+            | ca::Error::Authority(_)
+            | ca::Error::Ended
             | ca::Error::Certificate(_)) => {
                 tracing::error!(error = %daemon::chain::Chain(&error), "could not sign a certificate");
                 Error::new(Reason::StoreFailed, "the controller's CA failed; see its log")

@@ -297,6 +297,22 @@ async fn log_goes_on_with_an_old_segment_that_cannot_be_read() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn removed_newest_segment_is_a_gap_and_fails_a_head_that_was_noted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir.path();
+    let options = Options { segment_bytes: 2000, ..Options::default() };
+    let head = closed(dir, &options).await;
+    fs::remove_file(segments(dir).pop().expect("a segment")).expect("removed");
+    let audit = open(dir, &options).await;
+    add(&audit, 1000..1001);
+    let all = kinds(&audit).await;
+    assert!(all.contains(&(Kind::Gap, GAP_RESTART.to_owned(), 0)), "{all:?}");
+    // The chain goes on from the line before, so only the head that is kept elsewhere shows the loss.
+    assert!(right(&audit, None).await.gaps > 0);
+    assert!(audit.verify(Some(head)).await.expect("readable").broken.is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn log_goes_on_with_an_old_segment_whose_end_is_lost() {
     let dir = tempfile::tempdir().expect("a directory");
     let dir = dir.path();

@@ -1,13 +1,17 @@
 //! Issues certificates.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use daemon::peer::BACKDATED;
+use daemon::peer::{self, BACKDATED};
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
     PublicKeyData, SanType, SerialNumber, string::Ia5String,
 };
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use super::Error;
 use crate::clock::{Clock, SystemClock};
@@ -20,6 +24,8 @@ pub(super) struct Authority {
     pub(super) certificate: String,
     key_pem: String,
     issuer: Issuer<'static, KeyPair>,
+    /// End of the CA, which no certificate of it outlives.
+    end: SystemTime,
 }
 
 /// A certificate with its key, PEM.
@@ -51,18 +57,29 @@ pub(super) enum Role {
 impl Authority {
     /// Makes a new CA. Its certificate may sign leaf certificates only.
     pub(super) fn new(common: &str, life: Duration) -> Result<Self, Error> {
-        let mut params = params(common, life);
+        let end = now() + life;
+        let mut params = params(common, end);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let certificate = params.self_signed(&key)?.pem();
         let key_pem = key.serialize_pem();
-        Ok(Self { certificate, key_pem, issuer: Issuer::new(params, key) })
+        Ok(Self { certificate, key_pem, issuer: Issuer::new(params, key), end })
     }
 
     pub(super) fn load(certificate: String, key_pem: &str) -> Result<Self, Error> {
         let issuer = Issuer::from_ca_cert_pem(&certificate, KeyPair::from_pem(key_pem)?)?;
-        Ok(Self { certificate, key_pem: key_pem.to_owned(), issuer })
+        let unread = |why: String| Error::Authority(why);
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes())
+            .map_err(|error| unread(error.to_string()))?;
+        let validity = peer::validity(&der).map_err(unread)?;
+        let end = UNIX_EPOCH + Duration::from_millis(validity.not_after_ms);
+        Ok(Self { certificate, key_pem: key_pem.to_owned(), issuer, end })
+    }
+
+    /// Returns true when the time of the CA is over.
+    pub(super) fn has_ended(&self) -> bool {
+        self.end <= now()
     }
 
     pub(super) fn key(&self) -> String {
@@ -93,7 +110,10 @@ impl Authority {
     }
 
     fn issue(&self, usage: &Usage<'_>, key: &impl PublicKeyData) -> Result<Certificate, Error> {
-        let mut params = params(usage.common, usage.life);
+        if self.has_ended() {
+            return Err(Error::Ended);
+        }
+        let mut params = params(usage.common, self.end.min(now() + usage.life));
         let mut serial = [0; SERIAL_BYTES];
         getrandom::fill(&mut serial).expect("the kernel gives random bytes");
         // A positive number without leading zeros.
@@ -117,13 +137,16 @@ impl Authority {
     }
 }
 
-fn params(common: &str, life: Duration) -> CertificateParams {
-    let now = std::time::UNIX_EPOCH + Duration::from_millis(SystemClock.now_ms());
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(SystemClock.now_ms())
+}
+
+fn params(common: &str, end: SystemTime) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common);
-    params.not_before = (now - BACKDATED).into();
-    params.not_after = (now + life).into();
+    params.not_before = (now() - BACKDATED).into();
+    params.not_after = end.into();
     params
 }
 
@@ -145,4 +168,49 @@ fn san(name: &str) -> Result<SanType, Error> {
 
 fn ascii(text: &str) -> Result<Ia5String, Error> {
     Ia5String::try_from(text).map_err(|_| Error::Name(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_hours(1);
+
+    fn usage(life: Duration) -> Usage<'static> {
+        Usage { common: "x", names: &[], uri: None, life, role: Role::Caller }
+    }
+
+    fn end_ms(pem: &str) -> u64 {
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
+        peer::validity(&der).expect("validity").not_after_ms
+    }
+
+    #[test]
+    fn no_certificate_outlives_its_ca() {
+        let made = Authority::new("test CA", HOUR).expect("made");
+        let loaded = Authority::load(made.certificate.clone(), &made.key()).expect("loaded");
+        let ca = end_ms(&made.certificate);
+        let request = CertificateParams::default()
+            .serialize_request(&KeyPair::generate().expect("key"))
+            .and_then(|request| request.pem())
+            .expect("request");
+        for authority in [made, loaded] {
+            for (life, within) in [(100 * HOUR, false), (HOUR / 2, true)] {
+                let leaf = authority.leaf(&usage(life)).expect("issued").certificate;
+                let signed = authority.sign(&usage(life), &request).expect("signed").0.pem();
+                for certificate in [leaf, signed] {
+                    let end = end_ms(&certificate);
+                    assert!(end <= ca && (end < ca) == within, "{life:?}: {end} {ca}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ca_that_has_ended_signs_nothing() {
+        let ended = Authority::new("test CA", Duration::ZERO).expect("made");
+        assert!(matches!(ended.leaf(&usage(HOUR)), Err(Error::Ended)));
+        let loaded = Authority::load(ended.certificate.clone(), &ended.key()).expect("loaded");
+        assert!(matches!(loaded.leaf(&usage(HOUR)), Err(Error::Ended)));
+    }
 }

@@ -7,6 +7,7 @@
 mod client;
 mod issue;
 mod own;
+mod rotation;
 mod sign;
 
 use std::{
@@ -28,6 +29,7 @@ use issue::{Authority, Role, Usage};
 
 pub use client::{ClientSigner, SignedClient};
 pub use own::{Own, names, renew_own};
+pub use rotation::{Rotation, old_name, recover};
 pub use sign::{Lives, Signed, Signer};
 /// Life of CA certificates and of of all of the ingress hop, which Caddy reads at its start only.
 const LONG: Duration = Duration::from_hours(24 * 365 * 10);
@@ -62,6 +64,12 @@ pub enum Error {
     /// A certificate cannot be made or parsed.
     #[error("cannot make a certificate")]
     Certificate(#[from] rcgen::Error),
+    /// A CA's certificate that cannot be read.
+    #[error("cannot read the certificate of the CA: {0}")]
+    Authority(String),
+    /// The time of the CA is over.
+    #[error("the CA has ended: make a new one with `pve-sandbox-controller ca rotate`")]
+    Ended,
     /// A certificate request that is refused.
     #[error("cannot sign the certificate request: {0}")]
     Request(String),
@@ -147,13 +155,20 @@ fn make_missing(files: &Files) -> Result<()> {
 /// # Errors When a name is malformed, a file cannot be written, or the old certificate cannot be
 /// parsed.
 pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>)> {
+    recover(data_dir)?;
     let files = Files::new(data_dir);
+    let names = make(&files, names)?;
+    Ok((files, names))
+}
+
+/// Makes what is missing in the directory of these files, and a certificate for the controller.
+fn make(files: &Files, names: &[String]) -> Result<Vec<String>> {
     let file = |path: &Path| {
         let path = path.to_owned();
         move |source| Error::File { path, source }
     };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&files.0).map_err(file(&files.0))?;
-    make_missing(&files)?;
+    make_missing(files)?;
     let mut all = vec![daemon::peer::CONTROLLER_NAME.to_owned(), "localhost".to_owned()];
     all.extend(["127.0.0.1".to_owned(), "::1".to_owned()]);
     for name in names_before(&files.certificate())?.iter().chain(names) {
@@ -162,8 +177,8 @@ pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>)> {
             all.push(name.clone());
         }
     }
-    issue_own(&files, &all, Lives::default().agent)?;
-    Ok((files, all))
+    issue_own(files, &all, Lives::default().agent)?;
+    Ok(all)
 }
 
 /// Issues the controller's certificate. The pair is replaced as one.

@@ -20,6 +20,7 @@ use proto::{
 use tokio::time::{Instant, timeout};
 
 use super::{Error, Node, Nodes, Result, calls::Call};
+use crate::inventory::commands::AWAY;
 
 /// Longest time without a message. An agent reports every second; a silent one is down.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -62,7 +63,8 @@ pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
     }
 }
 
-/// Runs a session, and marks the node's sandboxes unreachable when it takes too long to come up.
+/// Runs a session, and marks the node's sandboxes unreachable when it takes too long to come up. What it runs
+/// does not count any more when that takes much longer.
 async fn timeout_at_grace<T>(
     nodes: &Nodes,
     node: &Node,
@@ -80,6 +82,10 @@ async fn mark_unreachable(nodes: &Nodes, node: &Node, down_since: Instant) {
     tokio::time::sleep_until(down_since + GRACE).await;
     if node.down().is_some() {
         nodes.cache.set_up(&node.name, false);
+    }
+    tokio::time::sleep_until(down_since + AWAY).await;
+    if node.down().is_some() {
+        nodes.commands.away(&node.name);
     }
 }
 
@@ -169,7 +175,7 @@ fn receive(nodes: &Nodes, node: &Node, message: Option<Message>, whole: &mut boo
             node.set_journal(Some((bookmark.journal_id, bookmark.revision)));
         }
         Some(Message::Load(load)) => {
-            nodes.commands.beat(&node.name);
+            nodes.commands.beat(&node.name, |id| nodes.cache.team_of_living(id));
             nodes.reported(node, load, true);
         }
         Some(Message::Execs(report)) => {

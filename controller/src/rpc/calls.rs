@@ -293,17 +293,21 @@ impl Ticket {
         self.answered = self.call.as_ref().is_some_and(|call| call.0.shape == Shape::Unary);
     }
 
-    /// Writes the entry with this status.
+    /// Writes the entry with this status. A call that has a ticket had a good token when it began: where it
+    /// ends because of its token it is cut and not refused, and what it had begun may be done or not.
     pub(super) fn end(&mut self, status: &Status) {
         let Some(call) = self.call.take() else { return };
-        let (mut reason, mut sandbox) = (None, self.made.take());
+        let (mut reason, mut sandbox, mut code) = (None, self.made.take(), status.code());
         if status.code() != Code::Ok
             && let Some((name, metadata)) = daemon::status::info(status)
         {
             reason = Reason::named(&name);
             sandbox = sandbox.or_else(|| metadata.get(SANDBOX_ID).cloned());
         }
-        call.end(status.code(), reason, sandbox.as_deref());
+        if reason == Some(Reason::TokenInvalid) {
+            code = Code::Cancelled;
+        }
+        call.end(code, reason, sandbox.as_deref());
     }
 }
 

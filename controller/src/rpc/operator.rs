@@ -78,10 +78,12 @@ impl OperatorService for Rpc {
     ) -> Answer<CollectGarbageResponse> {
         let call = request.extensions().get::<Call>().cloned();
         let (_, CollectGarbageRequest { dry_run, node }) = split(request)?;
-        let (items, unreachable) = self.sandboxes.collect_garbage(&node, dry_run).await?;
-        if let Some(call) = call.filter(|_| !dry_run) {
-            call.cleaned(&items);
-        }
+        let cleaned = move |items: &[GarbageItem]| {
+            if let Some(call) = call.as_ref().filter(|_| !dry_run) {
+                call.cleaned(items);
+            }
+        };
+        let (items, unreachable) = self.sandboxes.collect_garbage(&node, dry_run, cleaned).await?;
         Ok(Response::new(CollectGarbageResponse { items, unreachable }))
     }
 

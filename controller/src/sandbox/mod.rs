@@ -186,7 +186,7 @@ pub struct Options {
     /// Time after which a creation that is not up yet is cancelled.
     pub deadline: Duration,
     /// Number of the best nodes that are asked for a reservation before one is chosen; 1 asks none.
-    pub bids: usize,
+    pub candidate_probes: usize,
     /// Sizes by name.
     pub sizes: BTreeMap<Preset, Size>,
     /// Reach of a sandbox outside of itself that asks for nothing, as far as its team may.
@@ -205,7 +205,7 @@ impl Default for Options {
             queue: Duration::from_secs(120),
             patience: Duration::from_secs(60),
             deadline: Duration::from_secs(600),
-            bids: 1,
+            candidate_probes: 1,
             sizes: BTreeMap::new(),
             egress: Egress::default(),
             exposure: Exposure::default(),

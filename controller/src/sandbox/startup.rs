@@ -5,8 +5,10 @@ use std::{sync::Arc, time::Duration};
 
 use prost::Message;
 use proto::{
+    Reason,
+    id::Invalid,
     name::Team,
-    sandbox::v1::{CreateSandboxRequest, Phase, Sandbox},
+    sandbox::v1::{CreateSandboxRequest, Failure, Phase, Sandbox},
 };
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -59,7 +61,8 @@ impl Sandboxes {
         let size = last.as_ref().and_then(|last| last.size);
         let mut sandbox = match last {
             Some(last) if row.state != State::Placing => last,
-            // The row knows where the creation is now.
+            // The row knows where the creation is now, and the placeholder what was asked for.
+            Some(last) if row.request.is_empty() => create::placeholder(&row, &create::shown(last)),
             _ => create::placeholder(&row, &request),
         };
         sandbox.size = size.or(sandbox.size);
@@ -69,24 +72,7 @@ impl Sandboxes {
             self.quotas.recall(Creator { team, user, at_ms });
         }
         match row.state {
-            State::Placing => match create::check(&request) {
-                Ok(spec) => {
-                    tracing::info!(sandbox_id = %row.id, "creation resumed");
-                    self.nodes.cache.begin(row.id, row.team.clone(), sandbox);
-                    let (id, team, digest) = (row.id, row.team.to_string(), row.digest);
-                    let order = CreateOrder { id, team, attempt: row.attempt, digest, request };
-                    let creation =
-                        Creation::new(order, row.team, spec, row.node).resumed(row.cancelled);
-                    self.creations.lock().insert(row.id, creation.cancel.clone());
-                    let (this, stop) = (self.clone(), self.stop.clone());
-                    self.tasks.spawn(async move {
-                        stop.run_until_cancelled_owned(Box::pin(this.make(creation))).await;
-                    });
-                }
-                Err(error) => {
-                    tracing::error!(sandbox_id = %row.id, %error, "stored creation is damaged");
-                }
-            },
+            State::Placing => self.resume_creation(row, request, sandbox),
             State::Done => {
                 // Without a report of its node only the intent is known: it may not run.
                 if sandbox.phase() == Phase::Creating {
@@ -96,6 +82,30 @@ impl Sandboxes {
             }
             State::Failed => self.nodes.cache.restore(row.id, row.team, sandbox, row.ended_ms),
         }
+    }
+
+    /// Continues a creation that was under way. One whose request cannot be read is brought to its end.
+    fn resume_creation(
+        self: &Arc<Self>,
+        row: Row,
+        request: CreateSandboxRequest,
+        sandbox: Sandbox,
+    ) {
+        let spec = create::check(&request).map_err(|error| lost(&row, &error));
+        match &spec {
+            Ok(_) => tracing::info!(sandbox_id = %row.id, "creation resumed"),
+            Err(lost) => tracing::error!(sandbox_id = %row.id, why = lost.message,
+                "creation under way cannot go on and is called off"),
+        }
+        self.nodes.cache.begin(row.id, row.team.clone(), sandbox);
+        let (id, team, digest) = (row.id, row.team.to_string(), row.digest);
+        let order = CreateOrder { id, team, attempt: row.attempt, digest, request };
+        let creation = Creation::new(order, row.team, spec, row.node).resumed(row.cancelled);
+        self.creations.lock().insert(row.id, creation.cancel.clone());
+        let (this, stop) = (self.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled_owned(Box::pin(this.make(creation))).await;
+        });
     }
 
     /// Writes states and events behind, so that a sandbox whose node is down is known after a
@@ -181,6 +191,18 @@ impl Sandboxes {
         }
         Ok(())
     }
+}
+
+/// Says why a stored creation cannot go on.
+fn lost(row: &Row, error: &Invalid) -> Failure {
+    let (reason, message) = if row.request.is_empty() {
+        let message = "the controller has lost the key that sealed its request, so it cannot go on: \
+                       create another, with a new request_id";
+        (Reason::EnvLost, message.to_owned())
+    } else {
+        (Reason::StoreFailed, format!("its request in the store is damaged: {error}"))
+    };
+    Failure { reason: reason.into(), message, rollback: String::new() }
 }
 
 fn known_state(entry: &Entry) -> Option<KnownState> {

@@ -54,7 +54,7 @@ impl Filter {
 pub struct EventPage {
     /// Events with their revisions, in order.
     pub events: Vec<(u64, Event)>,
-    /// Revision up to which events that match are no longer kept; 0: all are kept.
+    /// Revision up to which events that match may be no longer kept; 0: all are kept.
     pub gone: u64,
     /// Revision up to which this page and earlier ones contain all events.
     pub seen: u64,

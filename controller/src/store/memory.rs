@@ -67,6 +67,8 @@ pub(super) struct Tables {
     rows: BTreeMap<SandboxId, Row>,
     /// Files of creations under way, with their team.
     files: BTreeMap<SandboxId, (Team, Vec<u8>)>,
+    /// Those of them that cannot be read, because the key is lost.
+    sealed: BTreeSet<SandboxId>,
     cancels: BTreeMap<(NodeName, SandboxId), u32>,
     /// Delayed events of `Mutation::Behind`.
     unwritten: Vec<Event>,
@@ -81,8 +83,6 @@ pub(super) struct Tables {
     once: BTreeSet<String>,
     /// Last revision.
     revision: u64,
-    /// Last revision that was removed as too old.
-    gone: u64,
     /// Last revision that was removed of a team, or of no team.
     gone_of: BTreeMap<Option<Team>, u64>,
 }
@@ -108,11 +108,22 @@ impl Tables {
         }
     }
 
-    /// Returns the last revision of a matching event that is no longer kept.
+    /// Returns the last revision at which a matching event may be no longer kept; 0: all are kept.
     fn gone(&self, filter: &Filter) -> u64 {
+        let (mut team, mut before) = (filter.team.clone(), u64::MAX);
+        if let Some(sandbox) = &filter.sandbox {
+            let first = self.events.iter().find(|(_, event)| event.sandbox == filter.sandbox);
+            before = match first {
+                Some((_, event)) if event.kind == EventKind::CreateAsked => return 0,
+                Some((revision, _)) => revision - 1,
+                None => u64::MAX,
+            };
+            let owner = || self.rows.get(sandbox).map(|row| row.team.clone());
+            team = team.or_else(owner).or_else(|| first?.1.team.clone());
+        }
         let of = self.gone_of.iter();
-        let of = of.filter(|(share, _)| filter.team.is_none() || filter.team == **share);
-        of.map(|(_, revision)| *revision).max().unwrap_or_default().max(self.gone)
+        let of = of.filter(|(share, _)| team.is_none() || team == **share);
+        of.map(|(_, revision)| *revision).max().unwrap_or_default().min(before)
     }
 
     fn holder(&self, team: &Team, request: &RequestId) -> Option<&Row> {
@@ -164,6 +175,13 @@ impl Memory {
     #[must_use]
     pub fn like(&self) -> Self {
         Self { mutation: self.mutation, ..Self::on(Arc::clone(&self.disk)) }
+    }
+
+    /// Makes the requests and files of all creations unreadable, as the loss of the controller's key does.
+    pub fn lose_key(&self) {
+        let mut tables = self.tables.lock();
+        tables.rows.values_mut().for_each(|row| row.request = Vec::new().into());
+        tables.sealed = tables.files.keys().copied().collect();
     }
 
     async fn write<T: Send>(&self, work: impl FnOnce(&mut Tables) -> T + Send) -> Result<T> {
@@ -243,7 +261,11 @@ impl Store for Memory {
     }
 
     async fn files(&self, id: &SandboxId) -> Result<Option<Vec<u8>>> {
-        Ok(self.tables.lock().files.get(id).map(|(_, files)| files.clone()))
+        let tables = self.tables.lock();
+        if tables.sealed.contains(id) && tables.files.contains_key(id) {
+            return Err(Error::Failed("the files are not sealed with this key".to_owned()));
+        }
+        Ok(tables.files.get(id).map(|(_, files)| files.clone()))
     }
 
     async fn get(&self, id: &SandboxId) -> Result<Option<Row>> {
@@ -387,7 +409,10 @@ impl Store for Memory {
         let upto = young.map_or(tables.revision, |(revision, _)| revision - 1);
         let old = tables.events.range(..=upto).map(|(revision, _)| *revision);
         let removed: Vec<_> = old.take(limit as usize).collect();
-        tables.gone = removed.last().copied().unwrap_or(tables.gone);
+        for revision in &removed {
+            let share = tables.events.get(revision).and_then(|event| event.team.clone());
+            tables.gone_of.insert(share, *revision);
+        }
         tables.remove_events(&removed);
         Ok(removed.len() as u64)
     }

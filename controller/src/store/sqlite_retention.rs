@@ -1,12 +1,16 @@
 //! Retention of the event log in SQL: what is too old, and what is more than the share of a team.
 
-use proto::name::Team;
+use proto::{name::Team, sandbox::v1::EventKind};
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
-use super::{events::Filter, rows::parsed};
+use super::{
+    events::{Filter, kind_named},
+    rows::parsed,
+};
 
-/// Names of shares in `events_gone` that are no team's.
+/// Name in `events_gone` of what an earlier version has removed as too old, of any share.
 const ALL: &str = "";
+/// Name of the share of the nodes' events there.
 const NODES: &str = "-";
 
 fn name(share: Option<&Team>) -> &str {
@@ -21,9 +25,35 @@ pub(super) fn last(db: &Connection) -> rusqlite::Result<u64> {
         .map(Option::unwrap_or_default)
 }
 
-/// Returns the last revision of a matching event that is no longer kept.
+/// Returns the last revision at which a matching event may be no longer kept; 0: all are kept.
 pub(super) fn gone(db: &Connection, filter: &Filter) -> rusqlite::Result<u64> {
-    let share = filter.team.as_ref().map(Team::as_str);
+    let Some(sandbox) = &filter.sandbox else {
+        return gone_of(db, filter.team.as_ref().map(Team::as_str));
+    };
+    let sandbox = sandbox.to_string();
+    let first: Option<(u64, String, Option<String>)> = db
+        .prepare_cached(
+            "SELECT revision, kind, team FROM events WHERE sandbox = ?1 ORDER BY revision LIMIT 1",
+        )?
+        .query_row([&sandbox], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    // The events of a share go in their order, so all of a sandbox after its first one are kept.
+    let before = match &first {
+        Some((_, kind, _)) if kind_named(kind) == EventKind::CreateAsked => return Ok(0),
+        Some((revision, ..)) => revision.saturating_sub(1),
+        None => u64::MAX,
+    };
+    let owner: Option<String> = db
+        .prepare_cached("SELECT team FROM sandboxes WHERE id = ?1")?
+        .query_row([&sandbox], |row| row.get(0))
+        .optional()?;
+    let share = filter.team.as_ref().map(ToString::to_string);
+    let share = share.or(owner).or(first.and_then(|(.., team)| team));
+    Ok(gone_of(db, share.as_deref())?.min(before))
+}
+
+/// Returns the last revision that is no longer kept of a share; `None`: of any.
+fn gone_of(db: &Connection, share: Option<&str>) -> rusqlite::Result<u64> {
     db.prepare_cached(
         "SELECT coalesce(max(revision), 0) FROM events_gone \
          WHERE share = :all OR share = :share OR :share IS NULL",
@@ -58,7 +88,15 @@ pub(super) fn prune(db: &Connection, before_ms: u64, limit: u32) -> rusqlite::Re
         )?
         .query_row(params![upto, limit], |row| row.get(0))?;
     let Some(removed) = removed else { return Ok(0) };
-    set_gone(db, ALL, removed)?;
+    let last_of = db
+        .prepare_cached(
+            "SELECT coalesce(team, ?2), max(revision) FROM events WHERE revision <= ?1 GROUP BY team",
+        )?
+        .query_map(params![removed, NODES], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    for (share, revision) in last_of {
+        set_gone(db, &share, revision)?;
+    }
     let mut delete = db.prepare_cached("DELETE FROM events WHERE revision <= ?1")?;
     delete.execute([removed]).map(|count| count as u64)
 }

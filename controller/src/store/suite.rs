@@ -130,6 +130,14 @@ async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
     assert_eq!(gone(red_team.clone()).await?, (5, 1));
     assert_eq!(gone(blue_team.clone()).await?, (2, 0));
     assert_eq!(gone(None).await?, (5, 2), "who sees all teams misses those of one");
+    assert_eq!(gone("green".parse().ok()).await?, (0, 0), "nothing of it was ever removed");
+    let kept_of = async |n, team| {
+        let page = store.events(0, Filter { team, sandbox: Some(id(n)) }, 10).await?;
+        Ok::<_, Error>((page.gone, page.events.len()))
+    };
+    for team in [None, red_team.clone()] {
+        assert_eq!(kept_of(1, team).await?, (5, 1), "its first event may be missing");
+    }
     store.drop_events(None, 9).await?;
     store.drop_events(blue_team.clone(), 9).await?;
     assert_eq!((gone(blue_team).await?, gone(None).await?), ((2, 0), (5, 1)));
@@ -144,6 +152,21 @@ async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
     let page = store.events(7, all(), 10).await?;
     assert_eq!(page.events.len(), 1);
     assert_eq!((page.events[0].0, page.events[0].1.sandbox), (revision, Some(id(40))));
+    // One sandbox: its log has its beginning, or ends before what others of its team have lost.
+    let later = [
+        Event { team: "green".parse().ok(), ..event(42, EventKind::Created) },
+        event(43, EventKind::Created),
+        event(44, EventKind::CreateAsked),
+        event(43, EventKind::Paused),
+    ];
+    let last = store.put_states(vec![], later.to_vec()).await?;
+    assert_eq!(kept_of(43, None).await?, (6, 2));
+    // The oldest three of the team, the last of which is of sandbox 43.
+    store.drop_events(red_team.clone(), 3).await?;
+    assert_eq!(kept_of(43, None).await?, (last - 2, 1));
+    assert_eq!(kept_of(44, None).await?, (0, 1), "it begins with its creation");
+    assert_eq!(kept_of(42, None).await?, (0, 1), "another team's losses");
+    let revision = last;
     assert!(matches!(begin(store, row(41, "r40")).await?, Begun::Taken(_)));
     assert_eq!(store.before_last(all(), 0).await?, revision, "nothing was accepted");
     store.failed(&id(40), vec![], true, 50).await?;

@@ -351,7 +351,11 @@ async fn every_sandbox_of_a_lost_node_has_its_entry_with_its_owner() {
     for id in &on_n2 {
         lab.until(id, Phase::Unreachable).await;
     }
-    let forget = ForgetNodeRequest { node: "n2".into(), lost: true, dry_run: false };
+    let forget = |dry_run| ForgetNodeRequest { node: "n2".into(), lost: true, dry_run };
+    lab.operator().forget_node(forget(true)).await.expect("looked");
+    let looked = entries(&lab.audit, AuditQuery::default()).await;
+    assert!(looked.iter().all(|line| line.record.kind != Kind::Part), "a dry run has none");
+    let forget = forget(false);
     lab.operator().forget_node(forget).await.expect("forgotten");
     let all = entries(&lab.audit, AuditQuery::default()).await;
     let parts = all.iter().map(|line| &line.record).filter(|record| record.kind == Kind::Part);
@@ -362,4 +366,53 @@ async fn every_sandbox_of_a_lost_node_has_its_entry_with_its_owner() {
     told.sort_unstable();
     on_n2.sort_unstable();
     assert_eq!(told, on_n2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn call_that_ends_with_its_token_is_cut_and_not_refused_and_keeps_its_parts() {
+    let (lab, _dir) = lab().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    for agent in &lab.agents {
+        let mut item = GarbageItem { node: agent.name().to_string(), ..GarbageItem::default() };
+        item.subject.clone_from(&sandbox.id);
+        item.set_action(GarbageAction::Undo);
+        agent.faults(|faults| faults.garbage = Some((Duration::from_secs(5), vec![item])));
+    }
+    let second = issued("red", "sandbox operator");
+    lab.store.add_token(second.token.clone()).await.expect("stored");
+    let text = second.text(Format::Plain);
+    let collect = |dry_run| {
+        let channel = lab.channel();
+        let mut operator = OperatorServiceClient::with_interceptor(channel, bearer(&text));
+        let request = CollectGarbageRequest { dry_run, node: String::new() };
+        tokio::spawn(async move { operator.collect_garbage(request).await })
+    };
+    let items = collect(true).await.expect("no panic").expect("looked").into_inner().items;
+    assert_eq!(items.len(), 3);
+    let (gc, watch) = (collect(false), WatchSandboxRequest { id: sandbox.id.clone() });
+    let watch = lab.api_as(&text).watch_sandbox(watch).await.expect("watches");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    lab.store.revoke_token(&second.token.id, 5).await.expect("revoked");
+    assert_eq!(reason(gc.await.expect("no panic")), Reason::TokenInvalid);
+    drop(watch);
+    // The nodes finish what they were asked for.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let mut all = entries(&lab.audit, AuditQuery::default()).await;
+    all.retain(|line| line.record.method == "CollectGarbage");
+    let told = |kind| {
+        let of_kind = all.iter().filter(move |line| line.record.kind == kind);
+        of_kind.map(|line| &line.record).collect::<Vec<_>>()
+    };
+    let calls: Vec<_> = told(Kind::Call)
+        .into_iter()
+        .map(|record| (record.code.as_str(), record.reason.as_str()))
+        .collect();
+    assert_eq!(calls, [("OK", ""), ("CANCELLED", "TOKEN_INVALID")]);
+    // One of each node, and none of the dry run.
+    let parts = told(Kind::Part);
+    assert_eq!(parts.len(), 3, "{parts:?}");
+    for part in parts {
+        assert_eq!((part.code.as_str(), &part.sandbox), ("OK", &sandbox.id));
+        assert_eq!(part.token, second.token.id);
+    }
 }

@@ -298,7 +298,7 @@ async fn preset_sets_the_size_and_labels_choose_the_node() {
 #[tokio::test(start_paused = true)]
 async fn reservations_choose_by_fresh_reports() {
     let mut lab = Lab::new().await;
-    lab.options.bids = 3;
+    lab.options.candidate_probes = 3;
     lab.start().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let made = async |key: &str| create(&mut lab.api(), request(key)).await.expect("made");

@@ -320,3 +320,73 @@ async fn attempt_that_a_node_makes_open_is_taken_back() {
     assert_eq!(lab.agents[0].received().len(), 1);
     assert_eq!(lab.living().len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn sandbox_that_came_up_open_before_anybody_saw_it_is_taken_back() {
+    let lab = Lab::new().await;
+    lab.prefer_first(1).await;
+    lab.agents[0].faults(|faults| (faults.opens, faults.boot) = (true, Duration::ZERO));
+    let made = create(&mut lab.api(), asking("r1", Egress::None)).await.expect("made");
+    assert_eq!((made.node.as_str(), made.egress()), ("n2", Egress::None));
+    assert_eq!(lab.living().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sandbox_that_its_user_opened_survives_an_old_store() {
+    let memory = Arc::new(Memory::new());
+    let mut lab = Lab::over(memory.clone()).await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.boot = Duration::from_secs(5));
+    }
+    let mut api = lab.api();
+    let answer = tokio::spawn(async move { create(&mut api, asking("r1", Egress::None)).await });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let copy = memory.copy();
+    let made = answer.await.expect("answered").expect("made");
+    assert_eq!(lab.change(&made.id, Egress::Open).await.expect("opened"), Egress::Open);
+    lab.store = Arc::new(copy);
+    lab.red = token(&lab.store, "red", "sandbox operator").await;
+    lab.start().await;
+    let same = lab.until(&made.id, Phase::Running).await;
+    assert_eq!((same.node.as_str(), same.egress()), (made.node.as_str(), Egress::Open));
+    assert_eq!(lab.living().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_that_cannot_close_a_sandbox_is_given_none_by_an_operator() {
+    let mut lab = Lab::new().await;
+    let closed = create(&mut lab.api(), asking("r1", Egress::None)).await.expect("made");
+    let holder = lab.holder(&closed.id).clone();
+    let mut stopped = holder.living().into_iter().next().expect("there");
+    stopped.set_phase(Phase::Stopped);
+    holder.put(stopped.clone());
+    lab.options.egress = spec::Egress::None;
+    for agent in &lab.agents {
+        agent.faults(|faults| {
+            (faults.isolates_nothing, faults.recovers) = (true, Some(stopped.clone()));
+        });
+        // They say so when they connect again.
+        agent.down();
+        agent.up();
+    }
+    lab.start().await;
+    let mut operator = lab.operator();
+    for node in ["n1", "n2", "n3"] {
+        let adopt = AdoptSandboxRequest {
+            node: node.into(),
+            vmid: 207,
+            team: "red".into(),
+            ..Default::default()
+        };
+        let refused = operator.adopt_sandbox(adopt).await.expect_err("refused");
+        assert_eq!(reason(&refused), Some(Reason::IsolationFailed), "{refused}");
+        let recover =
+            RecoverSandboxRequest { node: node.into(), vmid: stopped.vmid, dry_run: false };
+        let refused = operator.recover_sandbox(recover).await.expect_err("refused");
+        assert_eq!(reason(&refused), Some(Reason::IsolationFailed), "{refused}");
+    }
+    let drain = DrainNodeRequest { node: closed.node.clone(), why: String::new() };
+    let drained = operator.drain_node(drain).await.expect("drained").into_inner();
+    assert_eq!((drained.moved.len(), drained.stays.len()), (0, 1), "{drained:?}");
+    assert_eq!(lab.holder(&closed.id).name().as_str(), closed.node, "it stays");
+}

@@ -17,6 +17,7 @@ mod first_files;
 mod flood;
 mod join;
 mod lists;
+mod lost_key;
 mod names;
 mod nodes;
 mod pause;

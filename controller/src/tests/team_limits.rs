@@ -372,3 +372,28 @@ async fn counters_of_commands_equal_a_recount_after_any_sequence() {
         assert!(findings.iter().all(|f| f.invariant() != Invariant::I12), "{findings:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn dead_node_does_not_block_the_commands_of_its_teams_for_ever() {
+    let lab = Lab::limited("running_execs=1").await;
+    let id = lab.create("r1").await.expect("made").id;
+    drop(lab.run(named(&id, "long", &["sleep"])).await.expect("runs"));
+    lab.until_running(1).await;
+    let holder = lab.holder(&id).clone();
+    holder.down();
+    lab.until(&id, Phase::Unreachable).await;
+    let other = lab.create("r2").await.expect("made on another node").id;
+    let start = || named(&other, "more", &["x", "0"]);
+    tokio::time::sleep(Duration::from_mins(5)).await;
+    let refused = command(&lab, start(), Bytes::new()).await;
+    assert_eq!(reason(refused), Reason::QuotaExceeded, "it may be a reboot");
+    tokio::time::sleep(Duration::from_mins(6)).await;
+    assert_eq!(lab.usage("red").await.running_execs, 0);
+    command(&lab, start(), Bytes::new()).await.expect("room again");
+    lab.recounted();
+    // It still runs.
+    holder.up();
+    lab.until(&id, Phase::Running).await;
+    lab.until_running(1).await;
+    lab.recounted();
+}

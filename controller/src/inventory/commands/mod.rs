@@ -5,7 +5,10 @@
 //!  caller left         -> end(MayRun)       runs on, until its node reports that it does not
 //!  report of a node    -> report            commands without a caller, also of before our start
 //!  node without report -> beat              an older agent: only commands with a caller count
+//!  node is down        -> away              after `AWAY` only commands with a caller count, until it is back
 //! ```
+//! What runs on a node that is away may run on; nobody can tell, end it or read its output. It would block its
+//! team for as long as the node is dead, so it does not count meanwhile. It counts again when the node is back.
 //! Sums of each team are kept as commands begin and end, and equal a recount.
 
 use std::{
@@ -26,6 +29,9 @@ use tokio::time::Instant;
 const BEHIND: Duration = Duration::from_secs(10);
 /// Time after which a connected node that has not reported never does.
 const SILENT: Duration = Duration::from_secs(15);
+/// Time for which a node is down before what it runs and keeps does not count any more: longer than a reboot
+/// of the node or an upgrade of its agent.
+pub const AWAY: Duration = Duration::from_mins(10);
 /// Most names of ended commands that are remembered of a sandbox: as many as its shim keeps.
 const ENDED_MAX: usize = 64;
 /// Most sandboxes in one report of a node.
@@ -89,9 +95,19 @@ impl OfSandbox {
         Self { team, kept_bytes: 0, named: BTreeMap::new(), nameless: 0, ended: VecDeque::new() }
     }
 
-    fn used(&self) -> CommandUse {
+    /// Returns what counts. `away`: the node has been down for long.
+    fn used(&self, away: bool) -> CommandUse {
+        if away {
+            let attached = self.named.values().filter(|named| named.callers > 0).count();
+            return CommandUse { running: attached as u64 + self.nameless, kept_bytes: 0 };
+        }
         let running = self.named.len() as u64 + self.nameless;
         CommandUse { running, kept_bytes: self.kept_bytes }
+    }
+
+    /// Returns true when nothing is known of the sandbox.
+    fn is_empty(&self) -> bool {
+        self.used(false) == CommandUse::default() && self.ended.is_empty()
     }
 
     fn remember(&mut self, exec_id: String) {
@@ -111,6 +127,8 @@ struct OfNode {
     reports: bool,
     /// Time of that connection.
     connected: Instant,
+    /// Whether the node has been down for `AWAY`.
+    away: bool,
 }
 
 impl OfNode {
@@ -120,6 +138,7 @@ impl OfNode {
             parts: BTreeMap::new(),
             reports: false,
             connected: Instant::now(),
+            away: false,
         }
     }
 
@@ -145,21 +164,40 @@ impl Index {
         change: impl FnOnce(&mut OfSandbox) -> T,
     ) -> T {
         let of_node = self.nodes.entry(node.clone()).or_insert_with(OfNode::new);
+        let away = of_node.away;
         let entry = of_node.sandboxes.entry(sandbox);
         let of_it = entry.or_insert_with(|| OfSandbox::new(team.clone()));
-        let before = of_it.used();
+        let before = of_it.used(away);
         let done = change(of_it);
-        let (after, team) = (of_it.used(), of_it.team.clone());
-        if after == CommandUse::default() && of_it.ended.is_empty() {
+        let (after, team) = (of_it.used(away), of_it.team.clone());
+        if of_it.is_empty() {
             of_node.sandboxes.remove(&sandbox);
         }
+        self.count(team, before, after);
+        done
+    }
+
+    /// Changes the sums of a team by the change of a part of them.
+    fn count(&mut self, team: Team, before: CommandUse, after: CommandUse) {
         let sum = self.teams.entry(team.clone()).or_default();
         sum.running = sum.running + after.running - before.running;
         sum.kept_bytes = sum.kept_bytes + after.kept_bytes - before.kept_bytes;
         if *sum == CommandUse::default() {
             self.teams.remove(&team);
         }
-        done
+    }
+
+    /// Notes whether a node has been down for long, and counts its commands so.
+    fn set_away(&mut self, node: &NodeName, away: bool) {
+        let Some(of_node) = self.nodes.get_mut(node).filter(|of_node| of_node.away != away) else {
+            return;
+        };
+        of_node.away = away;
+        let changed = |of_it: &OfSandbox| (of_it.team.clone(), of_it.used(!away), of_it.used(away));
+        let changed: Vec<_> = of_node.sandboxes.values().map(changed).collect();
+        for (team, before, after) in changed {
+            self.count(team, before, after);
+        }
     }
 
     fn of(&self, place: &Place) -> Option<&OfSandbox> {
@@ -348,11 +386,18 @@ impl Commands {
         of_node.reports = false;
         of_node.connected = Instant::now();
         of_node.parts.clear();
+        index.set_away(node, false);
+    }
+
+    /// Records that a node has been down for `AWAY`. Until it is connected again, only commands with a caller
+    /// count of what it runs.
+    pub fn away(&self, node: &NodeName) {
+        self.index.lock().set_away(node, true);
     }
 
     /// Records a sign of life of a node. Of the commands of one that does not report only those with
-    /// a caller count.
-    pub fn beat(&self, node: &NodeName) {
+    /// a caller count. `lives` returns the team of a sandbox that has not ended.
+    pub fn beat(&self, node: &NodeName, lives: impl Fn(&SandboxId) -> Option<Team>) {
         let mut index = self.index.lock();
         if !index.nodes.get(node).is_some_and(OfNode::is_silent) {
             return;
@@ -361,6 +406,9 @@ impl Commands {
             index.change(node, (id, &team), |of_it| {
                 of_it.kept_bytes = 0;
                 of_it.named.retain(|_, named| named.callers > 0);
+                if lives(&id).is_none() {
+                    of_it.ended.clear();
+                }
             });
         }
     }
@@ -378,8 +426,10 @@ impl Commands {
     pub fn miscounted(&self) -> Vec<(Team, CommandUse, CommandUse)> {
         let index = self.index.lock();
         let mut recount: BTreeMap<Team, CommandUse> = BTreeMap::new();
-        for of_it in index.nodes.values().flat_map(|of_node| of_node.sandboxes.values()) {
-            let (sum, one) = (recount.entry(of_it.team.clone()).or_default(), of_it.used());
+        let all = index.nodes.values();
+        let all = all.flat_map(|of| of.sandboxes.values().map(|of_it| (of_it, of.away)));
+        for (of_it, away) in all {
+            let (sum, one) = (recount.entry(of_it.team.clone()).or_default(), of_it.used(away));
             sum.running += one.running;
             sum.kept_bytes += one.kept_bytes;
         }

@@ -30,8 +30,11 @@ fn told(n: u8, kept_bytes: u64, running: &[&str]) -> SandboxExecs {
 }
 
 fn report(commands: &Commands, sandboxes: Vec<SandboxExecs>) {
-    let of = |wanted: &SandboxId| (0..9).find(|n| id(*n) == *wanted).map(team);
-    commands.report(&node(), WatchExecs { sandboxes, more: false }, of);
+    commands.report(&node(), WatchExecs { sandboxes, more: false }, lives);
+}
+
+fn lives(wanted: &SandboxId) -> Option<Team> {
+    (0..9).find(|n| id(*n) == *wanted).map(team)
 }
 
 fn running(commands: &Commands, n: u8) -> u64 {
@@ -115,13 +118,57 @@ async fn agent_that_does_not_report_counts_for_its_callers_only() {
     let held = commands.begin(place(0, "b"));
     // An older version of the agent was installed.
     commands.connected(&node());
-    commands.beat(&node());
+    commands.beat(&node(), lives);
     assert_eq!(running(&commands, 0), 2, "it may still report");
     advance(SILENT).await;
-    commands.beat(&node());
+    commands.beat(&node(), lives);
     assert_eq!(commands.of_team(&team(0)), CommandUse { running: 1, kept_bytes: 0 });
     drop(held);
     assert_eq!(running(&commands, 0), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_of_ended_sandboxes_are_forgotten_also_on_a_node_that_does_not_report() {
+    let commands = Arc::new(Commands::default());
+    commands.connected(&node());
+    for n in [0, 2] {
+        commands.begin(place(n, "a")).end(End::Ended(true));
+    }
+    advance(SILENT).await;
+    commands.beat(&node(), |wanted| lives(wanted).filter(|_| *wanted == id(0)));
+    assert!(commands.join(&place(0, "a")).is_some(), "it is still there");
+    assert!(commands.join(&place(2, "a")).is_none(), "it has ended");
+    commands.beat(&node(), |_| None);
+    assert!(commands.index.lock().sandboxes_of(&node()).is_empty(), "nothing is left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_that_is_away_for_long_does_not_count_until_it_is_back() {
+    let commands = Arc::new(Commands::default());
+    commands.connected(&node());
+    report(&commands, vec![told(0, 9, &["a"]), told(1, 5, &[])]);
+    let attached = commands.begin(place(0, "b"));
+    assert_eq!(commands.of_team(&team(0)), CommandUse { running: 2, kept_bytes: 9 });
+    commands.away(&node());
+    commands.away(&node());
+    assert_eq!(commands.of_team(&team(0)), CommandUse { running: 1, kept_bytes: 0 });
+    assert_eq!(commands.of_team(&team(1)), CommandUse::default());
+    assert_eq!(commands.miscounted(), []);
+    assert!(commands.join(&place(0, "a")).is_some(), "its name is known");
+    drop(attached);
+    assert_eq!(running(&commands, 0), 0);
+    // All of it may still run.
+    commands.connected(&node());
+    assert_eq!(commands.of_team(&team(0)), CommandUse { running: 2, kept_bytes: 9 });
+    assert_eq!(commands.of_team(&team(1)), CommandUse { running: 0, kept_bytes: 5 });
+    advance(BEHIND).await;
+    report(&commands, vec![told(0, 4, &["a"])]);
+    assert_eq!(commands.of_team(&team(0)), CommandUse { running: 1, kept_bytes: 4 });
+    assert_eq!(commands.of_team(&team(1)), CommandUse::default());
+    commands.away(&node());
+    commands.forget(&node());
+    assert_eq!(commands.of_team(&team(0)), CommandUse::default());
+    assert_eq!(commands.miscounted(), []);
 }
 
 #[derive(Debug, Clone)]
@@ -133,6 +180,7 @@ enum Step {
     Report(Vec<(u8, u64, Vec<u8>)>),
     Wait(u8),
     Connect,
+    Away,
     Forget,
 }
 
@@ -146,6 +194,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(Step::Report),
         2 => (1_u8..20).prop_map(Step::Wait),
         1 => Just(Step::Connect),
+        1 => Just(Step::Away),
         1 => Just(Step::Forget),
     ];
     prop::collection::vec(one, 0..60)
@@ -188,15 +237,17 @@ proptest! {
                     }
                     Step::Wait(seconds) => {
                         advance(SECOND * seconds.into()).await;
-                        commands.beat(&node());
+                        commands.beat(&node(), lives);
                     }
                     Step::Connect => commands.connected(&node()),
+                    Step::Away => commands.away(&node()),
                     Step::Forget => commands.forget(&node()),
                 }
                 assert_eq!(commands.miscounted(), []);
             }
             // Without callers, a report that is not behind is all there is.
             held.clear();
+            commands.connected(&node());
             advance(BEHIND).await;
             report(&commands, vec![]);
             assert_eq!((running(&commands, 0), running(&commands, 1)), (0, 0));

@@ -70,6 +70,10 @@ pub struct Faults {
     pub filters_nothing: bool,
     /// Answers like an agent for which every open port is public.
     pub guards_nothing: bool,
+    /// Sandbox that it finds in a container without a record.
+    pub recovers: Option<Sandbox>,
+    /// Time that its clean-up takes, and what that finds.
+    pub garbage: Option<(Duration, Vec<api::GarbageItem>)>,
 }
 
 /// Point at which the connection breaks.

@@ -518,14 +518,20 @@ impl AgentService for Service {
         &self,
         _request: Request<CollectGarbageRequest>,
     ) -> Answer<CollectGarbageResponse> {
-        Ok(Response::new(CollectGarbageResponse { items: Vec::new() }))
+        let garbage = self.0.world.lock().faults.garbage.clone();
+        let (takes, items) = garbage.unwrap_or_default();
+        tokio::time::sleep(takes).await;
+        Ok(Response::new(CollectGarbageResponse { items }))
     }
 
     async fn recover_sandbox(
         &self,
         _request: Request<RecoverSandboxRequest>,
     ) -> Answer<RecoverSandboxResponse> {
-        refuse(Reason::NotOurs, "it carries no mark")
+        match self.0.world.lock().faults.recovers.clone() {
+            Some(sandbox) => Ok(Response::new(RecoverSandboxResponse { sandbox: Some(sandbox) })),
+            None => refuse(Reason::NotOurs, "it carries no mark"),
+        }
     }
 
     async fn set_scheduling(

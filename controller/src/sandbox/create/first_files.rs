@@ -113,7 +113,7 @@ impl Sandboxes {
     }
 
     /// Returns true when the store may be an old copy, by which the creation seems to go on: its
-    /// sandbox came up long ago, and its files are its user's now.
+    /// sandbox came up long ago, and is its user's now.
     fn may_be_in_use(&self, creation: &Creation, sandbox: &Sandbox) -> bool {
         let up_s = sandbox.started_at.as_ref().map(|up| u64::try_from(up.seconds).unwrap_or(0));
         let longest = self.options.deadline.as_secs();
@@ -142,6 +142,9 @@ impl Sandboxes {
             Ok(Some(stored)) => stored,
             Ok(None) => return Tried::Written,
             Err(error) => {
+                if let Err(lost) = &creation.spec {
+                    return Tried::Refused(failure(lost.reason(), &lost.message));
+                }
                 return Tried::NotNow(failure(Reason::StoreFailed, &error.to_string()));
             }
         };

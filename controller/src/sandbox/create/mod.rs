@@ -246,7 +246,7 @@ impl Sandboxes {
         admitted.made();
         drop(name);
         let order = CreateOrder { id, team: team.to_string(), attempt, digest, request };
-        let creation = Creation::new(order, team, spec, node).with_files(has_files);
+        let creation = Creation::new(order, team, Ok(spec), node).with_files(has_files);
         self.creations.lock().insert(id, creation.cancel.clone());
         Ok((Accepted::New(id), Some(creation)))
     }
@@ -446,6 +446,19 @@ pub(super) fn placeholder(row: &Row, request: &CreateSandboxRequest) -> Sandbox 
     };
     sandbox.set_phase(Phase::Creating);
     sandbox
+}
+
+/// Returns the request of a sandbox, as far as the sandbox shows it.
+pub(super) fn shown(sandbox: Sandbox) -> CreateSandboxRequest {
+    CreateSandboxRequest {
+        name: sandbox.name,
+        snapshot_id: sandbox.snapshot_id,
+        size: sandbox.size,
+        egress: sandbox.egress,
+        egress_names: sandbox.egress_names,
+        metadata: sandbox.metadata,
+        ..CreateSandboxRequest::default()
+    }
 }
 
 /// Converts milliseconds since 1970 to a timestamp.

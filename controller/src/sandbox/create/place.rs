@@ -31,7 +31,8 @@ impl Sandboxes {
     ) -> Decision {
         let decision = self.nodes.place(Some(id), team, spec, attempt, history, None);
         let fit = decision.verdicts.iter().filter(|verdict| verdict.filtered.is_none());
-        let asked: Vec<_> = fit.take(self.options.bids).map(|fit| fit.node.clone()).collect();
+        let asked: Vec<_> =
+            fit.take(self.options.candidate_probes).map(|fit| fit.node.clone()).collect();
         if asked.len() < 2 {
             return decision;
         }

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use proto::{Reason, name::NodeName, sandbox::v1::GarbageItem};
 
 use crate::{
     node::Node,
-    sandbox::{Error, Result, Sandboxes},
+    sandbox::{Error, Result, Sandboxes, stopping},
 };
 
 impl Sandboxes {
     /// Lists what the nodes clean up next and, unless `dry_run`, cleans it up. Also returns the
-    /// nodes that did not answer.
+    /// nodes that did not answer. `cleaned` hears what each node has done, also when the caller has gone:
+    /// nodes finish what they were asked for.
     ///
     /// # Errors
     /// When there is no node of this name.
@@ -20,6 +21,7 @@ impl Sandboxes {
         &self,
         node: &str,
         dry_run: bool,
+        cleaned: impl Fn(&[GarbageItem]) + Send + 'static,
     ) -> Result<(Vec<GarbageItem>, Vec<String>)> {
         if !dry_run {
             self.may_change()?;
@@ -29,18 +31,30 @@ impl Sandboxes {
             name => vec![self.node(name)?],
         };
         let epoch = self.nodes.epoch.get();
-        let calls = nodes.iter().map(|node| node.client.collect_garbage(epoch, dry_run));
-        let (mut items, mut unreachable) = (Vec::new(), Vec::new());
-        for (node, found) in nodes.iter().zip(join_all(calls).await) {
-            match found {
-                Ok(found) => items.extend(found),
-                Err(error) => {
-                    tracing::warn!(node = %node.name, %error, "node did not report its garbage");
-                    unreachable.push(node.name.to_string());
+        let work = async move {
+            let mut calls: FuturesUnordered<_> = nodes
+                .iter()
+                .map(async |node| (node, node.client.collect_garbage(epoch, dry_run).await))
+                .collect();
+            let (mut items, mut unreachable) = (Vec::new(), Vec::new());
+            while let Some((node, found)) = calls.next().await {
+                match found {
+                    Ok(found) => {
+                        cleaned(&found);
+                        items.extend(found);
+                    }
+                    Err(error) => {
+                        tracing::warn!(node = %node.name, %error, "node did not report its garbage");
+                        unreachable.push(node.name.to_string());
+                    }
                 }
             }
-        }
-        Ok((items, unreachable))
+            // In the order of the nodes, whichever was first.
+            items.sort_by(|one: &GarbageItem, other| one.node.cmp(&other.node));
+            unreachable.sort();
+            (items, unreachable)
+        };
+        self.tasks.spawn(work).await.map_err(|_| stopping())
     }
 
     /// Returns a node that answers, by its name.

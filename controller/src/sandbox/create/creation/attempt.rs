@@ -6,6 +6,7 @@ use proto::{
     Cause, Reason,
     name::NodeName,
     sandbox::v1::{self as wire, Failure, HttpService, NodeLoad, Phase, Sandbox},
+    spec::Egress,
     visibility::Visibility,
 };
 use tokio::{
@@ -45,7 +46,13 @@ impl Sandboxes {
         let mut news = self.nodes.news();
         loop {
             news.mark_unchanged();
-            if Instant::now() > creation.begun + self.options.deadline {
+            if creation.spec.is_err() && !matches!(step, Step::Ask) {
+                return self.cancel_attempt(creation, &node).await;
+            }
+            if creation.spec.is_ok()
+                && !creation.cancel.is_cancelled()
+                && Instant::now() > creation.begun + self.options.deadline
+            {
                 creation.expired = true;
                 creation.cancel.cancel();
             }
@@ -170,13 +177,12 @@ impl Sandboxes {
         }
         creation.maybe_sent = true;
         self.nodes.apply(&node.name, sandbox.clone());
+        if is_admitted_too_open(creation, &sandbox) {
+            tracing::error!(sandbox_id = %creation.order.id, node = %node.name,
+                "node makes a sandbox that reaches more than it may; the attempt is taken back");
+            return ControlFlow::Break(self.leave(creation, node).await);
+        }
         match sandbox.phase() {
-            // Its agent was replaced by one that does not know of it, and this was not noticed before.
-            Phase::Creating if !is_as_asked(creation, &sandbox) => {
-                tracing::error!(sandbox_id = %creation.order.id, node = %node.name,
-                    "node makes a sandbox that reaches more than it may; the attempt is taken back");
-                ControlFlow::Break(self.leave(creation, node).await)
-            }
             Phase::Creating | Phase::Unspecified => {
                 // A node that cannot continue now (just back, or without quorum) answers at once,
                 // however long it was asked to wait.
@@ -339,7 +345,8 @@ impl Sandboxes {
 
 /// Egress that the sandbox must have.
 fn egress_of(creation: &Creation) -> wire::Egress {
-    match creation.spec.egress.as_ref().map(wire::Egress::from) {
+    let asked = creation.spec.as_ref().ok().and_then(|spec| spec.egress.as_ref());
+    match asked.map(wire::Egress::from) {
         None | Some(wire::Egress::Unspecified) => wire::Egress::Open,
         Some(egress) => egress,
     }
@@ -347,7 +354,8 @@ fn egress_of(creation: &Creation) -> wire::Egress {
 
 /// True when the sandbox has open ports that not everybody may reach.
 fn has_guarded_ports(creation: &Creation) -> bool {
-    creation.spec.visibility.values().any(|visibility| *visibility != Visibility::Public)
+    let spec = creation.spec.as_ref().ok();
+    spec.is_some_and(|spec| spec.visibility.values().any(|one| *one != Visibility::Public))
 }
 
 /// Returns whether the node can bound the sandbox as it must be; `None` while that is not known.
@@ -360,6 +368,25 @@ fn keeps(creation: &Creation, node: &Node) -> Option<bool> {
     }
 }
 
+/// Returns true when the node has admitted a sandbox that reaches, or lets itself be reached by, more than was asked
+/// for: its agent was replaced by one that does not know of it, and this was not noticed before. Nobody has seen such
+/// a sandbox yet. One that runs is never judged after a restart of the controller: over an old copy of the store its
+/// creation seems to go on, and its user may have opened it since.
+fn is_admitted_too_open(creation: &Creation, sandbox: &Sandbox) -> bool {
+    let unseen = match sandbox.phase() {
+        Phase::Creating => true,
+        Phase::Running | Phase::Paused | Phase::Starting | Phase::Stopping | Phase::Stopped => {
+            !creation.resumed
+        }
+        Phase::Unspecified
+        | Phase::Failed
+        | Phase::Deleting
+        | Phase::Deleted
+        | Phase::Unreachable => false,
+    };
+    unseen && !is_as_asked(creation, sandbox)
+}
+
 /// True when the node lets the sandbox reach, and be reached by, no more than was asked for.
 fn is_as_asked(creation: &Creation, sandbox: &Sandbox) -> bool {
     let says_nothing =
@@ -367,13 +394,11 @@ fn is_as_asked(creation: &Creation, sandbox: &Sandbox) -> bool {
     if has_guarded_ports(creation) && sandbox.services.iter().any(says_nothing) {
         return false;
     }
-    match egress_of(creation) {
-        wire::Egress::Unspecified | wire::Egress::Open => true,
-        wire::Egress::None => sandbox.egress() == wire::Egress::None,
-        wire::Egress::Allow => {
-            matches!(sandbox.egress(), wire::Egress::None | wire::Egress::Allow)
-        }
-    }
+    let asked = creation.spec.as_ref().ok().and_then(|spec| spec.egress.as_ref());
+    let has = Egress::read(sandbox.egress, &sandbox.egress_names, "egress");
+    // Without a word it is open.
+    let has = has.map(Option::unwrap_or_default);
+    asked.is_none_or(|asked| has.is_ok_and(|has| asked.covers(&has)))
 }
 
 /// Explains why a node does not get the sandbox.

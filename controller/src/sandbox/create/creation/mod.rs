@@ -11,6 +11,9 @@
 //!                            after `patience`: pending cancel (durable), attempt + 1
 //! ```
 //! A sandbox that was seen running is never moved.
+//!
+//! A creation whose request the store has lost sends nothing any more: what its node has made stays, what the
+//! node is still making is called off, and the creation fails.
 
 mod attempt;
 
@@ -49,7 +52,9 @@ pub(super) const POLL: Duration = Duration::from_millis(100);
 pub(in crate::sandbox) struct Creation {
     pub(in crate::sandbox) order: CreateOrder,
     pub(super) team: Team,
-    spec: Spec,
+    /// Checked request. `Err`: the store cannot give it any more, so nothing new is made of the creation, and
+    /// this is how it fails.
+    pub(super) spec: Result<Spec, Failure>,
     /// Node of the current attempt.
     node: Option<NodeName>,
     /// Whether the node may already have received the attempt (the controller was restarted).
@@ -77,7 +82,7 @@ impl Creation {
     pub(in crate::sandbox) fn new(
         order: CreateOrder,
         team: Team,
-        spec: Spec,
+        spec: Result<Spec, Failure>,
         node: Option<NodeName>,
     ) -> Self {
         Self {
@@ -110,6 +115,13 @@ impl Creation {
             self.cancel.cancel();
         }
         self
+    }
+}
+
+impl Creation {
+    /// Returns true when the creation is called off because its request is lost, not by its owner.
+    fn is_lost_and_wanted(&self) -> bool {
+        self.spec.is_err() && !self.cancel.is_cancelled()
     }
 }
 
@@ -190,13 +202,16 @@ impl Sandboxes {
                     continue;
                 }
             }
+            let spec = match &creation.spec {
+                Ok(spec) => spec,
+                Err(lost) => return Err(Outcome::Failed(lost.clone())),
+            };
             let next = creation.order.attempt + 1;
-            let decision =
-                self.place(id, &creation.team, &creation.spec, next, &creation.history).await;
+            let decision = self.place(id, &creation.team, spec, next, &creation.history).await;
             if let Some(node) = decision.node() {
                 return self.choose(creation, node.clone(), &decision).await;
             }
-            if let Some(error) = self.reason_not_to_wait(&decision, &creation.spec) {
+            if let Some(error) = self.reason_not_to_wait(&decision, spec) {
                 let own = Failure {
                     reason: error.reason.into(),
                     message: error.message,
@@ -473,6 +488,9 @@ fn judge(creation: &mut Creation, node: NodeName, attempt: AttemptResult) -> Opt
     match attempt {
         AttemptResult::Running(sandbox) => return Some(Outcome::Up(sandbox)),
         AttemptResult::Permanent(failure) => return Some(Outcome::Failed(failure)),
+        AttemptResult::Cancelled if creation.is_lost_and_wanted() => {
+            return creation.spec.clone().err().map(Outcome::Failed);
+        }
         AttemptResult::Cancelled if creation.expired => {
             return Some(Outcome::Failed(Failure {
                 reason: Reason::ProbeTimeout.into(),
