@@ -104,10 +104,12 @@ soak-memory: build ## The lab's tests in a loop for MINUTES (120); then no agent
 	$(NEXTEST) --workspace --test lxc --no-run
 	tests/lab/with-lab.sh tests/lab/memory.sh $(MINUTES)
 
-bench: packages ## Measures what ships; writes target/bench/results.json. One part alone: make bench ONLY=pause; ONLY=placement and ONLY=fleet need no lab
+bench: packages ## Measures what ships; writes target/bench/results.json. One part alone: make bench ONLY=pause; placement and fleet need no lab; install boots Debian roots, and only runs when it is named
 	$(CARGO_DIST) -p agent -p controller -p cli -p lab -p standin -p tests --bins
 	@case "$(ONLY)" in recovery|placement|fleet) \
-	  ulimit -n $$(ulimit -Hn) && target/dist/bench $(ONLY);; *) \
+	  ulimit -n $$(ulimit -Hn) && target/dist/bench $(ONLY);; install) \
+	  packaging/build-debs.sh && PVE_LAB_PACKAGES="apt-utils gpg" tests/lab/prepare && \
+	  target/dist/bench install;; *) \
 	  LAB_BUILT=target/dist tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/dist/bench $(ONLY);; esac
 
 deb: packages ## Builds the three Debian packages into target/debian

@@ -11,6 +11,7 @@ read -ra bytes < <(printf '%s' "${1:?which directory}" | od -An -v -tx1 | tr -d 
 pattern=
 for byte in "${bytes[@]:1}"; do
   printf -v raw '%b' "\\x$byte"
+  # shellcheck disable=SC1003 # a backslash, and no quote
   case $raw in ['.[]*^$+?(){}|\']) raw="\\$raw" ;; esac
   pattern+="($raw|%(25)?$byte)"
 done

@@ -355,7 +355,6 @@ mod tests {
         for (connection, _) in &red {
             connection.row.belongs_to(&team("red"));
         }
-        let begun = std::time::Instant::now();
         // Each opens as the last one closes, or stays until it must make room.
         let mut held = std::collections::VecDeque::new();
         for number in 0..20_000 {
@@ -367,7 +366,6 @@ mod tests {
                 held.pop_front();
             }
         }
-        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         assert_eq!(connections.table.lock().rows.len(), 64);
         for (connection, _) in &mut red {
             assert!(!is_closed(connection).await, "a team's");
