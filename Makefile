@@ -25,7 +25,8 @@ MINUTES ?= 120
 
 .PHONY: baseline help ci packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
 	lint-code lint-dependencies \
-	sim mutants soak soak-memory bench deb sbom repo test-deb clients
+	sim mutants soak soak-memory bench deb sbom repo test-deb \
+	test-versions clients
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -ts $$'\t'
@@ -85,6 +86,9 @@ baseline: clients ## After an addition to sandbox.v1: from then on `make lint` k
 	$(BUF_BREAKING)
 	$(BUF) build --path sandbox --exclude-source-info -o $(BASELINE)
 
+test-versions: build ## Daemons of two versions in one lab, on demand: make test-versions BEFORE=commit (a release, or before the API grew)
+	tests/versions.sh "$(BEFORE)" $(if $(FILTER),'$(FILTER)')
+
 clients: ## Installs what the Node scripts and buf need
 	@command -v npm >/dev/null || PVE_LAB_PACKAGES="nodejs npm" tests/lab/prepare
 	cd clients && npm ci --no-audit --no-fund --silent
@@ -93,7 +97,7 @@ sim: ## The simulation: make sim SEEDS=n, or make sim SEED=s to see one again
 	PVE_SANDBOX_SIM_SEEDS=$(SEEDS) PVE_SANDBOX_SIM_SEED=$(SEED) $(NEXTEST) --workspace --test sim --no-capture
 
 mutants: ## Shows that the simulation can fail; those with a word alone: make mutants ONLY=I4
-	PVE_SANDBOX_MUTANTS=$(ONLY) $(NEXTEST) --workspace --test mutants --no-capture
+	PVE_SANDBOX_MUTANTS_WRITE=1 PVE_SANDBOX_MUTANTS=$(ONLY) $(NEXTEST) --workspace --test mutants --no-capture
 
 soak: build ## The long runs: many seeds of the simulation, and hundreds of kills under load on the lab
 	@$(MAKE) sim SEEDS=$(SOAK_SEEDS)
