@@ -10,7 +10,7 @@ export LAB_DIR ?= $(CURDIR)/target/lab
 # So where the tests run anyway, the programs are built together with them.
 CARGO_BUILD := cargo build --release --locked
 BUILT ?= -p agent -p controller -p cli -p lab -p standin
-test test-lab: export BUILT = --workspace --all-targets
+ci test test-lab test-root: export BUILT = --workspace --all-targets
 CARGO_DIST := cargo build --profile dist --locked
 NEXTEST := cargo nextest run --release --locked
 LAB := target/release/lab
@@ -26,7 +26,7 @@ MINUTES ?= 120
 .PHONY: baseline help ci packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
 	lint-code lint-dependencies \
 	sim mutants soak soak-memory bench deb sbom repo test-deb \
-	test-versions clients
+	test-root test-versions clients
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -ts $$'\t'
@@ -67,7 +67,7 @@ test-client: build clients ## Backends in Node (gRPC and gRPC-Web) and Python (g
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || PVE_LAB_PACKAGES="python3 python3-venv" tests/lab/prepare
 	tests/lab/with-lab.sh bash -c 'clients/node-smoke/run.sh && clients/python-smoke/run.sh'
 
-ci: lint-code test ## What CI runs
+ci: lint-code test test-root ## What CI runs
 
 lint: lint-code lint-dependencies ## All lints
 
@@ -85,6 +85,11 @@ lint-dependencies: ## cargo-deny and cargo-machete, which are compiled first whe
 baseline: clients ## After an addition to sandbox.v1: from then on `make lint` keeps it, too
 	$(BUF_BREAKING)
 	$(BUF) build --path sandbox --exclude-source-info -o $(BASELINE)
+
+test-root: build ## One of the booted roots, Debian 13, with packages of what the tests have built
+	@PVE_LAB_PACKAGES="apt-utils dpkg-dev gpg" tests/lab/prepare
+	PROFILE=release packaging/build-debs.sh
+	PVE_SANDBOX_DEB_TESTS=1 $(NEXTEST) --workspace --test deb -E 'test(packages_make_a_node_of_debian_13)'
 
 test-versions: build ## Daemons of two versions in one lab, on demand: make test-versions BEFORE=commit (a release, or before the API grew)
 	tests/versions.sh "$(BEFORE)" $(if $(FILTER),'$(FILTER)')
@@ -112,11 +117,12 @@ bench: packages ## Measures what ships; writes target/bench/results.json. One pa
 	$(CARGO_DIST) -p agent -p controller -p cli -p lab -p standin -p tests --bins
 	@case "$(ONLY)" in recovery|placement|fleet) \
 	  ulimit -n $$(ulimit -Hn) && target/dist/bench $(ONLY);; install) \
-	  packaging/build-debs.sh && PVE_LAB_PACKAGES="apt-utils gpg" tests/lab/prepare && \
+	  PVE_LAB_PACKAGES="apt-utils dpkg-dev gpg" tests/lab/prepare && packaging/build-debs.sh && \
 	  target/dist/bench install;; *) \
 	  LAB_BUILT=target/dist tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/dist/bench $(ONLY);; esac
 
 deb: packages ## Builds the three Debian packages into target/debian
+	@PVE_LAB_PACKAGES=dpkg-dev tests/lab/prepare
 	$(CARGO_DIST) -p agent -p controller -p cli
 	packaging/build-debs.sh
 
