@@ -10,7 +10,7 @@ export LAB_DIR ?= $(CURDIR)/target/lab
 # So where the tests run anyway, the programs are built together with them.
 CARGO_BUILD := cargo build --release --locked
 BUILT ?= -p agent -p controller -p cli -p lab -p standin
-test test-lab: export BUILT = --workspace --all-targets
+ci test test-lab test-root: export BUILT = --workspace --all-targets
 CARGO_DIST := cargo build --profile dist --locked
 NEXTEST := cargo nextest run --release --locked
 LAB := target/release/lab
@@ -25,7 +25,8 @@ MINUTES ?= 120
 
 .PHONY: baseline help ci packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
 	lint-code lint-dependencies \
-	sim mutants soak soak-memory bench deb sbom repo test-deb clients
+	sim mutants soak soak-memory bench deb sbom repo test-deb \
+	test-root test-versions clients
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -ts $$'\t'
@@ -73,7 +74,7 @@ test-client: build clients ## Backends in Node (gRPC and gRPC-Web) and Python (g
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || PVE_LAB_PACKAGES="python3 python3-venv" tests/lab/prepare
 	tests/lab/with-lab.sh bash -c 'clients/node-smoke/run.sh && clients/python-smoke/run.sh'
 
-ci: lint-code test ## What CI runs
+ci: lint-code test test-root ## What CI runs
 
 lint: lint-code lint-dependencies ## All lints
 
@@ -92,6 +93,14 @@ baseline: clients ## After an addition to sandbox.v1: from then on `make lint` k
 	$(BUF_BREAKING)
 	$(BUF) build --path sandbox --exclude-source-info -o $(BASELINE)
 
+test-root: build ## One of the booted roots, Debian 13, with packages of what the tests have built
+	@PVE_LAB_PACKAGES="apt-utils dpkg-dev gpg" tests/lab/prepare
+	PROFILE=release packaging/build-debs.sh
+	PVE_SANDBOX_DEB_TESTS=1 $(NEXTEST) --workspace --test deb -E 'test(packages_make_a_node_of_debian_13)'
+
+test-versions: build ## Daemons of two versions in one lab, on demand: make test-versions BEFORE=commit (a release, or before the API grew)
+	tests/versions.sh "$(BEFORE)" $(if $(FILTER),'$(FILTER)')
+
 clients: ## Installs what the Node scripts and buf need
 	@command -v npm >/dev/null || PVE_LAB_PACKAGES="nodejs npm" tests/lab/prepare
 	cd clients && npm ci --no-audit --no-fund --silent
@@ -100,7 +109,7 @@ sim: ## The simulation: make sim SEEDS=n, or make sim SEED=s to see one again
 	PVE_SANDBOX_SIM_SEEDS=$(SEEDS) PVE_SANDBOX_SIM_SEED=$(SEED) $(NEXTEST) --workspace --test sim --no-capture
 
 mutants: ## Shows that the simulation can fail; those with a word alone: make mutants ONLY=I4
-	PVE_SANDBOX_MUTANTS=$(ONLY) $(NEXTEST) --workspace --test mutants --no-capture
+	PVE_SANDBOX_MUTANTS_WRITE=1 PVE_SANDBOX_MUTANTS=$(ONLY) $(NEXTEST) --workspace --test mutants --no-capture
 
 soak: build ## The long runs: many seeds of the simulation, and hundreds of kills under load on the lab
 	@$(MAKE) sim SEEDS=$(SOAK_SEEDS)
@@ -111,13 +120,16 @@ soak-memory: build ## The lab's tests in a loop for MINUTES (120); then no agent
 	$(NEXTEST) --workspace --test lxc --no-run
 	tests/lab/with-lab.sh tests/lab/memory.sh $(MINUTES)
 
-bench: packages ## Measures what ships; writes target/bench/results.json. One part alone: make bench ONLY=pause; ONLY=placement, ONLY=verdict and ONLY=fleet need no lab
+bench: packages ## Measures what ships; writes target/bench/results.json. One part alone: make bench ONLY=pause; placement, verdict and fleet need no lab; install boots Debian roots, and only runs when it is named
 	$(CARGO_DIST) -p agent -p controller -p cli -p lab -p standin -p tests --bins
-	@case "$(ONLY)" in recovery|placement|fleet) \
-	  ulimit -n $$(ulimit -Hn) && target/dist/bench $(ONLY);; *) \
+	@case "$(ONLY)" in recovery|placement|verdict|fleet) \
+	  ulimit -n $$(ulimit -Hn) && target/dist/bench $(ONLY);; install) \
+	  PVE_LAB_PACKAGES="apt-utils dpkg-dev gpg" tests/lab/prepare && packaging/build-debs.sh && \
+	  target/dist/bench install;; *) \
 	  LAB_BUILT=target/dist tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/dist/bench $(ONLY);; esac
 
 deb: packages ## Builds the three Debian packages into target/debian
+	@PVE_LAB_PACKAGES=dpkg-dev tests/lab/prepare
 	$(CARGO_DIST) -p agent -p controller -p cli
 	packaging/build-debs.sh
 

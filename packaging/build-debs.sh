@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Builds the Debian packages into target/debian from the binaries in target/dist, so that what is
 # packaged is what was measured. Built twice from one commit, they are the same to the byte.
+# PROFILE=release packs those that the tests have built already: to be tested, not to be shipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(${*:-agent controller cli})
+profile=${PROFILE:-dist}
+packages=("$@")
+[ $# -gt 0 ] || packages=(agent controller cli)
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 logged=$(dpkg-parsechangelog -l packaging/changelog -S Version)
 if [ "$logged" != "$version-1" ]; then
@@ -23,8 +26,8 @@ binary() {
   esac
 }
 for package in "${packages[@]}"; do
-  if [ ! -x "target/dist/$(binary "$package")" ]; then
-    echo "target/dist/$(binary "$package") is missing: cargo build --profile dist --locked -p $package" >&2
+  if [ ! -x "target/$profile/$(binary "$package")" ]; then
+    echo "target/$profile/$(binary "$package") is missing: cargo build --profile $profile --locked -p $package" >&2
     exit 1
   fi
 done
@@ -33,19 +36,19 @@ done
 PATH=$PWD/target/tools/bin:$PATH
 
 # What the program itself knows best.
-if [ -x target/dist/sandboxctl ]; then
+if [ -x "target/$profile/sandboxctl" ]; then
   rm -rf target/man target/completions
   mkdir -p target/completions
-  target/dist/sandboxctl man target/man
-  target/dist/sandboxctl completion bash >target/completions/sandboxctl
-  target/dist/sandboxctl completion zsh >target/completions/_sandboxctl
-  target/dist/sandboxctl completion fish >target/completions/sandboxctl.fish
+  "target/$profile/sandboxctl" man target/man
+  "target/$profile/sandboxctl" completion bash >target/completions/sandboxctl
+  "target/$profile/sandboxctl" completion zsh >target/completions/_sandboxctl
+  "target/$profile/sandboxctl" completion fish >target/completions/sandboxctl.fish
 fi
 
 # cargo-deb takes `target/release` in a list of assets for the folder of the profile.
 mkdir -p target/debian
 for package in "${packages[@]}"; do
   rm -f "target/debian/$(binary "$package")"_*.deb
-  cargo deb -p "$package" --profile dist --no-build --locked --quiet --output target/debian/
+  cargo deb -p "$package" --profile "$profile" --no-build --locked --quiet --output target/debian/
 done
 ls -l target/debian/*.deb

@@ -20,14 +20,8 @@ cargo cyclonedx --quiet --format json --target "$(rustc -vV | sed -n 's/^host: /
   --override-filename "$name"
 # It names our own crates by the folder that they were built in.
 top=$(pwd -P)
-pattern=$(printf '%s' "$top" | sed 's/[][\\.*^$|]/\\&/g')
 for package in agent:pve-sandbox-agent controller:pve-sandbox-controller cli:sandboxctl; do
   made=target/debian/${package#*:}_$version.cdx.json
-  sed -e "s|$pattern|/pve-sandbox|g" -e "s|${pattern//\//%2F}|%2Fpve-sandbox|g" \
-    "${package%:*}/$name.json" >"$made"
-  if grep -qF "$top" "$made"; then
-    echo "$made names $top, where it was built" >&2
-    exit 1
-  fi
+  packaging/without-path.sh "$top" <"${package%:*}/$name.json" >"$made"
 done
 ls -l target/debian/*.cdx.json

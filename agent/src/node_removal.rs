@@ -13,10 +13,7 @@ use std::{
 use agent::{
     bridge,
     config::{self, Config, Flags},
-    firewall::{
-        names::TABLE as NAMES_TABLE,
-        render::{FAMILIES, TABLE},
-    },
+    firewall::nft::NftFirewall,
     join::other_caddy,
     pve::pmxcfs,
     sandbox::exec::shims::Shims as _,
@@ -34,10 +31,6 @@ use crate::{
 
 /// Program of ifupdown2 that takes one interface down.
 const IFDOWN: &str = "/usr/sbin/ifdown";
-/// Program of the package nftables.
-const NFT: &str = "/usr/sbin/nft";
-/// Longest run of `nft`.
-const NFT_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest answer on the terminal, bytes.
 const ANSWER_MAX: u64 = 64;
 /// Sandboxes that are deleted at a time.
@@ -78,6 +71,9 @@ pub(crate) fn uninstall(flags: &uninstall::Flags, path: &Path) -> Result<()> {
         }
         decided => decided?,
     };
+    if plan.data == Choice::Delete {
+        uninstall::check_data(&config.state_dir, Path::new(config::STATE_DIR))?;
+    }
     println!("{}", if flags.dry_run { "this would be done:" } else { "this will be done:" });
     uninstall::steps(plan, &found).iter().for_each(|line| println!("  {line}"));
     if flags.dry_run {
@@ -177,27 +173,16 @@ fn delete_sandboxes(config: &Config) -> Result<usize> {
              start the agent again: systemctl start {}",
             UNITS.join(" ")
         );
-        for family in FAMILIES {
-            // Where isolation is switched off there is no such table.
-            for table in [TABLE, NAMES_TABLE] {
-                let words = ["delete", "table", family, table];
-                drop(systemctl::ask(Path::new(NFT), &words, NFT_DEADLINE).await);
-            }
+        // What is left of them would hold for the next container with such a number.
+        if let Err(error) = NftFirewall::default().remove().await {
+            println!("the tables of nftables that isolated the sandboxes are still there: {error}");
         }
         Ok(count)
     })
 }
 
 fn remove_bridge(bridge: &str, paths: &bridge::Paths) -> Result<()> {
-    // ifdown would take it from whatever guest is on it.
-    let ports = fs::read_dir(Path::new(NET).join(bridge).join("brif"));
-    let ports: Vec<_> =
-        ports.into_iter().flatten().flatten().map(|port| port.file_name()).collect();
-    anyhow::ensure!(
-        ports.is_empty(),
-        "the bridge {bridge} stays: it has the ports {}; stop or move these guests first",
-        ports.iter().map(|port| port.to_string_lossy()).collect::<Vec<_>>().join(", ")
-    );
+    uninstall::check_bridge(Path::new(NET), bridge)?;
     if systemctl::is_there() {
         systemctl::run(&["disable", "--now", "--quiet", DNS_UNIT])?;
     }
@@ -230,7 +215,11 @@ fn remove_data(config: &Config) -> Result<()> {
             removed => removed,
         })?;
     }
-    for path in [config.state_dir.as_path(), Path::new(INGRESS_STATE)] {
+    // Looked at again: the agent that deleted the sandboxes wrote there.
+    uninstall::check_data(&config.state_dir, Path::new(config::STATE_DIR))?;
+    // The directory itself: of a link only the link would be removed, and the keys would stay.
+    let real = fs::canonicalize(&config.state_dir).unwrap_or_else(|_| config.state_dir.clone());
+    for path in [real.as_path(), Path::new(INGRESS_STATE)] {
         gone(path, |path| fs::remove_dir_all(path))?;
     }
     Ok(())

@@ -169,6 +169,13 @@ pub(crate) async fn assemble(config: &Config, stop: &CancellationToken) -> Resul
     let mut parts = parts(config, Arc::clone(&pve), Arc::clone(&clock), Arc::clone(&shims))?;
     parts.dhcp = dhcp(config, stop);
     parts.isolation = isolation(config);
+    if parts.isolation.is_none() {
+        match NftFirewall::default().remove().await {
+            Ok(tables) if tables.is_empty() => {}
+            Ok(tables) => tracing::info!(?tables, "isolation rules of before were removed"),
+            Err(error) => tracing::warn!(%error, "isolation rules of before are still in force"),
+        }
+    }
     parts.resolver = parts.isolation.as_ref().and_then(|(_, grounds)| resolver(config, grounds));
     let agent = Agent::start(parts).await?;
     Ok(Assembled { agent, pve, clock, shims })

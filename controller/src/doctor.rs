@@ -334,6 +334,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn public_certificate_is_looked_at_where_there_is_one() {
+        let of = |tls: &str| {
+            let text =
+                format!("url_template = \"https://port-{{port}}-vm-{{vmid}}.x.test\"\n{tls}");
+            let config = Config::parse(Path::new("controller.toml"), &text).expect("valid");
+            certificates(&config, &["c1".to_owned()])
+        };
+        let names =
+            |all: &[certificate::Expected]| all.iter().map(|one| one.name).collect::<Vec<_>>();
+        assert_eq!(names(&of("")), ["ca", "ingress-ca", "certificate"]);
+        let all = of("[tls]\ncert = \"/etc/ssl/api.crt\"\nkey = \"/etc/ssl/api.key\"\n");
+        assert_eq!(names(&all), ["ca", "ingress-ca", "certificate", "public-certificate"]);
+        let public = all.last().expect("the last");
+        assert_eq!(public.certificate, Path::new("/etc/ssl/api.crt"));
+        assert_eq!(
+            (public.ca.as_deref(), &public.overdue),
+            (None, &None),
+            "nothing here renews it"
+        );
+        assert!(public.replace.contains("where it comes from"), "{}", public.replace);
+        assert!(public.replace.contains(RESTART), "it is read at the start: {}", public.replace);
+    }
+
+    #[test]
     fn only_root_and_the_owners_are_given_a_verdict() {
         let uid = unistd::Uid::from_raw;
         assert_eq!(privileges(uid(0), &[uid(990)]), None);

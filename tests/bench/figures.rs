@@ -1,11 +1,11 @@
 //! The figures of one run: as JSON for programs, as a table for people.
 
-use std::{fs, path::Path};
+use std::{fs, io::ErrorKind, path::Path};
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Figure {
     name: String,
     value: f64,
@@ -41,6 +41,19 @@ impl Figures {
         fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         fs::write(path, serde_json::to_vec_pretty(&self.0)?)
             .with_context(|| path.display().to_string())
+    }
+
+    /// Writes them into the results of an earlier run, in the place of those with the same names.
+    pub(crate) fn merge(self, path: &Path) -> Result<()> {
+        let mut all = match fs::read(path) {
+            Ok(bytes) => serde_json::from_slice::<Vec<Figure>>(&bytes)
+                .with_context(|| format!("{}: remove it", path.display()))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        all.retain(|old| !self.0.iter().any(|new| new.name == old.name));
+        all.extend(self.0);
+        Self(all).write(path)
     }
 
     pub(crate) fn print(&self) {

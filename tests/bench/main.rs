@@ -1,8 +1,8 @@
 //! `make bench`: measures costs, each figure beside the value that it is compared with, in the same
 //! run.
 //!
-//! Runs in the lab's network, against its controller and its agents; `recovery`, `placement` and
-//! `fleet` need no lab. Figures marked `modelled` include the cost of the real `pct`: the stand-in
+//! Runs in the lab's network, against its controller and its agents; `recovery`, `placement`, `fleet`
+//! and `install` need no lab. `install` runs on demand only: it boots roots of Debian. Figures marked `modelled` include the cost of the real `pct`: the stand-in
 //! then burns the CPU time that was measured with it.
 
 #![expect(clippy::disallowed_methods, reason = "a bench measures the real clock")]
@@ -12,6 +12,7 @@ mod figures;
 mod fleet;
 mod hand;
 mod inside;
+mod install;
 mod isolation;
 mod pause;
 mod placement;
@@ -20,7 +21,7 @@ mod verdict;
 mod wake;
 mod world;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use figures::{Figures, median};
@@ -52,19 +53,32 @@ const PARTS: [&str; 11] = [
     VERDICT,
     FLEET,
 ];
+/// Results below this package.
+const RESULTS: &str = "../target/bench/results.json";
 /// Part that needs no lab, as are the next three.
 const RECOVERY: &str = "recovery";
 const PLACEMENT: &str = "placement";
 const VERDICT: &str = "verdict";
 const FLEET: &str = "fleet";
+/// Part that runs only when it is asked for, and then adds its figures to those of the last full run.
+const INSTALL: &str = "install";
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let asked: Vec<_> = std::env::args().skip(1).collect();
-    if let Some(unknown) = asked.iter().find(|part| !PARTS.contains(&part.as_str())) {
-        anyhow::bail!("{unknown} is nothing to measure: there are {}", PARTS.join(", "));
+    let known = |part: &String| part == INSTALL || PARTS.contains(&part.as_str());
+    if let Some(unknown) = asked.iter().find(|part| !known(part)) {
+        let parts = PARTS.join(", ");
+        anyhow::bail!("{unknown} is nothing to measure: there are {parts}, {INSTALL}");
     }
     let mut figures = Figures::default();
+    if asked == [INSTALL] {
+        let measured = install::measure(&mut figures);
+        figures.print();
+        measured?;
+        return figures.merge(&Path::new(env!("CARGO_MANIFEST_DIR")).join(RESULTS));
+    }
+    anyhow::ensure!(!asked.iter().any(|part| part == INSTALL), "{INSTALL} is measured alone");
     let no_lab = |part: &String| [RECOVERY, PLACEMENT, VERDICT, FLEET].contains(&part.as_str());
     if asked.iter().all(no_lab) && !asked.is_empty() {
         for part in &asked {

@@ -12,7 +12,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::root::{Base, Root, said, target};
+use super::root::{Base, Root, said};
 
 /// Longest boot.
 const BOOT: Duration = Duration::from_secs(90);
@@ -193,7 +193,10 @@ fn furnish(root: &Root) {
     let real = root.path(standin::REAL_LXC_ATTACH);
     fs::create_dir_all(real.parent().expect("a folder")).expect("made");
     fs::rename(root.path("/usr/bin/lxc-attach"), &real).expect("moved");
-    let standin = target().join("release/pct");
+    // Of the same profile as this program.
+    let beside = std::env::current_exe().expect("a program");
+    let mut dirs = beside.ancestors().skip(1).take(2).map(|dir| dir.join("pct"));
+    let standin = dirs.find(|pct| pct.exists()).expect("the stand-in for pct: make build");
     for at in ["/usr/sbin/pct", "/usr/sbin/pvesm", "/usr/bin/lxc-attach"] {
         fs::copy(&standin, root.path(at)).expect("the stand-in: make build");
         fs::set_permissions(root.path(at), fs::Permissions::from_mode(0o755)).expect("executable");

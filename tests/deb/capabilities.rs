@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::{booted::Booted, node::AGENT};
+use super::{booted::Booted, steps::AGENT};
 
 /// Drop-in that takes one away.
 const WITHOUT: &str = "/etc/systemd/system/pve-sandbox-agent.service.d/without.conf";

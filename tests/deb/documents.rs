@@ -6,11 +6,14 @@ use std::{
     fs, vec,
 };
 
-use crate::{
+use super::{
     booted::Booted,
-    node::{AGENT, CLI, CONTROLLER, INGRESS, UNTIL, make_a_template, offer_next_version, wait},
     procedures::{RUN, blocks, on_the_node},
     root::Base,
+    steps::{
+        AGENT, CLI, CONTROLLER, INGRESS, UNTIL, first_sandbox, offer_next_version, run, until_exec,
+        wait,
+    },
     wanted,
 };
 
@@ -86,36 +89,6 @@ impl Following<'_> {
     }
 }
 
-/// Runs a command of the docs, which must succeed; also the line that it prints to be run on a node.
-#[track_caller]
-fn run(node: &Booted, command: &str) -> String {
-    eprintln!("# {command}");
-    let (code, text) = node.run(&["sh", "-c", &format!("cd /root && {command}")]);
-    // Findings are no failure of the docs: this node has no name servers and no network, and on some
-    // machines no controllers of cgroups.
-    let has_findings =
-        code == Some(1) && (command.contains(" doctor") || command.ends_with(" fsck"));
-    assert!(code == Some(0) || has_findings, "`{command}` of the docs: {code:?}: {text}");
-    assert!(!text.contains("panicked"), "{command}: {text}");
-    if command.contains(" node token ") {
-        let line = text.lines().find(|line| line.starts_with(AGENT)).expect("a line to run");
-        node.ok(&["sh", "-c", line]);
-    }
-    text
-}
-
-/// Waits until a command succeeds in the sandbox.
-#[track_caller]
-fn until_exec(node: &Booted, id: &str) {
-    let mut last = String::new();
-    let mut works = || {
-        let (code, text) = node.run(&[CLI, "exec", id, "--", "hostname"]);
-        last = text;
-        code == Some(0) && last.contains(id)
-    };
-    assert!((0..UNTIL).any(|_| works() || wait()), "no command runs in {id}: {last}");
-}
-
 #[test]
 fn documents_are_followed_on_debian_12() {
     follow(Base::Bookworm);
@@ -154,23 +127,10 @@ fn follow(base: Base) {
 
 /// Follows the first three commands; returns the sandbox that they make.
 fn install(node: &Booted, pages: &mut Pages) -> String {
-    for name in [AGENT, CONTROLLER, CLI] {
-        let package = node.package(name);
-        node.ok(&["cp", &package, &format!("/root/{name}_1_amd64.deb")]);
-    }
-    let names = "echo '192.0.2.11 controller.example.org' >>/etc/hosts";
-    node.ok(&["sh", "-c", names]);
-    let mut first = pages.block(node, ("install.md", "The first node: three commands", 0));
-    first.next();
-    let told = first.next();
-    assert!(told.contains("done: join the agent of pve1"), "{told}");
-    // Without a network no template is built; this one is from an archive.
-    make_a_template(node);
-    let created = first.next();
-    first.rest();
-    let id = created.lines().find(|line| line.starts_with("pvelxc-")).expect("an id").to_owned();
-    until_exec(node, &id);
-    id
+    let first = pages.block(node, ("install.md", "The first node: three commands", 0));
+    let commands: Vec<_> = first.commands.collect();
+    assert_eq!(commands.len(), 3);
+    first_sandbox(node, &commands)
 }
 
 fn back_up_and_restore(node: &Booted, pages: &mut Pages, id: &str) {

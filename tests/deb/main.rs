@@ -14,6 +14,7 @@ mod procedures;
 mod removal;
 mod root;
 mod sandboxctl;
+mod steps;
 mod streams;
 
 /// Returns whether these tests were requested, and prints a message if not.

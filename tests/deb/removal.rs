@@ -1,9 +1,9 @@
 //! `pve-sandbox-agent uninstall` on a node with a sandbox: what is kept lives on and is taken in again, what
 //! is deleted leaves nothing.
 
-use crate::{
+use super::{
     booted::Booted,
-    node::{AGENT, CLI, UNTIL, wait},
+    steps::{AGENT, CLI, UNTIL, wait},
 };
 
 /// Keeps the sandbox through a purge and a new installation, then deletes it with all of the node.

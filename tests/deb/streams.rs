@@ -1,5 +1,5 @@
-//! Streams that are open while the agent is replaced: commands that write, and WebSockets through Caddy. Nothing
-//! of them is lost or doubled; the longest silence is printed.
+//! Streams that are open while the agent is replaced: commands that write, and WebSockets through Caddy. What of
+//! them is lost or doubled is counted, with the longest silence.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -20,9 +20,9 @@ use tokio_tungstenite::tungstenite::{
     Message, client::IntoClientRequest as _, http::HeaderValue, http::header::SEC_WEBSOCKET_KEY,
 };
 
-use crate::{
+use super::{
     booted::Booted,
-    node::{CLI, UNTIL, wait},
+    steps::{CLI, UNTIL, wait},
 };
 
 /// Number of streams of each kind.
@@ -37,9 +37,9 @@ const CADDY: &str = "127.0.0.1:8480";
 /// Key of the handshake and the answer to it (RFC 6455): with a fixed pair the server needs no hash.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
-/// Counts until it is told to stop, and says how far it came.
-const COUNTER: &str =
-    "i=0; while [ ! -e /tmp/stop ]; do i=$((i+1)); echo $i; sleep 0.1; done; echo end $i";
+/// Notes that it was started, counts until it is told to stop, and says how far it came.
+const COUNTER: &str = "echo started >>/tmp/starts; \
+    i=0; while [ ! -e /tmp/stop ]; do i=$((i+1)); echo $i; sleep 0.1; done; echo end $i";
 
 /// Server that echoes short messages of WebSockets, a process for each connection.
 const SERVER: &str = r#"
@@ -72,30 +72,51 @@ while True:
         c.sendall(bytes([a[0], n]) + bytes(x ^ m[i % 4] for i, x in enumerate(d)))
 "#;
 
+/// What became of all streams.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Outcome {
+    /// Bytes that did not arrive.
+    pub(crate) lost: usize,
+    /// Commands that were started twice, and lines or messages that came twice.
+    pub(crate) doubled: usize,
+    /// Longest time without a line or an echo.
+    pub(crate) stall: Duration,
+}
+
 /// Result of one stream.
-struct Outcome {
-    /// Lines or messages.
+#[derive(Debug, Default)]
+struct Stream {
+    /// Lines or messages that arrived.
     count: u32,
+    /// Bytes of those that did not.
+    lost: usize,
+    /// Number of those that came more than once.
+    doubled: usize,
     /// Longest time without any.
     stall: Duration,
 }
 
-/// Opens the streams, does the work, and checks each of them.
-pub(crate) fn run_through(node: &Booted, id: &str, work: impl FnOnce()) {
+/// Returns the usual number of streams of each kind, or the one that the environment says.
+pub(crate) fn wanted() -> usize {
     let count = std::env::var(COUNT).ok().and_then(|text| text.parse().ok());
-    let count: usize = count.unwrap_or(COUNT_USUAL);
-    let mut server = node.command(&[CLI, "exec", id, "--", "python3", "-c", SERVER]);
-    let mut server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nsenter");
-    let knock = "import socket; socket.create_connection((\"127.0.0.1\", 9000)).close()";
-    let knocks = || node.run(&[CLI, "exec", id, "--", "python3", "-c", knock]).0 == Some(0);
-    assert!((0..UNTIL).any(|_| knocks() || wait()), "the server in the sandbox does not start");
-    let url = node.ok(&[CLI, "expose", id, "9000"]);
-    let host = url.lines().find_map(|line| line.strip_prefix("https://")).expect("an address");
-    let host = host.trim_end_matches('/').to_owned();
+    count.unwrap_or(COUNT_USUAL)
+}
 
+/// Opens so many streams of each kind, in the sandboxes in turn, does the work, and counts what became of
+/// them.
+pub(crate) fn run_through(
+    node: &Booted,
+    ids: &[String],
+    count: usize,
+    work: impl FnOnce(),
+) -> Outcome {
+    let servers: Vec<_> = ids.iter().map(|id| serve(node, id)).collect();
     let (started, starts) = channel();
-    let commands: Vec<_> = (0..count)
-        .map(|_| {
+    let commands: Vec<_> = ids
+        .iter()
+        .cycle()
+        .take(count)
+        .map(|id| {
             let started = started.clone();
             let mut command = node.command(&[CLI, "exec", id, "--", "sh", "-c", COUNTER]);
             let child = command.stderr(Stdio::inherit()).spawn().expect("nsenter");
@@ -103,11 +124,12 @@ pub(crate) fn run_through(node: &Booted, id: &str, work: impl FnOnce()) {
         })
         .collect();
     let stop = Arc::new(AtomicBool::new(false));
+    let hosts = servers.iter().map(|(_, host)| host.clone()).cycle().take(count);
     let sockets: Vec<_> =
-        (0..count).map(|_| node.connect(CADDY.parse().expect("an address"))).collect();
+        hosts.map(|host| (node.connect(CADDY.parse().expect("an address")), host)).collect();
     let echoes = {
         let stop = Arc::clone(&stop);
-        thread::spawn(move || echo_all(sockets, &host, &stop, &started))
+        thread::spawn(move || echo_all(sockets, &stop, &started))
     };
 
     for _ in 0..2 * count {
@@ -115,54 +137,114 @@ pub(crate) fn run_through(node: &Booted, id: &str, work: impl FnOnce()) {
     }
     work();
     stop.store(true, Ordering::Release);
-    node.ok(&[CLI, "exec", id, "--", "touch", "/tmp/stop"]);
+    for id in ids {
+        node.ok(&[CLI, "exec", id, "--", "touch", "/tmp/stop"]);
+    }
     let commands: Vec<_> = commands.into_iter().map(|one| one.join().expect("complete")).collect();
     let echoes = echoes.join().expect("complete");
-    for (kind, outcomes) in [("commands", &commands), ("WebSockets", &echoes)] {
-        let stall = outcomes.iter().map(|one| one.stall).max().unwrap_or_default();
-        let (least, all) = (outcomes.iter().map(|one| one.count).min(), outcomes.len());
-        println!("{all} {kind}, {least:?} lines or more each; longest silence {stall:?}");
+    let mut all = Outcome::default();
+    for (kind, streams) in [("commands", &commands), ("WebSockets", &echoes)] {
+        let stall = streams.iter().map(|one| one.stall).max().unwrap_or_default();
+        let (least, number) = (streams.iter().map(|one| one.count).min(), streams.len());
+        println!("{number} {kind}, {least:?} lines or more each; longest silence {stall:?}");
         assert!(least.is_some_and(|least| least > 20), "{kind} hardly ran");
+        all.lost += streams.iter().map(|one| one.lost).sum::<usize>();
+        all.doubled += streams.iter().map(|one| one.doubled).sum::<usize>();
+        all.stall = all.stall.max(stall);
     }
-    node.ok(&[CLI, "exec", id, "--", "rm", "/tmp/stop"]);
-    drop(server.kill());
-    drop(server.wait());
+    let mut started = 0;
+    for id in ids {
+        let told = node.ok(&[CLI, "exec", id, "--", "cat", "/tmp/starts"]);
+        started += told.lines().count();
+        node.ok(&[CLI, "exec", id, "--", "rm", "/tmp/stop", "/tmp/starts"]);
+    }
+    assert!(started >= count, "{started} of {count} commands were started");
+    all.doubled += started - count;
+    for (mut server, _) in servers {
+        drop(server.kill());
+        drop(server.wait());
+    }
+    all
 }
 
-/// Reads a counter to its end, which must have come in order, each number once.
-fn follow(mut child: Child, started: &Sender<()>) -> Outcome {
+/// Starts the server in a sandbox, and exposes it; returns the client that holds it, and its host name.
+fn serve(node: &Booted, id: &str) -> (Child, String) {
+    let mut server = node.command(&[CLI, "exec", id, "--", "python3", "-c", SERVER]);
+    let server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nsenter");
+    let knock = "import socket; socket.create_connection((\"127.0.0.1\", 9000)).close()";
+    let knocks = || node.run(&[CLI, "exec", id, "--", "python3", "-c", knock]).0 == Some(0);
+    assert!((0..UNTIL).any(|_| knocks() || wait()), "the server in the sandbox does not start");
+    let url = node.ok(&[CLI, "expose", id, "9000"]);
+    let host = url.lines().find_map(|line| line.strip_prefix("https://")).expect("an address");
+    (server, host.trim_end_matches('/').to_owned())
+}
+
+/// Reads a counter to its end. Each number is to come once, in order.
+fn follow(mut child: Child, started: &Sender<()>) -> Stream {
     let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    let (mut count, mut stall, mut last, mut ended) = (0, Duration::ZERO, None, false);
+    let (mut stream, mut last, mut reached, mut end) = (Stream::default(), None, 0, None);
     for line in lines {
         let (line, now) = (line.expect("text"), Instant::now());
-        stall = stall.max(last.map_or(Duration::ZERO, |last| now.duration_since(last)));
+        let silence = last.map_or(Duration::ZERO, |last| now.duration_since(last));
+        stream.stall = stream.stall.max(silence);
         last = Some(now);
-        assert!(!ended, "{line} after the end");
-        if line == format!("end {count}") {
-            ended = true;
+        assert!(end.is_none(), "{line} after the end");
+        if let Some(number) = line.strip_prefix("end ") {
+            end = Some(number.parse().expect("a number"));
             continue;
         }
-        if count == 0 {
+        if stream.count == 0 {
             started.send(()).expect("somebody waits");
         }
-        count += 1;
-        assert_eq!(line, count.to_string(), "a line is lost or doubled");
+        stream.arrived(&mut reached, line.parse().expect("a number"));
     }
     let status = child.wait().expect("it ends");
-    assert!(status.success() && ended, "{status:?} after {count} lines");
-    Outcome { count, stall }
+    assert!(status.success(), "{status:?} after {} lines", stream.count);
+    let end = end.expect("it says how far it came");
+    stream.missed(reached, end);
+    stream
+}
+
+impl Stream {
+    /// Counts a line; `reached` is the last number before it.
+    fn arrived(&mut self, reached: &mut u32, number: u32) {
+        self.count += 1;
+        if number <= *reached {
+            self.doubled += 1;
+            return;
+        }
+        self.missed(*reached, number - 1);
+        *reached = number;
+    }
+
+    /// Counts the lines after the first number, up to the second.
+    fn missed(&mut self, reached: u32, end: u32) {
+        let lines = (reached.saturating_add(1)..=end).map(|number| number.to_string().len() + 1);
+        self.lost += lines.sum::<usize>();
+    }
+}
+
+#[test]
+fn lost_and_doubled_lines_are_counted() {
+    let mut stream = Stream::default();
+    let mut reached = 0;
+    for number in [1, 2, 2, 3, 7, 6, 8] {
+        stream.arrived(&mut reached, number);
+    }
+    stream.missed(reached, 10);
+    // 4, 5 and 6 with a line end each, the late 6 counts as doubled; then 9 and 10.
+    assert_eq!((stream.count, stream.lost, stream.doubled), (7, 6 + 5, 2));
 }
 
 fn echo_all(
-    sockets: Vec<TcpStream>,
-    host: &str,
+    sockets: Vec<(TcpStream, String)>,
     stop: &Arc<AtomicBool>,
     started: &Sender<()>,
-) -> Vec<Outcome> {
+) -> Vec<Stream> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
         let start =
-            |socket| tokio::spawn(echo(socket, host.to_owned(), Arc::clone(stop), started.clone()));
+            |(socket, host)| tokio::spawn(echo(socket, host, Arc::clone(stop), started.clone()));
         let tasks: Vec<_> = sockets.into_iter().map(start).collect();
         let mut outcomes = Vec::new();
         for task in tasks {
@@ -172,33 +254,39 @@ fn echo_all(
     })
 }
 
-/// Sends numbers over a WebSocket; each must come back once, and nothing else.
+/// Sends numbers over a WebSocket; each is to come back once, and nothing else.
 async fn echo(
     stream: TcpStream,
     host: String,
     stop: Arc<AtomicBool>,
     started: Sender<()>,
-) -> Outcome {
+) -> Stream {
     stream.set_nonblocking(true).expect("set");
     let stream = tokio::net::TcpStream::from_std(stream).expect("registered");
     let mut request = format!("ws://{host}/").into_client_request().expect("a request");
     request.headers_mut().insert(SEC_WEBSOCKET_KEY, HeaderValue::from_static(KEY));
     let opened = tokio_tungstenite::client_async(request, stream).await;
     let (mut socket, _) = opened.expect("a WebSocket through Caddy");
-    let (mut count, mut stall) = (0_u32, Duration::ZERO);
+    let (mut echoes, mut reached, mut sent) = (Stream::default(), 0, 0);
     while !stop.load(Ordering::Acquire) {
-        count += 1;
-        let (message, begun) = (Message::text(count.to_string()), Instant::now());
-        socket.send(message.clone()).await.expect("sent");
-        let back = timeout(ECHO, socket.next()).await.expect("in time").expect("it is open");
-        assert_eq!(back.expect("a message"), message, "a message is lost or doubled");
-        stall = stall.max(begun.elapsed());
-        if count == 1 {
+        sent += 1;
+        let begun = Instant::now();
+        // A cut connection ends the stream: what was on its way is lost.
+        if socket.send(Message::text(sent.to_string())).await.is_err() {
+            break;
+        }
+        let Ok(Some(Ok(back))) = timeout(ECHO, socket.next()).await else { break };
+        let number = back.to_text().ok().and_then(|text| text.parse().ok());
+        echoes.arrived(&mut reached, number.expect("an echo and nothing else"));
+        echoes.stall = echoes.stall.max(begun.elapsed());
+        if sent == 1 {
             started.send(()).expect("somebody waits");
         }
         sleep(PACE).await;
     }
-    let more = timeout(PACE, socket.next()).await;
-    assert!(more.is_err(), "a message is doubled: {more:?}");
-    Outcome { count, stall }
+    echoes.missed(reached, sent);
+    while let Ok(Some(Ok(_))) = timeout(PACE, socket.next()).await {
+        echoes.doubled += 1;
+    }
+    echoes
 }

@@ -4,6 +4,7 @@ mod circles;
 mod docs;
 mod language;
 mod layers;
+mod packaging;
 mod reads;
 mod source;
 mod text;

@@ -26,6 +26,8 @@ const LISTS: &[(&str, &str)] = &[
     ("agent/src/dhcp/mod.rs", "network interfaces of the host"),
     ("agent/src/run/mod.rs", "the agent's own directory"),
     ("agent/src/uninstall/mod.rs", "configs of the node's containers in pmxcfs, with a bound"),
+    ("agent/src/uninstall/data.rs", "the agent's own directory, with a bound"),
+    ("agent/src/uninstall/bridge.rs", "ports of a bridge of the host, with a bound"),
     ("agent/src/node_removal.rs", "directories of the node's keys, which root of the host writes"),
     ("agent/src/sandbox/exec/shims.rs", "the agent's own directory"),
     ("controller/src/audit/opening.rs", "the controller's own directory, with a bound"),

@@ -426,7 +426,7 @@ pub fn environment(name: &str) -> Option<String> {
 pub const PEER_PORT: u16 = 8481;
 
 /// Directory for the journal, unless the file says otherwise.
-const STATE_DIR: &str = "/var/lib/pve-sandbox-agent";
+pub const STATE_DIR: &str = "/var/lib/pve-sandbox-agent";
 
 fn journal_in(state_dir: &Path) -> PathBuf {
     state_dir.join("journal.sqlite")

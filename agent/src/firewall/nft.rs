@@ -156,6 +156,29 @@ impl NftFirewall {
         Self { net: net.to_owned(), nft, ..Self::default() }
     }
 
+    /// Removes our tables from the host, those of an earlier or later version too; returns them. For a host
+    /// without isolation: what is left there would go on to filter, by names of interfaces that return.
+    ///
+    /// # Errors
+    /// When a table stays.
+    pub async fn remove(&self) -> Result<Vec<String>> {
+        let mut applied = self.applied.lock().await;
+        *applied = None;
+        let listed = match self.nft(&["list", "tables"], "").await {
+            Ok(listed) => listed,
+            // Without the program there are no tables of ours.
+            Err(Error::Run(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        if listed.exit != Exit::Code(0) {
+            return Err(listed.refusal());
+        }
+        let ours = our_tables(&listed.stdout);
+        let lines = ours.iter().map(|table| format!("delete {table}\n"));
+        self.transact(&lines.collect::<String>()).await?;
+        Ok(ours)
+    }
+
     /// Puts rules in force, by a change of those that are or as a whole.
     async fn replace(&self, before: Option<&Rules>, rules: &Rules) -> Result<()> {
         let mut names = self.names.lock().await;
@@ -334,6 +357,16 @@ impl Ended {
         let line = self.stderr.lines().find(|line| !line.trim().is_empty()).unwrap_or("no message");
         Error::Refused(line.chars().take(SHOWN_MAX).collect())
     }
+}
+
+/// Finds our tables in what `nft list tables` prints, each as `table inet pve_sandbox`.
+fn our_tables(listed: &str) -> Vec<String> {
+    let is_ours = |line: &&str| {
+        let name = line.strip_prefix("table ").and_then(|line| line.split_whitespace().nth(1));
+        let rest = name.and_then(|name| name.strip_prefix(render::TABLE));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    };
+    listed.lines().map(str::trim).filter(is_ours).map(str::to_owned).collect()
 }
 
 fn stop(process: &Running) {

@@ -2,7 +2,8 @@
 //! Pure. A template that has one is not cloned, and a container that has one is not adopted.
 //!
 //! PVE copies a template's lines to its clones, and runs some of them as root of the node:
-//! `hookscript` and `lxc.hook.*` are programs, a bind mount and a device are the node's own.
+//! `hookscript` and `lxc.hook.*` are programs, a bind mount and a device are the node's own. Lines that
+//! wait in `[pve:pending]` hold from the next boot on, so they are read like the others.
 
 use std::{borrow::Cow, fmt, path::PathBuf};
 
@@ -48,7 +49,7 @@ impl fmt::Display for Forbidden {
 /// Lists the lines of a config that are not allowed, in the order of the file.
 pub fn lines(config: &ContainerConfig, allowed: &Allowed) -> Vec<Forbidden> {
     let mut found = Vec::new();
-    if !allowed.privileged && !config.is_unprivileged() {
+    if !allowed.privileged && !config.stays_unprivileged() {
         found.push(Forbidden {
             line: "unprivileged: 0".to_owned(),
             why: "makes it privileged: root in it is close to root on the node. To convert it, back \
@@ -130,10 +131,10 @@ fn has(value: &str, name: &str, fits: impl Fn(&str) -> bool) -> bool {
 }
 
 impl ContainerConfig {
-    /// Lines of the main part without the description, trimmed. Bytes that are no UTF-8 are replaced,
-    /// so that no line is left out.
+    /// Lines that hold now or from the next boot on, without the description, trimmed. Bytes that are no
+    /// UTF-8 are replaced, so that no line is left out.
     fn lines(&self) -> impl Iterator<Item = Cow<'_, str>> {
-        self.main_lines().filter(|line| !line.starts_with(b"#")).map(|line| {
+        self.lines_with_pending().filter(|line| !line.starts_with(b"#")).map(|line| {
             match String::from_utf8_lossy(line) {
                 Cow::Borrowed(text) => Cow::Borrowed(text.trim()),
                 Cow::Owned(text) => Cow::Owned(text.trim().to_owned()),
@@ -183,6 +184,9 @@ mod tests {
             assert_eq!(found(line.as_bytes(), &Allowed::default()), [line.trim()], "{line}");
             let all = Allowed { unsafe_lines: true, ..Allowed::default() };
             assert_eq!(found(line.as_bytes(), &all), [""; 0], "{line}");
+            let waiting = format!("memory: 512\n\n[pve:pending]\ndelete: swap\n{line}");
+            let seen = found(waiting.as_bytes(), &Allowed::default());
+            assert_eq!(seen, [line.trim()], "{line}, from the next boot on");
         }
     }
 
@@ -233,6 +237,9 @@ mod tests {
 
     #[test]
     fn privileged_container_is_forbidden_with_the_way_to_convert_it() {
+        let pending = b"unprivileged: 1\n[pve:pending]\ndelete: unprivileged\n";
+        let config = ContainerConfig::parse(pending);
+        assert_eq!(lines(&config, &Allowed::default()).len(), 1, "from the next boot on");
         let config = ContainerConfig::parse(b"hostname: x\nhookscript: a:b\n");
         let all = lines(&config, &Allowed::default());
         assert_eq!(all.len(), 2, "{all:?}");

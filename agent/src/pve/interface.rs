@@ -125,9 +125,9 @@ pub fn shared_address(template: &ContainerConfig) -> Option<String> {
 }
 
 /// Finds a line of a container for an interface beside `net0`, also one that PVE passes to LXC
-/// unchanged; `None` when there is none.
+/// unchanged, or makes at the next boot; `None` when there is none.
 pub fn further(container: &ContainerConfig) -> Option<String> {
-    let mut lines = container.settings().filter(|(key, _)| {
+    let mut lines = container.settings_with_pending().filter(|(key, _)| {
         let number = key.strip_prefix("net").and_then(|number| number.parse::<u32>().ok());
         number.is_some_and(|number| number > 0) || key.starts_with("lxc.net.")
     });
@@ -209,6 +209,15 @@ mod tests {
         for bad in [0.0, -1.0, 0.0001, 1e9, f64::NAN, f64::INFINITY] {
             assert_eq!(said(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn further_interface_is_found_before_the_boot_that_makes_it() {
+        let found = |text: &str| further(&ContainerConfig::parse(text.as_bytes()));
+        let line = "net1: name=eth1,bridge=vmbr1";
+        assert_eq!(found(&format!("net0: x\n{line}\n")).as_deref(), Some(line));
+        assert_eq!(found(&format!("net0: x\n[pve:pending]\n{line}\n")).as_deref(), Some(line));
+        assert_eq!(found(&format!("net0: x\n[old]\n{line}\n")), None, "a snapshot is not booted");
     }
 
     #[test]

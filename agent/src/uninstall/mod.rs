@@ -7,6 +7,8 @@
 //! | data (journal, keys) | needed for kept sandboxes | only where no container carries a mark |
 //! | bridge of `bridge init` | needed for kept sandboxes | with its name server and its way out |
 
+mod bridge;
+mod data;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +21,9 @@ use crate::{
     pve::{ContainerConfig, Mark},
     sys::read,
 };
+
+pub use bridge::check_bridge;
+pub use data::check_data;
 
 /// Most containers of one node that are looked at.
 const CONTAINERS_MAX: usize = 100_000;
@@ -114,6 +119,31 @@ pub enum Error {
     /// The terminal cannot be used.
     #[error("cannot ask")]
     Terminal(#[source] io::Error),
+    /// Guests are connected to the bridge.
+    #[error("the bridge {bridge} stays: it has the ports {ports}; stop or move these guests first")]
+    HasPorts {
+        /// Name of the bridge.
+        bridge: String,
+        /// Names of its ports.
+        ports: String,
+    },
+    /// The ports of the bridge cannot be listed.
+    #[error("the bridge {0} stays: its ports cannot be listed")]
+    Ports(String, #[source] io::Error),
+    /// The state directory may have files of others.
+    #[error(
+        "{dir} is not removed: {why}; nothing was done. If the data are to stay: --data keep; else move \
+         what is not the agent's, or remove the directory by hand at the end"
+    )]
+    NotOurs {
+        /// Directory that `state_dir` of the configuration names.
+        dir: String,
+        /// Reason.
+        why: String,
+    },
+    /// The state directory cannot be read.
+    #[error("cannot read {0}")]
+    Data(String, #[source] io::Error),
     /// The node's containers cannot be read.
     #[error("cannot read the containers of this node in {0}")]
     Containers(String, #[source] io::Error),

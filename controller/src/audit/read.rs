@@ -11,6 +11,7 @@ use std::{
 
 use daemon::audit::{Broken, Fault, Head, Line, Report, Verifier, read_line};
 use futures_util::{Stream, stream};
+use nix::errno::Errno;
 use tokio::task::spawn_blocking;
 
 use super::{Audit, Inner, Shared, Visible, opening::Damage, retention::Segment};
@@ -36,10 +37,25 @@ pub enum AuditError {
     Busy,
     /// A file cannot be read.
     #[error("the audit log cannot be read")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
+    /// This process or machine is short of something, which says nothing about the log.
+    #[error("the controller is short of open files or memory just now; try again in a moment")]
+    Short(#[source] io::Error),
     /// The program ends.
     #[error("the controller is stopping")]
     Stopping,
+}
+
+impl From<io::Error> for AuditError {
+    fn from(error: io::Error) -> Self {
+        let short = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EINTR, Errno::EAGAIN];
+        let code = error.raw_os_error().map(Errno::from_raw);
+        if code.is_some_and(|code| short.contains(&code)) {
+            Self::Short(error)
+        } else {
+            Self::Io(error)
+        }
+    }
 }
 
 /// Entries that are asked for.
@@ -316,6 +332,8 @@ async fn walk(
                 walked.verifier = Verifier::new(Some(before), None);
                 return Ok(walked);
             }
+            // That is no verdict on the log.
+            Err(AuditError::Short(error)) => return Err(AuditError::Short(error)),
             Err(error) => {
                 tracing::error!(%error, file = segment.name(), "audit log: segment cannot be read");
                 walked.verifier.unreadable(segment.first);
@@ -407,4 +425,22 @@ async fn start_of_last(
         left -= offsets.len();
     }
     if last == 0 { Ok(Cursor::default()) } else { Ok(all) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_wrong_with_a_file_is_held_against_it() {
+        let is_short = |error| matches!(AuditError::from(error), AuditError::Short(_));
+        let of = |code: Errno| is_short(io::Error::from_raw_os_error(code as i32));
+        for short in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
+            assert!(of(short), "{short}");
+        }
+        for wrong in [Errno::EACCES, Errno::EIO, Errno::EISDIR, Errno::ELOOP, Errno::ENOTDIR] {
+            assert!(!of(wrong), "{wrong}");
+        }
+        assert!(!is_short(io::Error::other("no text")));
+    }
 }

@@ -312,6 +312,29 @@ async fn removed_newest_segment_is_a_gap_and_fails_a_head_that_was_noted() {
     assert!(audit.verify(Some(head)).await.expect("readable").broken.is_some());
 }
 
+#[tokio::test]
+async fn reader_gets_the_other_segments_where_one_may_not_be_opened() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = Options { segment_bytes: 2000, ..Options::default() };
+    let audit = open(dir.path(), &options).await;
+    add(&audit, 0..40);
+    audit.flush().await;
+    let all = list(&audit, AuditQuery::default()).await.len();
+    let second = segments(dir.path()).remove(1);
+    let kept = fs::read_to_string(&second).expect("text");
+    fs::remove_file(&second).expect("removed");
+    // To root every file is readable: a link to itself is what cannot be opened.
+    std::os::unix::fs::symlink(&second, &second).expect("linked");
+    let left = list(&audit, AuditQuery::default()).await.len();
+    assert_eq!(left + kept.lines().count(), all, "the others are read");
+    let newest = AuditQuery { last: Some(3), ..AuditQuery::default() };
+    assert_eq!(list(&audit, newest).await.len(), 3);
+    let (report, file) = audit.verify_files(None).await.expect("a verdict");
+    assert_eq!(report.broken.expect("broken").fault, Fault::Unreadable);
+    assert!(second.ends_with(file.expect("a file")));
+    assert!(audit.trouble().is_some(), "fsck tells of it, too");
+}
+
 #[tokio::test(start_paused = true)]
 async fn log_goes_on_with_an_old_segment_whose_end_is_lost() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -368,6 +368,40 @@ mod tests {
     }
 
     #[test]
+    fn only_a_ca_for_callers_that_never_was_is_made_at_a_start() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        complete(dir.path()).expect("nothing to do");
+        assert!(!dir.path().join("ca").exists(), "`init` makes the first one");
+        let (files, _) = init(dir.path(), &[]).expect("init");
+        let parts = ["ca", "ingress-ca", CLIENT_CA].map(|ca| ["crt", "key"].map(|end| (ca, end)));
+        let parts = parts.as_flattened();
+        let path = |(name, end): (&str, &str)| files.path(&format!("{name}.{end}"));
+        let content = || parts.iter().map(|part| fs::read(path(*part)).ok()).collect::<Vec<_>>();
+        complete(dir.path()).expect("complete");
+        let all = content();
+        complete(dir.path()).expect("complete");
+        assert_eq!(content(), all, "what is there stays");
+
+        // Whoever trusts a lost one would not trust a new one.
+        for part in parts {
+            fs::rename(path(*part), dir.path().join("away")).expect("lost");
+            let before = content();
+            complete(dir.path()).expect("left as it is");
+            assert_eq!(content(), before, "{part:?}");
+            fs::rename(dir.path().join("away"), path(*part)).expect("found");
+        }
+
+        // An earlier version had none for callers.
+        let callers = [(CLIENT_CA, "crt"), (CLIENT_CA, "key")];
+        callers.iter().for_each(|part| fs::remove_file(path(*part)).expect("removed"));
+        complete(dir.path()).expect("made");
+        assert!(callers.iter().all(|part| path(*part).exists()));
+        assert_eq!(content()[..4], all[..4], "and no other");
+        let mode = fs::metadata(path(callers[1])).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
     fn refuses_a_malformed_node_name() {
         let dir = tempfile::tempdir().expect("tempdir");
         for name in ["a b", "", "ü.example.com", "a\nb"] {

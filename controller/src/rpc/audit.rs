@@ -24,10 +24,10 @@ impl From<AuditError> for Status {
         let reason = match &error {
             AuditError::Off | AuditError::Io(_) => Reason::StoreFailed,
             AuditError::Gone => Reason::EventsGone,
-            AuditError::Busy => Reason::TooManyCalls,
+            AuditError::Busy | AuditError::Short(_) => Reason::TooManyCalls,
             AuditError::Stopping => Reason::ShuttingDown,
         };
-        if let AuditError::Io(error) = &error {
+        if let AuditError::Io(error) | AuditError::Short(error) = &error {
             tracing::error!(%error, "audit log cannot be read");
         }
         Refusal::new(reason, error.to_string()).into()
@@ -167,5 +167,31 @@ fn entry(line: Line) -> AuditEntry {
         duration: duration.and_then(|time| prost_types::Duration::try_from(time).ok()),
         gap: gap.into(),
         count: record.count,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use daemon::status::reason;
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn caller_is_told_whether_to_ask_again() {
+        let of = |code: i32| AuditError::from(std::io::Error::from_raw_os_error(code));
+        let (denied, too_many_files) = (of(13), of(24));
+        for (error, wanted, code) in [
+            (too_many_files, Reason::TooManyCalls, Code::ResourceExhausted),
+            (denied, Reason::StoreFailed, Code::Internal),
+            (AuditError::Off, Reason::StoreFailed, Code::Internal),
+            (AuditError::Gone, Reason::EventsGone, Code::OutOfRange),
+            (AuditError::Busy, Reason::TooManyCalls, Code::ResourceExhausted),
+            (AuditError::Stopping, Reason::ShuttingDown, Code::Unavailable),
+        ] {
+            let told = Status::from(error);
+            assert_eq!((reason(&told), told.code()), (Some(wanted), code), "{told:?}");
+            assert!(!told.message().contains("os error"), "{told:?}");
+        }
     }
 }

@@ -349,6 +349,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn flood_of_short_connections_leaves_nothing_and_closes_no_teams() {
+        let connections = Connections::new(64);
+        let mut red: Vec<_> = (0..40).map(|_| connect(&connections)).collect();
+        for (connection, _) in &red {
+            connection.row.belongs_to(&team("red"));
+        }
+        // Each opens as the last one closes, or stays until it must make room.
+        let mut held = std::collections::VecDeque::new();
+        for number in 0..20_000 {
+            let (connection, far) = connect(&connections);
+            if number % 2 == 0 {
+                held.push_back((connection, far));
+            }
+            if held.len() > 200 {
+                held.pop_front();
+            }
+        }
+        assert_eq!(connections.table.lock().rows.len(), 64);
+        for (connection, _) in &mut red {
+            assert!(!is_closed(connection).await, "a team's");
+        }
+        drop(held);
+        assert_eq!(connections.table.lock().rows.len(), 40);
+        // What has made room is gone for good: its end removes no row of another.
+        let (mut late, _far) = connect(&connections);
+        assert!(!is_closed(&mut late).await);
+        assert_eq!(connections.table.lock().rows.len(), 41);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn silent_connection_is_closed() {
         let connections = Connections::new(8);
         let (mut connection, _far) = connect(&connections);

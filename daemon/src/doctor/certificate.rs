@@ -292,4 +292,34 @@ mod tests {
         let behind = Facts { validity: Ok(ahead), ..good() };
         assert_eq!(one(&behind, DAY_MS).2, "timedatectl set-ntp true");
     }
+
+    #[test]
+    fn certificate_that_nothing_here_renews_is_told_of_in_its_last_quarter_or_90_days() {
+        let public = Expected { overdue: None, ca: None, names: Vec::new(), ..expected() };
+        let of = |life: u64, day: u64| {
+            let (not_before_ms, not_after_ms) = (0, life * DAY_MS);
+            let validity = Ok(Validity { serial: "1".into(), not_before_ms, not_after_ms });
+            let mut found = check(&public, &Facts { validity, ca: None, ..good() }, day * DAY_MS);
+            assert_eq!(found.len(), 1, "{found:?}");
+            let Check { state, found, remedy, .. } = found.remove(0);
+            (state, found, remedy.unwrap_or_default())
+        };
+        // One of Let's Encrypt is renewed with a third of its life left.
+        for (life, day, state) in [
+            (90, 60, State::Ok),
+            (90, 67, State::Ok),
+            (90, 68, State::Warning),
+            (6, 4, State::Ok),
+            (6, 5, State::Warning),
+            (3650, 3559, State::Ok),
+            (3650, 3561, State::Warning),
+            (90, 91, State::Failed),
+        ] {
+            let told = of(life, day);
+            assert_eq!(told.0, state, "day {day} of {life}: {told:?}");
+            assert_eq!(told.2.is_empty(), state == State::Ok, "{told:?}");
+        }
+        assert_eq!(of(90, 80).1, "it ends in 10 days");
+        assert_eq!(of(90, 80).2, "replace it");
+    }
 }

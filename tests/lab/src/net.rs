@@ -8,23 +8,25 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns};
 
 use crate::layout::{BRIDGE, HUB_IP, NETNS, NodeId};
 use crate::run::{run, run_command, run_line};
 
+/// Directory of the names of network namespaces, as `ip netns` knows it.
+const NAMES: &str = "/run/netns";
+
 /// Returns the file that names the namespace.
 pub fn netns_file() -> PathBuf {
-    Path::new("/run/netns").join(NETNS)
+    Path::new(NAMES).join(NETNS)
 }
 
-/// Recreates the namespace and its bridge. `ip netns` finds it by its name, but `ip netns add`
-/// is not used because it would leave its own mount behind.
+/// Recreates the namespace and its bridge. `ip netns` finds it by its name.
 pub fn make() -> Result<()> {
     remove()?;
+    make_names(Path::new(NAMES))?;
     let file = netns_file();
-    fs::create_dir_all(file.parent().unwrap_or(Path::new("/")))?;
     File::create(&file).context("cannot name the network namespace")?;
     run("unshare", [format!("--net={}", file.display()).as_str(), "true"])?;
     for line in [
@@ -38,18 +40,58 @@ pub fn make() -> Result<()> {
     Ok(())
 }
 
+/// Makes the directory of names a shared mount of its own, as `ip netns add` does. Otherwise the first
+/// `ip netns add` beside the lab would mount it over itself, and cover the lab's name.
+fn make_names(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir)?;
+    let none = None::<&str>;
+    let share = || mount(none, dir, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none);
+    let bind = || mount(Some(dir), dir, none, MsFlags::MS_BIND | MsFlags::MS_REC, none);
+    let shared = match share() {
+        // It is no mount yet.
+        Err(Errno::EINVAL) => bind().and_then(|()| share()),
+        shared => shared,
+    };
+    shared.with_context(|| format!("cannot make {} a mount", dir.display()))
+}
+
 /// Removes the namespace, or only its name if a reboot removed the namespace.
 pub fn remove() -> Result<()> {
-    let file = netns_file();
-    if !file.exists() {
-        return Ok(());
+    remove_name(Path::new(NAMES), NETNS)
+}
+
+fn remove_name(dir: &Path, name: &str) -> Result<()> {
+    let file = dir.join(name);
+    loop {
+        if !file.exists() {
+            break;
+        }
+        match umount2(&file, MntFlags::MNT_DETACH) {
+            // There may be another one below it.
+            Ok(()) => continue,
+            // A plain file that is left from before a reboot, or that has nothing on it any more.
+            Err(Errno::EINVAL) => {}
+            Err(errno) => return Err(errno).context("cannot let go of the network namespace"),
+        }
+        match fs::remove_file(&file) {
+            // The name is in use below a mount that covers the directory.
+            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
+                umount2(dir, MntFlags::empty()).with_context(|| {
+                    let dir = dir.display();
+                    format!(
+                        "another mount covers {dir}: remove the namespaces in it that are not the lab's \
+                         (`ip netns del`), then `umount {dir}`"
+                    )
+                })?;
+            }
+            removed => removed.context("cannot remove the network namespace")?,
+        }
     }
-    match umount2(&file, MntFlags::MNT_DETACH) {
-        // A plain file that is left from before a reboot.
-        Ok(()) | Err(Errno::EINVAL) => {}
-        Err(errno) => return Err(errno).context("cannot let go of the network namespace"),
-    }
-    fs::remove_file(&file).context("cannot remove the network namespace")
+    // Without names the mount serves nobody; whoever adds a namespace makes it again.
+    while fs::read_dir(dir).is_ok_and(|mut names| names.next().is_none())
+        && umount2(dir, MntFlags::empty()).is_ok()
+    {}
+    Ok(())
 }
 
 /// Links the node's namespace, in which this process is, to the other nodes and creates the bridge
@@ -90,4 +132,77 @@ pub fn run_in_lab<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) ->
     // SAFETY: the only call in the child is a plain system call on a descriptor opened before.
     unsafe { command.pre_exec(move || Ok(setns(&netns, CloneFlags::CLONE_NEWNET)?)) };
     run_command(&mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::unshare;
+
+    use super::*;
+
+    const NONE: Option<&str> = None;
+
+    /// Runs in a mount namespace of its own; only root can have one.
+    fn apart(work: impl FnOnce(&Path) + Send + 'static) {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let in_there = move || {
+            unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+            mount(NONE, "/", NONE, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NONE).expect("private");
+            let dir = tempfile::tempdir().expect("a directory");
+            work(&dir.path().canonicalize().expect("a path").join("netns"));
+        };
+        std::thread::spawn(in_there).join().expect("no assertion failed");
+    }
+
+    /// Names this thread's network namespace, as `unshare --net=FILE` and `ip netns add` do.
+    fn name(dir: &Path, name: &str) {
+        let file = dir.join(name);
+        File::create(&file).expect("made");
+        let own = "/proc/self/ns/net";
+        mount(Some(own), &file, NONE, MsFlags::MS_BIND, NONE).expect("named");
+    }
+
+    fn mounts(dir: &Path) -> usize {
+        let text = fs::read_to_string("/proc/thread-self/mountinfo").expect("proc");
+        crate::mounts::below(&crate::mounts::parse(&text), dir).len()
+    }
+
+    #[test]
+    fn namespaces_of_others_neither_cover_the_labs_nor_are_removed() {
+        apart(|dir| {
+            make_names(dir).expect("made");
+            name(dir, "lab");
+            // What `ip netns add` does first changes nothing now.
+            make_names(dir).expect("there");
+            name(dir, "other");
+            assert_eq!(mounts(dir), 3);
+            remove_name(dir, "lab").expect("removed");
+            assert!(!dir.join("lab").exists() && dir.join("other").exists());
+            assert_eq!(mounts(dir), 2, "the other one and the directory");
+            remove_name(dir, "lab").expect("nothing to do");
+            remove_name(dir, "other").expect("removed");
+            assert_eq!(mounts(dir), 0);
+        });
+    }
+
+    #[test]
+    fn name_below_a_mount_that_covers_it_is_removed_unless_others_are_there() {
+        apart(|dir| {
+            // A lab that did not make the mount, and then `ip netns add other`.
+            fs::create_dir_all(dir).expect("made");
+            name(dir, "lab");
+            make_names(dir).expect("stacked");
+            name(dir, "other");
+            assert_eq!(mounts(dir), 4);
+            let error = remove_name(dir, "lab").expect_err("the other one is in use");
+            assert!(format!("{error:#}").contains("ip netns del"), "{error:#}");
+            umount2(&dir.join("other"), MntFlags::MNT_DETACH).expect("unmounted");
+            fs::remove_file(dir.join("other")).expect("removed");
+            remove_name(dir, "lab").expect("removed");
+            assert_eq!(mounts(dir), 0);
+            assert!(!dir.join("lab").exists());
+        });
+    }
 }

@@ -218,6 +218,33 @@ async fn addresses_of_names_come_go_and_outlive_the_agent() {
 }
 
 #[tokio::test]
+async fn no_table_of_ours_stays_where_isolation_is_switched_off() {
+    if !nix::unistd::geteuid().is_root() {
+        // Making a namespace requires root.
+        return;
+    }
+    let (namespace, net) = (Namespace::new(), tempfile::tempdir().expect("a directory"));
+    let firewall = NftFirewall::of(net.path(), &namespace.nft());
+    assert_eq!(firewall.remove().await, Ok(Vec::new()), "there is none");
+    let both = rules([(100_002, entry(2)), (100_005, listed("allow=a.b"))]);
+    firewall.apply(&both).await.expect("applied");
+    for table in ["inet somebody", "inet pve_sandboxes", "ip pve_sandbox_of_a_later_version"] {
+        namespace.run(&format!("add table {table}"));
+    }
+    let gone = NftFirewall::of(net.path(), &namespace.nft()).remove().await.expect("removed");
+    assert_eq!(gone.len(), 5, "{gone:?}");
+    let left = namespace.run("list tables");
+    let left: std::collections::BTreeSet<_> = left.lines().collect();
+    assert_eq!(left, ["table inet pve_sandboxes", "table inet somebody"].into());
+    // It can be switched on again.
+    firewall.remove().await.expect("nothing is left");
+    firewall.apply(&both).await.expect("applied");
+    assert_eq!(firewall.check().await, Ok(None));
+    let without = NftFirewall::of(net.path(), &["/nonexistent/nft".to_owned()]);
+    assert_eq!(without.remove().await, Ok(Vec::new()), "no program, no table");
+}
+
+#[tokio::test]
 async fn rules_without_counting_are_applied_where_the_kernel_cannot_count() {
     if !nix::unistd::geteuid().is_root() {
         // Making a namespace requires root.

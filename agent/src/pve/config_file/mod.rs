@@ -2,8 +2,9 @@
 //!
 //! A config has a main part, then sections (`[pve:pending]`, one per snapshot). In the main part
 //! `#` lines are the description, each %-encoded, and the rest is `key: value`. Only the main part
-//! is read or changed, and every other line stays the same, byte for byte: it may be someone else's
-//! setting, or one of a later PVE.
+//! is changed, and every other line stays the same, byte for byte: it may be someone else's
+//! setting, or one of a later PVE. Of the sections only the changes that wait for a boot are read, by
+//! what must hold then, too.
 
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr};
 
@@ -76,16 +77,33 @@ impl ContainerConfig {
         self.lines[..self.main].iter().rev().find_map(|line| value(line, key))
     }
 
-    /// Lines of the main part with their line ends, the description's too.
-    pub(super) fn main_lines(&self) -> impl Iterator<Item = &[u8]> {
-        self.lines[..self.main].iter().map(Vec::as_slice)
+    /// Lines of the main part with their line ends, the description's too, and those that are to hold
+    /// from the next boot on.
+    pub(super) fn lines_with_pending(&self) -> impl Iterator<Item = &[u8]> {
+        self.lines[..self.main].iter().map(Vec::as_slice).chain(self.pending_lines())
+    }
+
+    /// Lines that PVE applies when the container boots next: those of `[pve:pending]`. A section that
+    /// this version does not know counts, too; only snapshots, which no boot applies, do not.
+    fn pending_lines(&self) -> impl Iterator<Item = &[u8]> {
+        let mut is_snapshot = false;
+        self.lines[self.main..].iter().map(Vec::as_slice).filter(move |line| {
+            let is_header = line.starts_with(b"[");
+            if is_header {
+                is_snapshot = begins_snapshot(line);
+            }
+            !is_header && !is_snapshot
+        })
     }
 
     /// Settings of the main part, in the order of the file.
     pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
-        let lines = self.lines[..self.main].iter().filter(|line| !line.starts_with(b"#"));
-        let pairs = lines.filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
-        pairs.map(|(key, value)| (key.trim(), value.trim()))
+        pairs(self.lines[..self.main].iter().map(Vec::as_slice))
+    }
+
+    /// Settings of the main part, and those that are to hold from the next boot on.
+    pub fn settings_with_pending(&self) -> impl Iterator<Item = (&str, &str)> {
+        pairs(self.lines_with_pending())
     }
 
     /// Sets a setting of the main part.
@@ -201,6 +219,19 @@ impl ContainerConfig {
     /// True when root in the container is an unprivileged user of the host.
     pub fn is_unprivileged(&self) -> bool {
         self.get("unprivileged") == Some("1")
+    }
+
+    /// True when it is unprivileged, and no change that waits for the next boot makes it privileged.
+    pub fn stays_unprivileged(&self) -> bool {
+        let ends = |(key, value): (&str, &str)| match key {
+            "unprivileged" => value != "1",
+            // Names of settings, each with a `!` where the change is to be forced.
+            "delete" => value
+                .split([',', ';', ' '])
+                .any(|name| name.trim_start_matches('!') == "unprivileged"),
+            _ => false,
+        };
+        self.is_unprivileged() && !pairs(self.pending_lines()).any(ends)
     }
 
     /// Tags of the container.
@@ -342,6 +373,22 @@ impl fmt::Debug for ContainerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&String::from_utf8_lossy(&self.to_bytes()))
     }
+}
+
+/// True for the first line of a snapshot. Its name has two letters at least, and no `:`.
+fn begins_snapshot(line: &[u8]) -> bool {
+    let name = trim_end(line).strip_prefix(b"[").and_then(|line| line.strip_suffix(b"]"));
+    name.is_some_and(|name| {
+        let rest = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+        name.len() > 1 && name[0].is_ascii_alphabetic() && name.iter().all(rest)
+    })
+}
+
+/// Splits lines into settings, and leaves out the description.
+fn pairs<'a>(lines: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let lines = lines.filter(|line| !line.starts_with(b"#"));
+    let pairs = lines.filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
+    pairs.map(|(key, value)| (key.trim(), value.trim()))
 }
 
 fn value<'a>(line: &'a [u8], key: &str) -> Option<&'a str> {

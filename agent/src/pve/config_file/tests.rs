@@ -29,6 +29,35 @@ rootfs: btr:601/vm-601-disk-0.raw@s1,size=2G
 ";
 
 #[test]
+fn changes_that_wait_for_a_boot_are_read_and_snapshots_are_not() {
+    let config = ContainerConfig::parse(RECORDED.as_bytes());
+    let names = |config: &ContainerConfig| {
+        let of = |(key, value): (&str, &str)| (key == "hostname").then(|| value.to_owned());
+        config.settings_with_pending().filter_map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&config), ["c601", "later"]);
+    assert_eq!(config.hostname(), Some("c601"), "it has that name now");
+    let text = b"hostname: a\n[PVE:Pending] \n#hostname: b\nhostname: c\n[s1]\nhostname: d\n\
+        [later:kind]\nhostname: e\n[S-2]\nhostname: f\n[no header\nhostname: g\n";
+    assert_eq!(names(&ContainerConfig::parse(text)), ["a", "c", "e", "g"]);
+}
+
+#[test]
+fn container_that_a_boot_makes_privileged_does_not_stay_unprivileged() {
+    let stays = |text: &str| {
+        let config = ContainerConfig::parse(format!("unprivileged: 1\n{text}\n").as_bytes());
+        assert!(config.is_unprivileged(), "{text}");
+        config.stays_unprivileged()
+    };
+    for text in ["", "[pve:pending]\ndelete: features,unprivileged2", "[s1]\nunprivileged: 0"] {
+        assert!(stays(text), "{text}");
+    }
+    for text in ["unprivileged: 0", "delete: unprivileged", "delete: memory,!unprivileged;swap"] {
+        assert!(!stays(&format!("[pve:pending]\n{text}")), "{text}");
+    }
+}
+
+#[test]
 fn disk_size_is_rounded_down() {
     let of = |size: &str| {
         let config = format!("rootfs: local:subvol-1-disk-0{size}\n");
