@@ -7,6 +7,7 @@ mod change;
 mod create;
 mod exec;
 mod files;
+mod forward;
 mod names;
 mod operate;
 mod quota;
@@ -42,6 +43,7 @@ use crate::{
 
 pub use exec::{Output, Responses};
 pub use files::Piece;
+pub use forward::ForwardTarget;
 pub use operate::{Outcome, Report, Witness};
 pub use quota::{Exceeded, TeamView};
 pub use read::{EventItem, EventQuery};
