@@ -66,6 +66,8 @@ impl Reason {
             | Self::NeverFits
             | Self::MemoryInUse
             | Self::EnvLost
+            | Self::NotListening
+            | Self::ForwardRefused
             | Self::FileRefused => Code::FailedPrecondition,
             Self::NoCapacity
             | Self::NodeCordoned
@@ -80,7 +82,9 @@ impl Reason {
             | Self::RateExceeded
             | Self::TooLarge => Code::ResourceExhausted,
             Self::EventsGone => Code::OutOfRange,
-            Self::StaleEpoch | Self::RevisionConflict | Self::ExecLost => Code::Aborted,
+            Self::StaleEpoch | Self::RevisionConflict | Self::ExecLost | Self::ForwardLost => {
+                Code::Aborted
+            }
             Self::NodeUnreachable
             | Self::NoQuorum
             | Self::ContainerLocked
@@ -168,7 +172,11 @@ mod tests {
         for reason in Reason::all() {
             assert_eq!(Reason::named(reason.name()), Some(reason));
         }
-        assert_eq!(Reason::all().last(), Some(Reason::EnvLost), "none is larger than NUMBERS_MAX");
+        assert_eq!(
+            Reason::all().last(),
+            Some(Reason::ForwardLost),
+            "none is larger than NUMBERS_MAX"
+        );
         assert_eq!((Reason::named("UNSPECIFIED"), Reason::named("")), (None, None));
     }
 

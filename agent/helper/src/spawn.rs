@@ -16,7 +16,7 @@ use nix::{
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use crate::{files, relay, sys, users};
+use crate::{files, forward, relay, sys, users};
 
 /// Request to start a command, with its descriptors.
 #[derive(Debug)]
@@ -120,11 +120,18 @@ impl Unborn {
                 }
                 NotRun::TooLate => Refusal::TooLate,
             },
-            Ok(Ready::Files(_)) if self.is_late() => Refusal::TooLate,
+            Ok(Ready::Files(_) | Ready::Forward(_)) if self.is_late() => Refusal::TooLate,
             Ok(Ready::Files(task)) => {
                 drop(tell);
                 return files::run(&task);
             }
+            Ok(Ready::Forward(task)) => match forward::open(&task) {
+                Ok(opened) => {
+                    drop(tell);
+                    return forward::run(opened);
+                }
+                Err(refusal) => refusal,
+            },
             Err(refusal) => refusal,
         };
         refuse(tell, refusal)
@@ -191,6 +198,10 @@ fn refuse(tell: OwnedFd, refusal: Refusal) -> u8 {
         Refusal::NoTerminal => b't',
         Refusal::NoProcess => b'p',
         Refusal::TooLate => b'l',
+        Refusal::NotListening => b'n',
+        Refusal::NotConnected => b'f',
+        Refusal::PortTaken => b'b',
+        Refusal::NoConnection => b'g',
     };
     drop(File::from(tell).write_all(&[byte]));
     NOT_RUNNABLE
@@ -222,6 +233,10 @@ pub(crate) fn verdict(status: &OwnedFd) -> Verdict {
             b'c' => Verdict::Refused(Refusal::NoCwd),
             b't' => Verdict::Refused(Refusal::NoTerminal),
             b'l' => Verdict::Refused(Refusal::TooLate),
+            b'n' => Verdict::Refused(Refusal::NotListening),
+            b'f' => Verdict::Refused(Refusal::NotConnected),
+            b'b' => Verdict::Refused(Refusal::PortTaken),
+            b'g' => Verdict::Refused(Refusal::NoConnection),
             _ => Verdict::Refused(Refusal::NoProcess),
         },
         _ => Verdict::Runs { never_ran: false },
@@ -231,6 +246,7 @@ pub(crate) fn verdict(status: &OwnedFd) -> Verdict {
 enum Ready {
     Program(Vec<CString>, Vec<CString>),
     Files(helper::FileTask),
+    Forward(helper::ForwardTask),
 }
 
 fn prepare(order: OwnedFd, place: Place) -> Result<Ready, Refusal> {
@@ -269,6 +285,7 @@ fn prepare(order: OwnedFd, place: Place) -> Result<Ready, Refusal> {
     nix::unistd::setuid(Uid::from_raw(account.uid)).map_err(failed)?;
     match order.task {
         Task::Files(task) => Ok(Ready::Files(task)),
+        Task::Forward(task) => Ok(Ready::Forward(task)),
         Task::Program(argv) => {
             let text = |text: String| CString::new(text).map_err(|_| Refusal::NoProcess);
             let argv = argv.into_iter().map(text).collect::<Result<_, _>>()?;

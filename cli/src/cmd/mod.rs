@@ -45,6 +45,8 @@ mod node_token;
 mod nodes;
 mod on_node;
 mod pause;
+mod port;
+mod port_forward;
 mod prune;
 mod ps;
 mod recover;
@@ -158,6 +160,11 @@ pub(crate) enum User {
     Hide(hide::Hide),
     /// Print the address of an open port, or of all of them
     Url(url::Url),
+    /// Bring a port of a sandbox to this machine, or the other way round
+    PortForward(port_forward::PortForward),
+    /// Ports of a sandbox: list what listens
+    #[command(subcommand)]
+    Port(port::Port),
     /// Snapshots that sandboxes are created from
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
@@ -331,6 +338,8 @@ async fn user(
         User::Expose(args) => expose::run(connect()?, args, output).await,
         User::Hide(args) => hide::run(connect()?, args, output).await,
         User::Url(args) => url::run(connect()?, args, output).await,
+        User::PortForward(args) => Box::pin(port_forward::run(connect()?, args, output)).await,
+        User::Port(verb) => port::run(connect()?, verb, output).await,
         User::Snapshot(snapshot::Snapshot::Ls(listing)) => {
             snapshot::ls(connect()?, listing, output).await
         }

@@ -43,7 +43,7 @@ use crate::{
 
 pub use exec::{Output, Responses};
 pub use files::Piece;
-pub use forward::ForwardTarget;
+pub use forward::{Accepted, ForwardTarget, Forwarded};
 pub use operate::{Outcome, Report, Witness};
 pub use quota::{Exceeded, TeamView};
 pub use read::{EventItem, EventQuery};
