@@ -89,6 +89,18 @@ pub fn of(reason: Reason) -> Hint {
             exit::REFUSED,
             "`sandboxctl top ID` shows what it uses; give it more, or end something in it first",
         ),
+        Reason::NotListening => (
+            exit::REFUSED,
+            "`sandboxctl port ls ID` shows what listens; start the server first, and repeat it",
+        ),
+        Reason::ForwardRefused => (
+            exit::REFUSED,
+            "the message says what is wrong; `sandboxctl port ls ID` shows which ports are taken",
+        ),
+        Reason::ForwardLost => (
+            exit::NOT_NOW,
+            "connect again; `sandboxctl get ID` shows whether the sandbox runs",
+        ),
         Reason::EnvLost => (
             exit::REFUSED,
             "create another; if it runs, copy its files out first, with `sandboxctl cp`; an operator who has the secret.key puts it back",

@@ -14,6 +14,7 @@ pub mod duration;
 pub mod egress;
 mod enums;
 pub mod exec;
+pub mod forward;
 pub mod id;
 pub mod lifetime;
 pub mod limits;

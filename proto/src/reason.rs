@@ -68,6 +68,8 @@ impl Reason {
             | Self::EnvLost
             | Self::AccessKind
             | Self::VisibilityUnsupported
+            | Self::NotListening
+            | Self::ForwardRefused
             | Self::FileRefused => Code::FailedPrecondition,
             Self::NoCapacity
             | Self::NodeCordoned
@@ -82,7 +84,9 @@ impl Reason {
             | Self::RateExceeded
             | Self::TooLarge => Code::ResourceExhausted,
             Self::EventsGone => Code::OutOfRange,
-            Self::StaleEpoch | Self::RevisionConflict | Self::ExecLost => Code::Aborted,
+            Self::StaleEpoch | Self::RevisionConflict | Self::ExecLost | Self::ForwardLost => {
+                Code::Aborted
+            }
             Self::NodeUnreachable
             | Self::NoQuorum
             | Self::ContainerLocked
@@ -172,7 +176,7 @@ mod tests {
         }
         assert_eq!(
             Reason::all().last(),
-            Some(Reason::VisibilityUnsupported),
+            Some(Reason::ForwardLost),
             "none is larger than NUMBERS_MAX"
         );
         assert_eq!((Reason::named("UNSPECIFIED"), Reason::named("")), (None, None));

@@ -67,6 +67,11 @@ message!(api::ExecInfo {
     command
 });
 
+message!(api::ForwardRequest { message; });
+one_of!(api::forward_request::Message { Open, Eof; Data });
+message!(api::ForwardResponse { message; });
+one_of!(api::forward_response::Message { Opened, Eof; Data });
+
 message!(api::CreateTokenResponse { token, certificate; text });
 message!(api::JoinRequest { node, address, agent_csr, ingress_csr, pool, number; token });
 message!(api::CreateNodeTokenResponse { expires_at, ca_sha256, names; token });
@@ -84,9 +89,10 @@ message!(shim::Start {
     exec_id, keep, timeout_ms, window, started_ms, start_by_ms, detached, files;
     digest, order, title, mark
 });
+message!(shim::Forward { start_by_ms; order, mark });
 message!(shim::Stdin { exec_id, offset, eof; data });
 message!(shim::Response { message; });
-one_of!(shim::response::Message { Started, Exit, Refused, Done, Execs, Outputs; Stdout, Stderr });
+one_of!(shim::response::Message { Started, Exit, Refused, Done, Execs, Outputs, Eof; Stdout, Stderr });
 
 #[cfg(test)]
 mod tests {
@@ -121,6 +127,8 @@ mod tests {
             shown::<api::ExecCommandResponse>(2),
             shown::<api::ExecCommandResponse>(3),
             shown::<api::ExecInfo>(2),
+            shown::<api::ForwardRequest>(2),
+            shown::<api::ForwardResponse>(2),
             shown::<api::CreateTokenResponse>(2),
             shown::<api::JoinRequest>(1),
             shown::<api::CreateNodeTokenResponse>(1),
@@ -135,6 +143,8 @@ mod tests {
             shown::<shim::Start>(4),
             shown::<shim::Start>(7),
             shown::<shim::Start>(8),
+            shown::<shim::Forward>(1),
+            shown::<shim::Forward>(2),
             shown::<shim::Stdin>(3),
             shown::<shim::Response>(2),
             shown::<shim::Response>(3),

@@ -4,7 +4,7 @@
 //!
 //! Both ends come from one build, so the protocol has no versions: a shim brings its own helper.
 
-use std::fmt;
+use std::{fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +100,14 @@ pub enum Refusal {
     NoProcess,
     /// The deadline of the start has passed.
     TooLate,
+    /// Nothing accepts connections at the target of a forward.
+    NotListening,
+    /// The target of a forward is no server of streams, or may not be used.
+    NotConnected,
+    /// Another program listens on the port.
+    PortTaken,
+    /// The connection was taken already, was closed, or its listener has ended.
+    NoConnection,
 }
 
 /// Milliseconds since the host's boot, time asleep included: `CLOCK_BOOTTIME`, the one clock that a
@@ -140,6 +148,8 @@ pub enum Task {
     Files(FileTask),
     /// An SFTP server on stdin and stdout, which the helper is itself.
     Sftp,
+    /// A byte stream to a server, which the helper carries itself.
+    Forward(ForwardTask),
 }
 
 /// Arguments are not shown: they may be secrets.
@@ -149,6 +159,7 @@ impl fmt::Debug for Task {
             Self::Program(argv) => write!(f, "Program({} words)", argv.len()),
             Self::Files(task) => write!(f, "Files({task:?})"),
             Self::Sftp => f.write_str("Sftp"),
+            Self::Forward(task) => write!(f, "Forward({task:?})"),
         }
     }
 }
@@ -216,6 +227,31 @@ pub enum FileTask {
     Pack {
         /// Absolute path; a link at its end is packed as a link, unless a slash follows.
         path: String,
+    },
+}
+
+/// Byte stream inside the sandbox: bytes of stdin go to a server, and what it writes to stdout. The task
+/// runs once it is connected, and ends with 0 when both directions have ended, or with 1 when the server has
+/// broken the connection off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ForwardTask {
+    /// Connects to the first of these addresses that accepts, each a loopback address or the sandbox's own.
+    Tcp(Vec<SocketAddr>),
+    /// Connects to the unix socket at this absolute path.
+    Unix(String),
+    /// Listens on a port of 127.0.0.1. Writes the number of each connection to stdout, in 8 bytes, little
+    /// endian.
+    Listen {
+        port: u16,
+        /// Name of the listener, which nobody can guess.
+        name: String,
+    },
+    /// Takes a connection of a listener.
+    Accepted {
+        /// Name of the listener.
+        name: String,
+        /// Number of the connection.
+        connection: u64,
     },
 }
 

@@ -2,7 +2,9 @@
 //! commands for its shim. One thread, one loop, no files of its own. When its shim ends, it kills
 //! what it has started and exits: without the shim nobody could receive the results.
 
+mod buffer;
 mod files;
+mod forward;
 mod relay;
 mod spawn;
 mod sys;

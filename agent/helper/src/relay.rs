@@ -12,7 +12,10 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 
-use crate::sys;
+use crate::{
+    buffer::{Buffer, Done},
+    sys,
+};
 
 /// Buffer size, in bytes.
 const CHUNK: usize = 16 * 1024;
@@ -62,60 +65,8 @@ fn resize(terminal: &OwnedFd, (rows, columns): (u16, u16)) -> rustix::io::Result
     tcsetwinsize(terminal, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 })
 }
 
-/// Bytes that were read and not yet all written.
-#[derive(Debug)]
-struct Buffer {
-    bytes: Vec<u8>,
-    written: usize,
-}
-
-/// Result of a nonblocking read or write.
-enum Done {
-    Some,
-    /// Would block.
-    Later,
-    End,
-}
-
-impl Buffer {
-    fn new() -> Self {
-        Self { bytes: vec![0; CHUNK], written: CHUNK }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.written == self.bytes.len()
-    }
-
-    /// Reads into the buffer, which must be empty.
-    fn fill(&mut self, from: &OwnedFd) -> Done {
-        self.bytes.resize(CHUNK, 0);
-        let read = rustix::io::read(from, &mut self.bytes[..]);
-        let (done, length) = match read {
-            Ok(0) => (Done::End, 0),
-            Ok(length) => (Done::Some, length),
-            Err(Errno::AGAIN | Errno::INTR) => (Done::Later, 0),
-            // Linux returns EIO when the last program has closed the terminal.
-            Err(_) => (Done::End, 0),
-        };
-        self.bytes.truncate(length);
-        self.written = 0;
-        done
-    }
-
-    fn drain(&mut self, to: &OwnedFd) -> Done {
-        match rustix::io::write(to, &self.bytes[self.written..]) {
-            Ok(written) => {
-                self.written += written;
-                Done::Some
-            }
-            Err(Errno::AGAIN | Errno::INTR) => Done::Later,
-            Err(_) => Done::End,
-        }
-    }
-}
-
 fn serve(terminal: &OwnedFd, ends: &Ends) -> rustix::io::Result<()> {
-    let (mut typed, mut said) = (Buffer::new(), Buffer::new());
+    let (mut typed, mut said) = (Buffer::new(CHUNK), Buffer::new(CHUNK));
     // False once the pipe can deliver nothing more.
     let (mut stdin, mut sizes) = (true, true);
     loop {
@@ -151,7 +102,7 @@ fn serve(terminal: &OwnedFd, ends: &Ends) -> rustix::io::Result<()> {
                 Look::Sizes => sizes = take_size(&ends.sizes, terminal),
                 Look::Terminal => {
                     if !typed.is_empty() && matches!(typed.drain(terminal), Done::End) {
-                        typed = Buffer::new();
+                        typed = Buffer::new(CHUNK);
                     }
                     if said.is_empty() && matches!(said.fill(terminal), Done::End) {
                         return Ok(());

@@ -16,7 +16,7 @@ use nix::{
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use crate::{files, relay, sys, users};
+use crate::{files, forward, relay, sys, users};
 
 /// Request to start a command, with its descriptors.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl Unborn {
                 }
                 NotRun::TooLate => Refusal::TooLate,
             },
-            Ok(Ready::Files(_) | Ready::Sftp) if self.is_late() => Refusal::TooLate,
+            Ok(Ready::Files(_) | Ready::Sftp | Ready::Forward(_)) if self.is_late() => Refusal::TooLate,
             Ok(Ready::Files(task)) => {
                 drop(tell);
                 return files::run(&task);
@@ -129,6 +129,13 @@ impl Unborn {
                 drop(tell);
                 return sftp::serve(io::stdin().lock(), io::stdout().lock()).is_err().into();
             }
+            Ok(Ready::Forward(task)) => match forward::open(&task) {
+                Ok(opened) => {
+                    drop(tell);
+                    return forward::run(opened);
+                }
+                Err(refusal) => refusal,
+            },
             Err(refusal) => refusal,
         };
         refuse(tell, refusal)
@@ -195,6 +202,10 @@ fn refuse(tell: OwnedFd, refusal: Refusal) -> u8 {
         Refusal::NoTerminal => b't',
         Refusal::NoProcess => b'p',
         Refusal::TooLate => b'l',
+        Refusal::NotListening => b'n',
+        Refusal::NotConnected => b'f',
+        Refusal::PortTaken => b'b',
+        Refusal::NoConnection => b'g',
     };
     drop(File::from(tell).write_all(&[byte]));
     NOT_RUNNABLE
@@ -226,6 +237,10 @@ pub(crate) fn verdict(status: &OwnedFd) -> Verdict {
             b'c' => Verdict::Refused(Refusal::NoCwd),
             b't' => Verdict::Refused(Refusal::NoTerminal),
             b'l' => Verdict::Refused(Refusal::TooLate),
+            b'n' => Verdict::Refused(Refusal::NotListening),
+            b'f' => Verdict::Refused(Refusal::NotConnected),
+            b'b' => Verdict::Refused(Refusal::PortTaken),
+            b'g' => Verdict::Refused(Refusal::NoConnection),
             _ => Verdict::Refused(Refusal::NoProcess),
         },
         _ => Verdict::Runs { never_ran: false },
@@ -236,6 +251,7 @@ enum Ready {
     Program(Vec<CString>, Vec<CString>),
     Files(helper::FileTask),
     Sftp,
+    Forward(helper::ForwardTask),
 }
 
 fn prepare(order: OwnedFd, place: Place) -> Result<Ready, Refusal> {
@@ -275,6 +291,7 @@ fn prepare(order: OwnedFd, place: Place) -> Result<Ready, Refusal> {
     match order.task {
         Task::Files(task) => Ok(Ready::Files(task)),
         Task::Sftp => Ok(Ready::Sftp),
+        Task::Forward(task) => Ok(Ready::Forward(task)),
         Task::Program(argv) => {
             let text = |text: String| CString::new(text).map_err(|_| Refusal::NoProcess);
             let argv = argv.into_iter().map(text).collect::<Result<_, _>>()?;

@@ -1,7 +1,12 @@
 //! State of a running container, read from /proc and the cgroup tree: no fork, and no call to LXC's
 //! monitor, which can hang.
 
-use std::{collections::VecDeque, path::Path, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::SocketAddr,
+    path::Path,
+    time::Duration,
+};
 
 use nix::{
     libc::{SIGRTMAX, SIGRTMIN},
@@ -130,21 +135,29 @@ fn remote_in(table: &Path) -> Option<bool> {
 
 /// True when a socket of this process's network namespace listens on the port of a loopback address.
 pub fn listens_on_loopback(proc: &Path, pid: u32, port: Port) -> bool {
+    listeners(proc, pid)
+        .iter()
+        .any(|local| local.port() == port.get() && local.ip().to_canonical().is_loopback())
+}
+
+/// Returns the addresses that TCP sockets of this process's network namespace listen on, by port. Those
+/// of a namespace with very many are cut off.
+pub fn listeners(proc: &Path, pid: u32) -> Vec<SocketAddr> {
     let net = proc.join(pid.to_string()).join("net");
-    ["tcp", "tcp6"].iter().any(|table| {
+    let mut found = BTreeSet::new();
+    for table in ["tcp", "tcp6"] {
         // The kernel lists listeners first, so the beginning is enough.
         let text = read::text(&net.join(table), LISTENERS_BYTES_MAX);
         let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
         let sockets = TcpNetEntries::from_buf_read(whole.as_bytes(), current_system_info());
-        sockets.is_ok_and(|sockets| {
-            sockets.0.iter().any(|socket| {
-                let local = socket.local_address;
-                socket.state == TcpState::Listen
-                    && local.port() == port.get()
-                    && local.ip().to_canonical().is_loopback()
-            })
-        })
-    })
+        let sockets = sockets.map(|sockets| sockets.0).unwrap_or_default();
+        let listen = sockets.into_iter().filter(|socket| socket.state == TcpState::Listen);
+        found.extend(listen.map(|socket| {
+            let local = socket.local_address;
+            (local.port(), local.ip())
+        }));
+    }
+    found.into_iter().map(|(port, ip)| SocketAddr::new(ip, port)).collect()
 }
 
 #[cfg(test)]
@@ -198,6 +211,9 @@ mod tests {
             write(dir.path(), &format!("7/net/{table}"), &row);
             let port = |port: u32| Port::try_from(port).expect("a port");
             assert!(!listens_on_loopback(dir.path(), 7, port(80)), "another port");
+            let listed = listeners(dir.path(), 7);
+            assert_eq!(listed.len(), usize::from(state == "0A"), "{listed:?}");
+            assert!(listed.iter().all(|at| at.port() == 8082), "{listed:?}");
             listens_on_loopback(dir.path(), 7, port(8082))
         };
         assert!(on("tcp", "0100007F", "0A"), "127.0.0.1");

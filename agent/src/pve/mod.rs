@@ -37,7 +37,7 @@ pub mod worker;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
@@ -396,6 +396,9 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// True when something in the container listens on this TCP port of its loopback interface, which
     /// nobody else reaches; false when that is unknown.
     async fn listens_on_loopback(&self, vmid: Vmid, port: Port) -> bool;
+
+    /// Addresses that TCP sockets in the container listen on, by port; empty when that is unknown.
+    async fn listeners(&self, vmid: Vmid) -> Vec<SocketAddr>;
 
     /// Pids of all processes in the container, in this host's pid namespace.
     async fn processes(&self, vmid: Vmid) -> Vec<u32>;

@@ -42,7 +42,7 @@ pub(super) type Responses = ReceiverStream<Result<agent::ExecResponse, Status>>;
 pub(super) struct Streams(Arc<Mutex<HashMap<String, CancellationToken>>>);
 
 /// Open stream; removed from `streams` on drop.
-struct Stream {
+pub(super) struct Stream {
     streams: Streams,
     id: String,
     /// Cancelled when its caller has gone.
@@ -51,7 +51,7 @@ struct Stream {
 
 impl Streams {
     /// Adds a stream. A stream without an id cannot be hung up.
-    fn add(&self, id: String) -> Stream {
+    pub(super) fn add(&self, id: String) -> Stream {
         let hung_up = CancellationToken::new();
         if !id.is_empty() {
             self.0.lock().insert(id.clone(), hung_up.clone());
@@ -64,6 +64,13 @@ impl Streams {
         if let Some(hung_up) = self.0.lock().get(id) {
             hung_up.cancel();
         }
+    }
+}
+
+impl Stream {
+    /// Returns the token that is cancelled when the caller has gone.
+    pub(super) fn hung_up(&self) -> &CancellationToken {
+        &self.hung_up
     }
 }
 

@@ -5,6 +5,7 @@ mod certificates;
 mod convert;
 mod exec;
 mod files;
+mod forward;
 pub mod join;
 mod load;
 mod node;
@@ -387,6 +388,31 @@ impl AgentService for Rpc {
 
     async fn files(&self, request: Request<Streaming<FilesRequest>>) -> Answer<Self::FilesStream> {
         files::files(self.execs.clone(), request.into_inner()).await
+    }
+
+    type ForwardStream = forward::Responses;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<ForwardRequest>>,
+    ) -> Answer<Self::ForwardStream> {
+        let (execs, sandboxes) = (self.execs.clone(), Arc::clone(&self.sandboxes));
+        forward::forward(execs, sandboxes, &self.streams, request.into_inner()).await
+    }
+
+    type ForwardListenStream = forward::Accepted;
+
+    async fn forward_listen(
+        &self,
+        request: Request<ForwardListenRequest>,
+    ) -> Answer<Self::ForwardListenStream> {
+        let (execs, sandboxes) = (self.execs.clone(), Arc::clone(&self.sandboxes));
+        forward::listen(execs, sandboxes, request.into_inner()).await
+    }
+
+    async fn list_ports(&self, request: Request<ListPortsRequest>) -> Answer<ListPortsResponse> {
+        let request = request.into_inner();
+        self.call_about_one(request.id.clone(), forward::ports(&self.execs, request)).await
     }
 
     async fn get_usage(&self, request: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {

@@ -14,7 +14,7 @@
 //! itself: a terminal is touched only by a process inside, its relay, since root in the sandbox can
 //! make any call on a terminal block.
 //!
-//! Code map: `server` talks to agents, `session` is the state of one command, `life` runs its
+//! Code map: `server` talks to agents and carries forwards, `session` is the state of one command, `life` runs its
 //! lifecycle, `output` reads what the command and its background processes write, `ring` keeps the
 //! last bytes of that, `keep` decides how long ended commands are kept, `ids` records every exec_id
 //! that was run, `helper` talks to the process in the sandbox, `pulse` decides whether that is
@@ -69,6 +69,11 @@ pub struct Options {
     #[serde(default)]
     pub limits: Option<shim_cgroup::Limits>,
 }
+
+/// Most pieces of a forward that are under way in each direction.
+pub const FORWARD_WINDOW: usize = 4;
+/// Largest piece of a forward, in bytes.
+pub const FORWARD_PIECE: usize = 64 * 1024;
 
 /// Default of `Options::output_bytes_max`, in bytes.
 pub const OUTPUT_BYTES_MAX: u64 = 64 * 1024 * 1024;

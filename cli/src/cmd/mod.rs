@@ -46,6 +46,8 @@ mod node_token;
 mod nodes;
 mod on_node;
 mod pause;
+mod port;
+mod port_forward;
 mod prune;
 mod ps;
 mod recover;
@@ -166,6 +168,11 @@ pub(crate) enum User {
     Revoke(revoke::Revoke),
     /// Print the address of an open port, or of all of them
     Url(url::Url),
+    /// Bring a port of a sandbox to this machine, or the other way round
+    PortForward(port_forward::PortForward),
+    /// Ports of a sandbox: list what listens
+    #[command(subcommand)]
+    Port(port::Port),
     /// Snapshots that sandboxes are created from
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
@@ -346,6 +353,8 @@ async fn user(
         User::Link(args) => link::run(connect()?, args, output).await,
         User::Revoke(args) => revoke::run(connect()?, args, output).await,
         User::Url(args) => url::run(connect()?, args, output).await,
+        User::PortForward(args) => Box::pin(port_forward::run(connect()?, args, output)).await,
+        User::Port(verb) => port::run(connect()?, verb, output).await,
         User::Snapshot(snapshot::Snapshot::Ls(listing)) => {
             snapshot::ls(connect()?, listing, output).await
         }

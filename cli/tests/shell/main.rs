@@ -13,6 +13,7 @@ mod events;
 mod exec;
 mod fake;
 mod files;
+mod forward;
 mod first_use;
 mod help;
 mod session;

@@ -437,9 +437,7 @@ impl Client {
         S: Stream<Item = api::ExecRequest> + Send + 'static,
     {
         let mut lease = self.bulk.lease(owner)?;
-        // Unique at the agent: each controller has an epoch of its own.
-        let number = self.streams.fetch_add(1, Ordering::Relaxed);
-        let stream_id = format!("{epoch}-{number}");
+        let stream_id = self.stream_id(epoch);
         let mut name = Some(stream_id.clone());
         let input = input.map(move |message| {
             let stream_id = name.take().unwrap_or_default();
@@ -452,6 +450,11 @@ impl Client {
             Ok(message) => Ok(message.message.unwrap_or_default()),
             Err(status) => Err(decode(Call::Exec, &status)),
         }))
+    }
+
+    /// Makes a name for a stream, unique at the agent: each controller has an epoch of its own.
+    fn stream_id(&self, epoch: u64) -> String {
+        format!("{epoch}-{}", self.streams.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Acts on a command from outside its stream. Returns the number of stdin bytes taken by then.
@@ -494,6 +497,62 @@ impl Client {
                 .ok_or_else(|| Error::Nonsense("there is nothing in the answer".into())),
             Err(status) => Err(broken(status)),
         }))
+    }
+
+    /// Connects to a server in a sandbox. Readers pull both streams, so that a slow end slows the other.
+    ///
+    /// # Errors
+    /// As `exec`.
+    pub async fn forward<S>(
+        &self,
+        epoch: u64,
+        owner: &StreamOwner,
+        input: S,
+    ) -> Result<impl Stream<Item = Result<api::ForwardResponse>> + Send + use<S>>
+    where
+        S: Stream<Item = api::ForwardRequest> + Send + 'static,
+    {
+        let mut lease = self.bulk.lease(owner)?;
+        let stream_id = self.stream_id(epoch);
+        let mut name = Some(stream_id.clone());
+        let input = input.map(move |message| {
+            let stream_id = name.take().unwrap_or_default();
+            wire::ForwardRequest { message: Some(message), stream_id }
+        });
+        let (input, gone) = output::input(&lease, input);
+        let output = call(Call::Forward, START, lease.agent.forward(Request::new(input))).await?;
+        let hang_up = HangUp { agent: self.agent.clone(), stream_id, input: gone };
+        Ok(Output::new(&lease, output, hang_up).map(|message| match message {
+            Ok(message) => Ok(message.message.unwrap_or_default()),
+            Err(status) => Err(decode(Call::Forward, &status)),
+        }))
+    }
+
+    /// Listens on a port inside a sandbox until the stream is dropped.
+    ///
+    /// # Errors
+    /// As `exec`.
+    pub async fn forward_listen(
+        &self,
+        owner: &StreamOwner,
+        port: Port,
+    ) -> Result<impl Stream<Item = Result<api::ForwardListenResponse>> + Send + use<>> {
+        let mut lease = self.bulk.lease(owner)?;
+        let request =
+            wire::ForwardListenRequest { id: owner.sandbox.to_string(), port: port.into() };
+        let listening = lease.agent.forward_listen(request);
+        let messages = call(Call::ForwardListen, START, listening).await?;
+        Ok(lease.hold(messages).map(|message| match message {
+            Ok(message) => Ok(message.message.unwrap_or_default()),
+            Err(status) => Err(decode(Call::ForwardListen, &status)),
+        }))
+    }
+
+    /// Lists the ports that something in a sandbox listens on.
+    pub async fn list_ports(&self, id: &SandboxId) -> Result<Vec<api::ListeningPort>> {
+        let request = wire::ListPortsRequest { id: id.to_string() };
+        let answer = call(Call::ListPorts, QUICK, self.agent().list_ports(request)).await?;
+        Ok(answer.ports)
     }
 
     /// Watches the node: its inventory, then changes and load reports without end.

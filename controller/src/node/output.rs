@@ -1,4 +1,4 @@
-//! Output of a command, and the end of a stream whose caller goes away.
+//! Output of a command or a connection, and the end of a stream whose caller goes away.
 //!
 //! Dropping both directions of a stream ends it. But stdin that the command does not take waits in
 //! the connection, cannot be recalled and keeps its direction alive: the agent would not notice
@@ -29,7 +29,7 @@ const CALL: Duration = Duration::from_secs(10);
 /// Longest run of a command and so of its stream. An agent that cannot hang up needs this long.
 const STREAM_MAX: Duration = Duration::from_secs(24 * 3600);
 
-type Messages = Pin<Box<dyn Stream<Item = Result<wire::ExecResponse, Status>> + Send>>;
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Handle that ends a stream from outside.
 pub(super) struct HangUp {
@@ -55,21 +55,21 @@ pub(super) fn input<S: Stream>(
     (stream, gone)
 }
 
-/// Output direction of a command's stream.
-pub(super) struct Output(Option<(Messages, HangUp)>);
+/// Output direction of a stream.
+pub(super) struct Output<T: Send + 'static>(Option<(Messages<T>, HangUp)>);
 
-impl Output {
+impl<T: Send + 'static> Output<T> {
     pub(super) fn new(
         lease: &Lease,
-        messages: impl Stream<Item = Result<wire::ExecResponse, Status>> + Send + 'static,
+        messages: impl Stream<Item = Result<T, Status>> + Send + 'static,
         hang_up: HangUp,
     ) -> Self {
         Self(Some((lease.hold(messages).boxed(), hang_up)))
     }
 }
 
-impl Stream for Output {
-    type Item = Result<wire::ExecResponse, Status>;
+impl<T: Send + 'static> Stream for Output<T> {
+    type Item = Result<T, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Some((messages, _)) = &mut self.0 else { return Poll::Ready(None) };
@@ -82,7 +82,7 @@ impl Stream for Output {
     }
 }
 
-impl Drop for Output {
+impl<T: Send + 'static> Drop for Output<T> {
     fn drop(&mut self) {
         let Some((messages, hang_up)) = self.0.take() else { return };
         // Without a runtime the connection ends too.
@@ -94,7 +94,7 @@ impl Drop for Output {
 
 impl HangUp {
     /// Ends a stream whose caller has gone.
-    async fn end(mut self, mut messages: Messages) {
+    async fn end<T>(mut self, mut messages: Messages<T>) {
         if timeout(GRACE, self.input.cancelled()).await.is_ok() {
             return;
         }

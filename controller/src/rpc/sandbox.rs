@@ -392,8 +392,8 @@ impl SandboxService for Rpc {
     ) -> Answer<CreateAccessLinkResponse> {
         let (caller, request) = split(request)?;
         let (sandbox, made) = self.sandboxes.create_access_link(&caller, &request).await?;
-        let url = self.urls.url(made.port, sandbox.vmid, &sandbox.id);
-        Ok(Response::new(convert::access_link(made, &url)))
+        let url = self.urls.of(&sandbox, made.port);
+        Ok(Response::new(convert::access_link(made, &url.text)))
     }
 
     async fn revoke_access(
@@ -403,6 +403,39 @@ impl SandboxService for Rpc {
         let (caller, request) = split(request)?;
         let (sandbox, port) = self.sandboxes.revoke_access(&caller, &request).await?;
         Ok(Response::new(RevokeAccessResponse { sandbox: self.out(sandbox), port: port.into() }))
+    }
+
+    type ForwardStream = Messages<ForwardResponse>;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<ForwardRequest>>,
+    ) -> Answer<Self::ForwardStream> {
+        let (caller, input) = split_stream(request)?;
+        let output = self.sandboxes.forward_stream(&caller.team, input).await?;
+        Ok(Response::new(output.map(|message| message.map_err(Status::from)).boxed()))
+    }
+
+    type ForwardListenStream = Messages<ForwardListenResponse>;
+
+    async fn forward_listen(
+        &self,
+        request: Request<ForwardListenRequest>,
+    ) -> Answer<Self::ForwardListenStream> {
+        let (caller, request) = split(request)?;
+        let accepted = self.sandboxes.forward_listen(&caller.team, &request).await?;
+        Ok(Response::new(accepted.map(|message| message.map_err(Status::from)).boxed()))
+    }
+
+    async fn list_ports(&self, request: Request<ListPortsRequest>) -> Answer<ListPortsResponse> {
+        let (caller, request) = split(request)?;
+        let (mut ports, sandbox) = self.sandboxes.ports(&caller.team, &request.id).await?;
+        let services = convert::sandbox(sandbox, &self.urls).services;
+        for port in &mut ports {
+            let of_it = services.iter().filter(|service| service.port == port.port);
+            port.services = of_it.cloned().collect();
+        }
+        Ok(Response::new(ListPortsResponse { ports }))
     }
 
     async fn list_snapshots(

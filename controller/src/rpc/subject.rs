@@ -1,7 +1,10 @@
 //! Objects that requests name, for the audit log. Never arguments, contents or secrets.
 
 use daemon::audit::bounded;
-use proto::sandbox::v1::{exec_request, stream_exec_request, upload_archive_request, *};
+use proto::{
+    forward,
+    sandbox::v1::{exec_request, forward_request, stream_exec_request, upload_archive_request, *},
+};
 
 /// Object of a request, as the caller names it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,7 +90,7 @@ sandboxes! {
     StatFileRequest ListDirRequest RemoveFileRequest DownloadArchiveRequest
     CreateAccessLinkRequest RevokeAccessRequest
     ExposeHttpServiceRequest HideHttpServiceRequest ReleaseSandboxRequest WatchEventsRequest
-    WatchAllEventsRequest
+    WatchAllEventsRequest ListPortsRequest
 }
 
 nodes! {
@@ -130,6 +133,19 @@ named! {
             | exec_request::Message::Signal(_),
         )
         | None => Subject::default(),
+    };
+    ForwardRequest, this => match &this.message {
+        Some(forward_request::Message::Open(open)) => Subject {
+            object: bounded(&forward::shown(open.target.as_ref())),
+            ..Subject::sandbox(&open.id)
+        },
+        Some(forward_request::Message::Data(_) | forward_request::Message::Eof(_)) | None => {
+            Subject::default()
+        }
+    };
+    ForwardListenRequest, this => Subject {
+        object: format!("listen:{}", this.port),
+        ..Subject::sandbox(&this.id)
     };
     StreamExecRequest, this => match &this.subject {
         Some(stream_exec_request::Subject::Start(start)) => Subject::start(Some(start)),

@@ -15,6 +15,7 @@ mod failover;
 mod files;
 mod first_files;
 mod flood;
+mod forward;
 mod join;
 mod lists;
 mod lost_key;

@@ -279,6 +279,10 @@ impl Pve for FakePve {
         false
     }
 
+    async fn listeners(&self, _: Vmid) -> Vec<std::net::SocketAddr> {
+        Vec::new()
+    }
+
     async fn processes(&self, _: Vmid) -> Vec<u32> {
         Vec::new()
     }

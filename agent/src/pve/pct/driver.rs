@@ -1,6 +1,12 @@
 //! A real node, as the trait `Pve` asks for it.
 
-use std::{collections::BTreeMap, ffi::OsString, io, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use nix::{
@@ -259,6 +265,14 @@ impl Pve for Pct {
             Some(container::listens_on_loopback(&at.proc, pid, port))
         });
         read.await.flatten().unwrap_or(false)
+    }
+
+    async fn listeners(&self, vmid: Vmid) -> Vec<SocketAddr> {
+        let read = self.look(move |at| {
+            let pid = container::init_pid(&at.proc, &at.cgroup_root, vmid)?;
+            Some(container::listeners(&at.proc, pid))
+        });
+        read.await.flatten().unwrap_or_default()
     }
 
     async fn processes(&self, vmid: Vmid) -> Vec<u32> {

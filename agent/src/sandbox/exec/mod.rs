@@ -11,6 +11,7 @@
 
 mod attached;
 mod environment;
+pub mod forward;
 pub mod order;
 pub mod outputs;
 pub mod shims;
@@ -31,7 +32,7 @@ use proto::{
 use sha2::{Digest, Sha256};
 use tokio::{
     net::UnixStream,
-    sync::{Semaphore, mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, timeout_at},
 };
 
@@ -218,10 +219,7 @@ impl Execs {
         deadline: Instant,
         input: mpsc::Receiver<Input>,
     ) -> Result<(Started, Outputs), Error> {
-        let place = Arc::clone(&self.0.places).try_acquire_owned().map_err(|_| {
-            let message = format!("{ATTACHED_MAX} commands are attached to on this node already");
-            Error::new(Reason::TooManyCalls, message).retry_after(Duration::from_secs(1))
-        })?;
+        let place = self.place()?;
         let (sender, outputs) = mpsc::channel(OUTPUT_MESSAGES);
         let shared = Arc::clone(&self.0);
         // On its own task: a caller that stops waiting leaves no command that nobody ends.
@@ -257,6 +255,14 @@ impl Execs {
         };
         let started = begun.await.unwrap_or_else(|| Err(dropped()))?;
         Ok((started, outputs))
+    }
+
+    /// Takes a place of an attached caller.
+    fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
+        Arc::clone(&self.0.places).try_acquire_owned().map_err(|_| {
+            let message = format!("{ATTACHED_MAX} commands are attached to on this node already");
+            Error::new(Reason::TooManyCalls, message).retry_after(Duration::from_secs(1))
+        })
     }
 
     /// Acts on a command that runs. Returns how many bytes of stdin it has taken.
@@ -474,10 +480,9 @@ pub(super) fn of_task(
     let bytes = |order: &helper::Order| {
         serde_json::to_vec(order).map_err(|error| failed(format!("it cannot be sent: {error}")))
     };
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     // The digest covers the caller's order; the mark is another each time.
     let digest = hex(&Sha256::digest(bytes(&order)?));
-    let mark = hex(&random()?);
+    let mark = hex(&random::<16>()?);
     order.env.push((MARK.to_owned(), mark.clone()));
     Ok(wire::Start {
         exec_id: format!("x-{mark}"),
@@ -488,9 +493,13 @@ pub(super) fn of_task(
     })
 }
 
-/// Generates a mark that no other command has.
-fn random() -> Result<[u8; 16], Error> {
-    let mut random = [0u8; 16];
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Generates bytes that nobody can guess.
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut random = [0u8; N];
     getrandom::fill(&mut random).map_err(|error| failed(format!("no randomness: {error}")))?;
     Ok(random)
 }

@@ -1,13 +1,14 @@
 //! Shim's side of its connections to agents, and all of its commands.
 
 mod attached;
+mod forward;
+mod refusals;
 
 use std::{collections::BTreeMap, io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use daemon::sync::Mutex;
 use futures_util::StreamExt;
-use helper::Refusal;
 use prost::Message as _;
 use proto::{
     Reason,
@@ -21,6 +22,8 @@ use tokio::{
 };
 
 use attached::{attached, say, window};
+use forward::Forwards;
+use refusals::{NotStarted, Refused, lost, other, refused, unknown, why};
 
 use super::{
     Host, Parts,
@@ -54,6 +57,7 @@ struct Shim {
     shared: Arc<Shared>,
     helper: tokio::sync::Mutex<Option<Arc<Helper>>>,
     sessions: Mutex<Sessions>,
+    forwards: Arc<Forwards>,
     /// Change counter, increased when a start has succeeded or failed.
     settled: watch::Sender<u64>,
 }
@@ -76,12 +80,6 @@ enum Reserved {
     Others,
 }
 
-type Refused = wire::Refused;
-
-fn refused(reason: Reason, message: impl Into<String>) -> Refused {
-    Refused { reason: reason.name().to_owned(), message: message.into() }
-}
-
 /// Serves agents until the sandbox has gone, or until the shim has been idle for [`IDLE`].
 ///
 /// # Errors
@@ -97,6 +95,7 @@ pub async fn serve(listener: UnixListener, parts: Parts) -> io::Result<()> {
         shared: Arc::new(Shared { dir, budget, left_behind }),
         helper: tokio::sync::Mutex::default(),
         sessions: Mutex::new(sessions),
+        forwards: Arc::default(),
         settled: watch::Sender::new(0),
     });
     let slots = Arc::new(Semaphore::new(CONVERSATIONS_MAX));
@@ -172,7 +171,9 @@ impl Shim {
                 }
                 Err(refused) => say(&mut frames, response::Message::Refused(refused)).await,
             },
+            request::Message::Forward(forward) => self.forward(forward, frames).await,
             message @ (request::Message::Stdin(_)
+            | request::Message::Taken(_)
             | request::Message::Resize(_)
             | request::Message::Signal(_)
             | request::Message::HangUp(_)
@@ -216,6 +217,7 @@ impl Shim {
                 let sessions = self.sessions.lock();
                 let commands = sessions.commands.named.values();
                 let mut execs: Vec<_> = commands.map(|session| session.info()).collect();
+                execs.extend(self.forwards.infos());
                 execs.sort_by_key(|exec| exec.started_at.map(|at| (at.seconds, at.nanos)));
                 Ok(response::Message::Execs(ListExecsResponse { execs, ..Default::default() }))
             }
@@ -235,6 +237,8 @@ impl Shim {
             }
             request::Message::Start(_)
             | request::Message::Attach(_)
+            | request::Message::Forward(_)
+            | request::Message::Taken(_)
             | request::Message::HangUp(_) => {
                 Err(refused(Reason::FieldInvalid, "message: must be the first, or follow one"))
             }
@@ -260,7 +264,7 @@ impl Shim {
             // From an agent that does not know deadlines yet.
             start.start_by_ms = helper::up_ms() + START_MS;
         }
-        let late = left(&start) + WORD;
+        let late = left(start.start_by_ms) + WORD;
         let mut settled = self.settled.subscribe();
         let ours = async {
             loop {
@@ -373,14 +377,7 @@ impl Shim {
 
     async fn spawn(self: &Arc<Self>, start: &wire::Start) -> Result<Arc<Session>, NotStarted> {
         let window = start.window.and_then(window);
-        // A helper that is too late for this command is there for the next.
-        let shim = Arc::clone(self);
-        let helper = tokio::spawn(async move { shim.helper().await });
-        let stuck = || Err(why(Failure::Stuck));
-        let helper = match timeout(left(start), helper).await {
-            Ok(helper) => helper.unwrap_or_else(|_| stuck())?,
-            Err(_) => stuck()?,
-        };
+        let helper = self.helper_by(start.start_by_ms).await?;
         let spawned = helper.spawn(&start.order, window, start.start_by_ms).await;
         let (host, time) = (Arc::clone(&self.host), Duration::from_millis(start.timeout_ms));
         if matches!(spawned, Err(Failure::Lost)) {
@@ -402,6 +399,18 @@ impl Shim {
         Ok(life::begin(title, spawned, host, start.mark.clone(), time, Arc::clone(&self.shared)))
     }
 
+    /// Returns the helper, if it is there by this time of `helper::up_ms`.
+    async fn helper_by(self: &Arc<Self>, by_ms: u64) -> Result<Arc<Helper>, NotStarted> {
+        // A helper that is too late for this command is there for the next.
+        let shim = Arc::clone(self);
+        let helper = tokio::spawn(async move { shim.helper().await });
+        let stuck = || Err(why(Failure::Stuck));
+        match timeout(left(by_ms), helper).await {
+            Ok(helper) => helper.unwrap_or_else(|_| stuck()),
+            Err(_) => stuck(),
+        }
+    }
+
     /// Returns the running helper, or starts a new one.
     async fn helper(&self) -> Result<Arc<Helper>, NotStarted> {
         let mut helper = self.helper.lock().await;
@@ -419,66 +428,8 @@ impl Shim {
     }
 }
 
-struct NotStarted {
-    refused: Refused,
-    /// True when nothing was run, and nothing will be.
-    certain: bool,
-}
-
-fn left(start: &wire::Start) -> Duration {
-    Duration::from_millis(start.start_by_ms.saturating_sub(helper::up_ms()))
-}
-
-fn other(exec_id: &str) -> Refused {
-    refused(Reason::ExecIdReused, format!("{exec_id} was another command"))
-}
-
-fn lost(exec_id: &str) -> Refused {
-    refused(
-        Reason::ExecLost,
-        format!(
-            "{exec_id} was started before, and its end is not known any more; it is not run again"
-        ),
-    )
-}
-
-/// Refusal when the helper has neither refused the order nor died.
-fn unknown() -> Refused {
-    refused(
-        Reason::OutcomeUnknown,
-        "the sandbox has not said whether the command runs; it is frozen or overloaded, and the \
-         command may have been started",
-    )
-}
-
-fn why(failure: Failure) -> NotStarted {
-    let refused = match failure {
-        Failure::Refused(Refusal::NoUser) => {
-            refused(Reason::FieldInvalid, "user: there is no such user in the sandbox")
-        }
-        Failure::Refused(Refusal::NoCwd) => {
-            refused(Reason::FieldInvalid, "cwd: there is no such directory in the sandbox")
-        }
-        Failure::Refused(Refusal::NoTerminal) => {
-            refused(Reason::ExecFailed, "the sandbox gives no terminal")
-        }
-        Failure::Refused(Refusal::NoProcess) => refused(
-            Reason::ExecFailed,
-            "the sandbox lets nothing be started: it has too many processes or too little memory",
-        ),
-        Failure::Gone(why) => refused(Reason::ExecFailed, why),
-        Failure::Refused(Refusal::TooLate) | Failure::Stuck => refused(
-            Reason::ExecFailed,
-            "the command was not run: the sandbox did not get to it in time; it is frozen or \
-             overloaded",
-        ),
-        Failure::Lost => {
-            let message = "what starts commands inside the sandbox was killed while it started \
-                           this one, which may have run in part; it is not run again";
-            return NotStarted { refused: refused(Reason::ExecLost, message), certain: false };
-        }
-    };
-    NotStarted { refused, certain: true }
+fn left(by_ms: u64) -> Duration {
+    Duration::from_millis(by_ms.saturating_sub(helper::up_ms()))
 }
 
 fn ended_output(output: EndedOutput) -> wire::EndedOutput {

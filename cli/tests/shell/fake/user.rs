@@ -388,6 +388,39 @@ impl SandboxService for Service {
         Ok(Response::new(GetUsageResponse { usages: vec![usage], ..Default::default() }))
     }
 
+    type ForwardStream = Streamed<ForwardResponse>;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<ForwardRequest>>,
+    ) -> Answer<Self::ForwardStream> {
+        let messages = crate::forward::serve(request.into_inner()).await?;
+        Ok(Response::new(Box::pin(messages)))
+    }
+
+    type ForwardListenStream = Streamed<ForwardListenResponse>;
+
+    async fn forward_listen(
+        &self,
+        request: Request<ForwardListenRequest>,
+    ) -> Answer<Self::ForwardListenStream> {
+        known(&request.into_inner().id, Phase::Running)?;
+        Ok(Response::new(Box::pin(crate::forward::listen())))
+    }
+
+    async fn list_ports(&self, request: Request<ListPortsRequest>) -> Answer<ListPortsResponse> {
+        known(&request.into_inner().id, Phase::Running)?;
+        let url = "http://port-8080.sandbox.localhost".to_owned();
+        let web = HttpService { name: "web".into(), port: 8080, url };
+        let port = |port, address: &str, services| ListeningPort {
+            port,
+            address: address.into(),
+            services,
+        };
+        let ports = vec![port(22, "127.0.0.1", Vec::new()), port(8080, "0.0.0.0", vec![web])];
+        Ok(Response::new(ListPortsResponse { ports }))
+    }
+
     async fn expose_http_service(
         &self,
         request: Request<ExposeHttpServiceRequest>,

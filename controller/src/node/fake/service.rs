@@ -409,6 +409,43 @@ impl AgentService for Service {
         Ok(Response::new(futures_util::stream::iter(said).boxed()))
     }
 
+    type ForwardStream = Messages<ForwardResponse>;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<ForwardRequest>>,
+    ) -> Answer<Self::ForwardStream> {
+        let answer = self.0.forward(request.into_inner()).await?;
+        let wrap = |message| ForwardResponse {
+            message: Some(api::ForwardResponse { message: Some(message) }),
+        };
+        Ok(Response::new(ReceiverStream::new(answer).map(move |m| m.map(wrap)).boxed()))
+    }
+
+    type ForwardListenStream = Messages<ForwardListenResponse>;
+
+    /// Listens, and accepts nothing.
+    async fn forward_listen(
+        &self,
+        request: Request<ForwardListenRequest>,
+    ) -> Answer<Self::ForwardListenStream> {
+        self.0.get(&request.into_inner().id)?;
+        let listening =
+            api::ForwardListening { listener: "0".repeat(32), node: self.0.name.to_string() };
+        let message = api::forward_listen_response::Message::Listening(listening);
+        let message = Some(api::ForwardListenResponse { message: Some(message) });
+        let first = futures_util::stream::iter([Ok(ForwardListenResponse { message })]);
+        Ok(Response::new(first.chain(futures_util::stream::pending()).boxed()))
+    }
+
+    async fn list_ports(&self, request: Request<ListPortsRequest>) -> Answer<ListPortsResponse> {
+        self.0.get(&request.into_inner().id)?;
+        let ports = [(7, "127.0.0.1"), (8000, "0.0.0.0")].map(|(port, address)| {
+            api::ListeningPort { port, address: address.into(), services: Vec::new() }
+        });
+        Ok(Response::new(ListPortsResponse { ports: ports.into() }))
+    }
+
     async fn get_usage(&self, request: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
         let ids = request.into_inner().ids;
         let here = ids.iter().filter_map(|id| self.0.get(id).ok());

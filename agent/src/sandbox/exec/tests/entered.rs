@@ -181,6 +181,10 @@ impl Pve for Entered {
         self.fake.listens_on_loopback(vmid, port).await
     }
 
+    async fn listeners(&self, vmid: Vmid) -> Vec<std::net::SocketAddr> {
+        self.fake.listeners(vmid).await
+    }
+
     async fn processes(&self, _: Vmid) -> Vec<u32> {
         self.pids()
     }
