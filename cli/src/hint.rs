@@ -97,10 +97,9 @@ pub fn of(reason: Reason) -> Hint {
             exit::REFUSED,
             "the message says what is wrong; `sandboxctl port ls ID` shows which ports are taken",
         ),
-        Reason::ForwardLost => (
-            exit::NOT_NOW,
-            "connect again; `sandboxctl get ID` shows whether the sandbox runs",
-        ),
+        Reason::ForwardLost => {
+            (exit::NOT_NOW, "connect again; `sandboxctl get ID` shows whether the sandbox runs")
+        }
         Reason::EnvLost => (
             exit::REFUSED,
             "create another; if it runs, copy its files out first, with `sandboxctl cp`; an operator who has the secret.key puts it back",

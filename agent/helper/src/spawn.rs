@@ -120,7 +120,9 @@ impl Unborn {
                 }
                 NotRun::TooLate => Refusal::TooLate,
             },
-            Ok(Ready::Files(_) | Ready::Sftp | Ready::Forward(_)) if self.is_late() => Refusal::TooLate,
+            Ok(Ready::Files(_) | Ready::Sftp | Ready::Forward(_)) if self.is_late() => {
+                Refusal::TooLate
+            }
             Ok(Ready::Files(task)) => {
                 drop(tell);
                 return files::run(&task);

@@ -128,7 +128,7 @@ mod tests {
             assert!(target.ip.is_some() && target.ports.contains_key(&port(80)));
         }
         let api = "api".parse().expect("a name");
-        node.sandboxes.expose(&id(1), api, port(81)).await.expect("exposed");
+        node.sandboxes.expose(&id(1), api, port(81), Reach::default()).await.expect("exposed");
         assert!(find(SandboxRef::Id(id(1))).ports.contains_key(&port(81)));
         node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
         assert_eq!(find(SandboxRef::Id(id(1))).state, State::Paused { wakes: true });

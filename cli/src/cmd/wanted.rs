@@ -149,8 +149,8 @@ pub(super) async fn request(
     let service = |service: Service| HttpService {
         name: service.name,
         port: service.port,
-            visibility: service.visibility.map(wire::Visibility::from).unwrap_or_default().into(),
-            ..HttpService::default()
+        visibility: service.visibility.map(wire::Visibility::from).unwrap_or_default().into(),
+        ..HttpService::default()
     };
     Ok(CreateSandboxRequest {
         request_id,

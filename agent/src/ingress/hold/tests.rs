@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::ingress::{
-    Owner,
+    OpenPort, Owner,
     intent::{Background, Follower},
 };
 
@@ -48,7 +48,8 @@ fn target(id: SandboxId, state: State) -> Target {
         team: "red".parse().expect("a team"),
         state,
         ip: Some([10, 100, 1, 5].into()),
-        ports: BTreeSet::from([Port::try_from(8000).expect("a port")]),
+        ports: BTreeMap::from([(Port::try_from(8000).expect("a port"), OpenPort::PUBLIC)]),
+        key: None,
     }
 }
 
