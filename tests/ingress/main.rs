@@ -6,6 +6,7 @@
 //! `PVE_SANDBOX_SKIP_INGRESS_TESTS=1` skips the tests, with a message.
 
 mod bodies;
+mod browser;
 mod dead;
 mod doctor;
 mod hide;
