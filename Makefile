@@ -22,8 +22,9 @@ SEEDS ?= 200
 SOAK_SEEDS ?= 20000
 SOAK_KILLS ?= 500
 MINUTES ?= 120
+UPLOAD ?= 1024
 
-.PHONY: baseline help ci packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
+.PHONY: baseline help ci packages build lab lab-down test test-fast test-ingress test-browser test-lab test-client lint \
 	lint-code lint-dependencies \
 	sim mutants soak soak-memory bench deb sbom repo test-deb \
 	test-root test-versions clients
@@ -66,6 +67,11 @@ test-ingress: packages ## Real Caddy with the agent's ingress: Debian's, and a s
 	$(NEXTEST) --workspace --test ingress
 	PVE_SANDBOX_CADDY=$(CURDIR)/target/tools/caddy-bin/caddy \
 		$(NEXTEST) --workspace --test ingress -E '$(INGRESS_NEWEST)'
+
+test-browser: packages ## Real editors, terminals and frameworks in a frame of Chromium, behind the real Caddy; UPLOAD=MiB (1024)
+	tests/browser/setup.sh
+	PVE_SANDBOX_BROWSER_TESTS=1 PVE_SANDBOX_UPLOAD_MIB=$(UPLOAD) \
+	  $(NEXTEST) --workspace --test ingress --no-capture -E 'test(real_applications)'
 
 test-lab: build ## Real LXC: the contract suite inside a node, and the end-to-end tests
 	tests/lab/with-lab.sh $(NEXTEST) --workspace --test contract --test lxc

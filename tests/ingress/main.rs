@@ -7,6 +7,7 @@
 
 mod access;
 mod bodies;
+mod browser;
 mod dead;
 mod doctor;
 mod hide;
