@@ -32,6 +32,7 @@ pub fn of(config: &Config) -> Result<Option<Settings>> {
         public: ingress.public.clone(),
         route_socket: path(&socket(config))?,
         https: ingress.https,
+        frames: ingress.frames,
         peers: ingress.peer.map(peers).transpose()?,
         access_log: has_log.then(|| path(&ingress.access_log)).transpose()?,
         generation: Generation::Before,

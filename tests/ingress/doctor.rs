@@ -40,6 +40,7 @@ fn settings(node: &Node) -> Settings {
         public: vec![node.public],
         route_socket: PlainPath::try_from(socket.as_path()).expect("a plain path"),
         https: true,
+        frames: true,
         peers: None,
         access_log: None,
         generation: node::generation(),

@@ -312,6 +312,7 @@ impl Node {
             public: vec![public],
             route_socket: plain(dir.join("route.sock")),
             https: true,
+            frames: true,
             peers: pki.map(|pki| Peers {
                 listen: peer,
                 ca: plain(pki.join("ca.crt")),

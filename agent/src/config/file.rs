@@ -412,6 +412,8 @@ pub struct Ingress {
     pub peer: Option<SocketAddr>,
     /// True when clients use https, although Caddy itself is reached by plain HTTP.
     pub https: bool,
+    /// True when pages of sandboxes may be shown in frames of other sites, whatever they say themselves.
+    pub frames: bool,
     /// Pages of other sites that may send requests in the name of a user who has a session for a sandbox, and not
     /// only show it in a frame: origins such as `https://app.example.com`.
     pub parent_origins: Vec<String>,
@@ -436,6 +438,7 @@ impl Default for Ingress {
             public: vec![SocketAddr::from(([127, 0, 0, 1], 8480))],
             peer: None,
             https: true,
+            frames: true,
             parent_origins: Vec::new(),
             socket: None,
             group: None,

@@ -254,6 +254,7 @@ mod tests {
             public: vec!["127.0.0.1:8480".parse().expect("an address")],
             route_socket: path("/run/pve-sandbox/route.sock"),
             https: true,
+            frames: true,
             access_log: Some(path("/var/log/pve-sandbox-ingress/access.log")),
             generation: Generation::Before,
             peers: Some(Peers {

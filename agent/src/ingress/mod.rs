@@ -24,6 +24,7 @@ pub mod keeper;
 pub mod listeners;
 pub mod metrics;
 pub mod owner_resolver;
+mod pages;
 pub mod peer_directory;
 pub mod probe;
 pub mod program;

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use super::{
     decide::{Domain, Via},
-    headers,
+    headers, pages,
     settings::{Peers, PlainPath, Settings},
     version::Generation,
 };
@@ -110,6 +110,8 @@ fn asks(via: Via) -> &'static str {
 fn public_server(settings: &Settings, proof: &str) -> Value {
     let mut server = server(settings, Via::Edge, proof);
     server["listen"] = settings.public.iter().map(ToString::to_string).collect();
+    // HTTP/2 without TLS, for gRPC from what stands in front.
+    server["protocols"] = json!(["h1", "h2", "h2c"]);
     server
 }
 
@@ -290,7 +292,8 @@ fn without_credential() -> Value {
 fn to_sandbox(settings: &Settings, via: Via, visitor: Visitor) -> Vec<Value> {
     let mut set = json!({
         "Host": ["{http.vars.sbx_host}"],
-        "X-Forwarded-Host": ["{http.request.host}"],
+        // With the port, as browsers say it in Origin: servers compare the two.
+        "X-Forwarded-Host": ["{http.request.hostport}"],
     });
     // Behind a tunnel the last leg to Caddy is plain HTTP, whatever the client used.
     if settings.https {
@@ -316,6 +319,14 @@ fn to_sandbox(settings: &Settings, via: Via, visitor: Visitor) -> Vec<Value> {
         "handler": "headers",
         "request": { "delete": headers::for_a_sandbox() },
     });
+    let mut answer = json!({
+        "delete": headers::reserved(),
+        "set": { "X-Robots-Tag": ["noindex, nofollow"] },
+    });
+    if settings.frames {
+        answer["delete"] = [headers::reserved(), pages::frame_headers()].concat().into();
+        answer["replace"] = pages::without_frame_ancestors();
+    }
     let proxy = json!({
         "handler": "reverse_proxy",
         "upstreams": [{ "dial": "{http.vars.sbx_upstream}" }],
@@ -324,13 +335,21 @@ fn to_sandbox(settings: &Settings, via: Via, visitor: Visitor) -> Vec<Value> {
         "trusted_proxies": trusted(via),
         "headers": {
             "request": { "replace": { "Cookie": cookies }, "set": set },
-            "response": {
-                "delete": headers::reserved(),
-                "set": { "X-Robots-Tag": ["noindex, nofollow"] },
-            },
+            "response": answer,
         },
     });
-    vec![clean, proxy]
+    let (mut preflight, mut grpc) = (proxy.clone(), proxy.clone());
+    preflight["handle_response"] = pages::preflight_answer();
+    grpc["transport"] = pages::grpc_transport();
+    let by_kind = json!({
+        "handler": "subroute",
+        "routes": [
+            { "match": pages::is_preflight(), "terminal": true, "handle": [preflight] },
+            { "match": pages::is_grpc(), "terminal": true, "handle": [grpc] },
+            { "handle": [pages::readable_by_all(), proxy] },
+        ],
+    });
+    vec![clean, by_kind]
 }
 
 fn to_peer(peers: &Peers) -> Value {
@@ -358,7 +377,7 @@ fn to_peer(peers: &Peers) -> Value {
                 "delete": headers::for_a_peer(),
                 "set": {
                     "Host": ["{http.request.hostport}"],
-                    "X-Forwarded-Host": ["{http.request.host}"],
+                    "X-Forwarded-Host": ["{http.request.hostport}"],
                     "X-Request-Id": ["{http.request.uuid}"],
                 },
             },

@@ -16,6 +16,8 @@ pub struct Settings {
     pub route_socket: PlainPath,
     /// True when clients use https, although Caddy itself is reached by plain HTTP.
     pub https: bool,
+    /// True when pages of sandboxes may be shown in frames of other sites, whatever they say themselves.
+    pub frames: bool,
     /// Peer settings; `None` where there are no other nodes.
     pub peers: Option<Peers>,
     /// File for a line about each request; `None`: there is no access log.

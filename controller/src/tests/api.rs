@@ -203,8 +203,11 @@ async fn url_without_a_domain_leads_past_the_ingress_and_says_so() {
     lab.urls = Urls::default();
     lab.start().await;
     let id = lab.create("r1").await.expect("made").id;
-    let expose =
-        ExposeHttpServiceRequest { id: id.clone(), port: 3000, ..ExposeHttpServiceRequest::default() };
+    let expose = ExposeHttpServiceRequest {
+        id: id.clone(),
+        port: 3000,
+        ..ExposeHttpServiceRequest::default()
+    };
     lab.api().expose_http_service(expose.clone()).await.expect("exposed");
     let sandbox = lab.get(&id).await.expect("known");
     let [service] = &sandbox.services[..] else { panic!("one service: {sandbox:?}") };

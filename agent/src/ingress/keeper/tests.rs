@@ -88,6 +88,7 @@ fn place() -> Place {
         public: vec!["127.0.0.1:8480".parse().expect("an address")],
         route_socket: plain("route.sock"),
         https: true,
+        frames: true,
         peers: Some(Peers {
             listen: "127.0.0.1:8481".parse().expect("an address"),
             ca: plain("ca"),
