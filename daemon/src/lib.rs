@@ -27,3 +27,4 @@ pub mod sync;
 pub mod systemctl;
 pub mod text;
 pub mod tls;
+pub mod web;

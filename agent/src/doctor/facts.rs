@@ -5,7 +5,9 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 use daemon::doctor::{certificate, reach::Listener};
 use proto::{id::Vmid, name::SnapshotId};
 
-use crate::{detect::OnBridge, ingress::caddy::Obstacle, pve::Cluster, sys::privileges::Missing};
+use crate::{
+    detect::OnBridge, ingress::caddy::Obstacle, pve::Cluster, sys::privileges::Missing, tunnel,
+};
 
 /// Observations that need no configuration, and those that do.
 #[derive(Debug, Clone, Default)]
@@ -47,6 +49,8 @@ pub struct Node {
     pub limits: Limits,
     /// Ingress, where it is configured.
     pub ingress: Option<Ingress>,
+    /// Tunnel, where one was set up, or why its settings cannot be read.
+    pub tunnel: Result<Option<tunnel::look::Facts>, String>,
     /// Free space of the agent's directory, bytes.
     pub room: Option<u64>,
     /// The agent that should run.

@@ -1,0 +1,10 @@
+//! The tunnel: `setup`, `teardown`, the agent's upkeep and `doctor`, with a server that plays Cloudflare's API and checks
+//! each request, and with cloudflared or its stand-in.
+
+mod cloud;
+mod keep;
+mod setup;
+mod shapes;
+mod teardown;
+mod token;
+mod world;
