@@ -65,7 +65,7 @@ const AGENT: &[Rule] = &[
         ],
     ),
     ("template", &["detect", "pve", "run", "sys"]),
-    ("tunnel", &["config", "ingress", "journal", "run", "sys"]),
+    ("tunnel", &["clock", "config", "ingress", "journal", "run"]),
     ("uninstall", &["pve", "sys"]),
     ("pve", &["run", "sys"]),
     ("clock", &["sys"]),

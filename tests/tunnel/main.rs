@@ -2,6 +2,7 @@
 //! each request, and with cloudflared or its stand-in.
 
 mod cloud;
+mod documents;
 mod keep;
 mod setup;
 mod shapes;

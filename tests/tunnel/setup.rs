@@ -251,14 +251,9 @@ async fn node_without_cloudflared_is_told_how_to_install_it() {
     paths.cloudflared = world.file("no-cloudflared");
     let runner = agent::run::Runner::new(world.file("other"), "/proc".into(), |_| false, 1);
     let node = node::Node::new(paths, runner.expect("a runner"));
-    let done = agent::tunnel::setup::run(
-        &world.order(),
-        &world.origin,
-        &crate::world::api(&cloud),
-        &node,
-        &mut |_| {},
-    );
-    let error = done.await.expect_err("missing");
+    let (api, order) = (crate::world::api(&cloud), world.order());
+    let done = agent::tunnel::setup::run(&order, &world.origin, &api, &node, &mut |_| {}).await;
+    let error = done.expect_err("missing");
     assert!(matches!(error, Error::Node(node::Error::Missing(_))), "{error}");
     assert!(error.to_string().contains("apt-get install cloudflared"), "{error}");
     assert_eq!(cloud.calls(), [""; 0], "nothing was asked before");

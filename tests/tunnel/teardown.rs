@@ -16,9 +16,8 @@ async fn tear_down(
     order: Order,
 ) -> (Vec<String>, Result<(), Error>) {
     let (mut told, api) = (Vec::new(), cloud.map(api));
-    let done =
-        teardown::run(order, api.as_ref(), &world.node, &mut |line| told.push(line.to_owned()));
-    let done = done.await;
+    let mut say = |line: &str| told.push(line.to_owned());
+    let done = teardown::run(order, api.as_ref(), &world.node, &mut say).await;
     (told, done)
 }
 

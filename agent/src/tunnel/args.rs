@@ -3,6 +3,7 @@
 
 use std::{
     io::{self, Read as _},
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -13,7 +14,7 @@ use proto::{id::SandboxRef, secret::Secret};
 use super::{
     api::BASE,
     ids::CloudId,
-    settings::{Address, Hostname},
+    settings::{Address, Hostname, METRICS},
 };
 
 /// Commands of the tunnel.
@@ -116,6 +117,9 @@ pub struct Setup {
     /// Start nothing
     #[arg(long)]
     pub no_start: bool,
+    /// Address where cloudflared tells whether it is connected, in tests
+    #[arg(long, hide = true, default_value_t = METRICS)]
+    pub metrics: SocketAddr,
     #[command(flatten)]
     pub common: Common,
 }
@@ -155,6 +159,12 @@ pub struct Teardown {
 pub struct Test {
     /// Sandbox: its id or its vmid
     pub id: SandboxRef,
+    /// CAs in place of the system's, in tests
+    #[arg(long, hide = true)]
+    pub ca: Option<PathBuf>,
+    /// Address of all public names, in tests
+    #[arg(long, hide = true)]
+    pub edge: Option<SocketAddr>,
     /// Print one object in JSON
     #[arg(long)]
     pub json: bool,

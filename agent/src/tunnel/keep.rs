@@ -56,11 +56,8 @@ impl Keeper {
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            match stop.run_until_cancelled(self.look()).await {
-                Some(Err(error)) => {
-                    tracing::warn!(error = %Chain(&error), "the tunnel was not looked after")
-                }
-                Some(Ok(_)) | None => {}
+            if let Some(Err(error)) = stop.run_until_cancelled(self.look()).await {
+                tracing::warn!(error = %Chain(&error), "the tunnel was not looked after");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Cloudflare Tunnel in front of the nodes' Caddys: one tunnel, a connector (cloudflared) on each node, and a
 //! wildcard DNS record that leads to it.
 //!
-//! `setup`, `teardown` and `probe` are commands of an operator with a token for Cloudflare's API (`api`). `look` sees
+//! `setup`, `teardown` and `probe` are commands of an operator (`command`) with a token for Cloudflare's API (`api`). `look` sees
 //! the tunnel. Pure are `judge`, which judges what was seen, `record`, which decides what becomes of DNS records,
 //! and `render`, which says what cloudflared reads. `node` holds this node's files and its unit. The agent runs
 //! `keep`: cloudflared's configuration follows the agent's settings, and a change by hand is put back. No token is
@@ -9,6 +9,7 @@
 
 pub mod api;
 pub mod args;
+pub mod command;
 pub mod credentials;
 pub mod ids;
 pub mod judge;

@@ -94,12 +94,11 @@ impl Api {
         authorization.set_sensitive(true);
         let uri: Uri = base.parse().map_err(|_| Error::Base(base.to_owned()))?;
         let is_here = uri.host().is_some_and(|host| ["127.0.0.1", "localhost"].contains(&host));
-        match uri.scheme_str() {
-            Some("https") => {}
-            Some("http") if is_here => {}
+        let web = match uri.scheme_str() {
+            Some("https") => Client::new(ca, LIMIT, BODY_MAX).map_err(Error::Client)?,
+            Some("http") if is_here => Client::without_tls(LIMIT, BODY_MAX),
             Some(_) | None => return Err(Error::Base(base.to_owned())),
-        }
-        let web = Client::new(ca, LIMIT, BODY_MAX).map_err(Error::Client)?;
+        };
         Ok(Self { web, base: base.trim_end_matches('/').to_owned(), authorization })
     }
 

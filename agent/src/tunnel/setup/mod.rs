@@ -178,7 +178,9 @@ pub async fn run(
             order.replace_record,
         ) {
             Plan::Refuse(records) => return Err(Error::Taken(records)),
-            plan => plans.push((host, plan)),
+            plan @ (Plan::Keep | Plan::Create | Plan::Replace(_) | Plan::Evict(_)) => {
+                plans.push((host, plan));
+            }
         }
     }
 
