@@ -12,7 +12,9 @@ use proto::{
 use crate::{
     config::{self, Config, Flags},
     join::Line,
-    template, uninstall,
+    template,
+    tunnel::args::TunnelCommand,
+    uninstall,
 };
 
 /// Path where the package installs the configuration.
@@ -70,6 +72,11 @@ pub enum Command {
     Template {
         #[command(subcommand)]
         command: TemplateCommand,
+    },
+    /// Reach the sandboxes from the internet through a Cloudflare Tunnel, without an open port
+    Tunnel {
+        #[command(subcommand)]
+        command: TunnelCommand,
     },
     /// Prepare this node for the removal of the package: choose what becomes of its sandboxes, of its
     /// journal and keys, and of the bridge. It stops the agent, and asks first

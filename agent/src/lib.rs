@@ -7,8 +7,9 @@
 //! `journal` (durable state), `saga` (steps with undos), `pve` (the host: `pct`, its files) and
 //! `sys` (the kernel). It reaches into sandboxes through `shim`, one process per sandbox that
 //! outlives the agent; the process inside is the crate `helper`. `firewall` isolates them from each
-//! other and from the host's networks. `resolver` answers the DNS questions of those with an allow-list. `run` starts every process. `load`
-//! and `detect` read the host, `config` records where each value comes from, `clock` is the time.
+//! other and from the host's networks. `resolver` answers the DNS questions of those with an
+//! allow-list. `tunnel` sets up cloudflared and keeps its configuration. `run` starts every
+//! process. `load` and `detect` read the host, `config` records where each value comes from, `clock` is the time.
 //!
 //! # What must always hold
 //! - Intent before effect, record before answer: nothing is touched that the journal does not know,
@@ -50,6 +51,7 @@ pub mod shim;
 pub mod sys;
 pub mod tasks;
 pub mod template;
+pub mod tunnel;
 pub mod uninstall;
 
 pub use agent::{Agent, Parts};

@@ -2,6 +2,7 @@
 
 mod node_removal;
 mod node_setup;
+mod node_tunnel;
 mod production;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
@@ -92,6 +93,7 @@ fn execute(command: &Command) -> Result<ExitCode> {
             daemon::logs::init("error", false);
             node_removal::uninstall(flags, config)?;
         }
+        Command::Tunnel { command } => return node_tunnel::execute(command),
         Command::Shim { options } => {
             daemon::logs::init("info", false);
             agent::shim::process::run(options)?;

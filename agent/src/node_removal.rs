@@ -17,6 +17,7 @@ use agent::{
     join::other_caddy,
     pve::pmxcfs,
     sandbox::exec::shims::Shims as _,
+    tunnel::{UNIT as TUNNEL_UNIT, node as tunnel_node},
     uninstall::{self, Ask, Choice, Found, Plan},
 };
 use anyhow::{Context, Result};
@@ -58,6 +59,7 @@ pub(crate) fn uninstall(flags: &uninstall::Flags, path: &Path) -> Result<()> {
         sandboxes: uninstall::marked(&configs)?,
         bridge: bridge::made(&paths).filter(|made| *made == config.network.bridge),
         has_data: config.state_dir.exists(),
+        tunnel: tunnel_of(&config),
     };
     uninstall::listing(&found).iter().for_each(|line| println!("{line}"));
 
@@ -85,6 +87,12 @@ pub(crate) fn uninstall(flags: &uninstall::Flags, path: &Path) -> Result<()> {
     remove(&config, &paths, plan, &found, &configs)
 }
 
+/// Returns the tunnel that this node is a connector of. Settings that cannot be read are one, too.
+fn tunnel_of(config: &Config) -> Option<String> {
+    let settings = tunnel_node::settings(&tunnel_node::Paths::of_host(config));
+    settings.map_or_else(|error| Some(error.to_string()), |found| found.map(|found| found.name))
+}
+
 /// Asks on the terminal.
 fn answer(question: &str) -> io::Result<String> {
     io::stderr().write_all(question.as_bytes())?;
@@ -103,6 +111,9 @@ fn remove(
     if systemctl::is_there() {
         // The agent first: it would start the ingress again.
         systemctl::run(&[&["stop"], &UNITS[..], &[GREEN_UNIT]].concat())?;
+        if found.tunnel.is_some() {
+            systemctl::run(&["disable", "--now", "--quiet", TUNNEL_UNIT])?;
+        }
     }
     let mut deleted = 0;
     if plan.sandboxes == Choice::Delete && config.journal().exists() {
@@ -194,7 +205,7 @@ fn remove_bridge(bridge: &str, paths: &bridge::Paths) -> Result<()> {
     Ok(())
 }
 
-/// Removes the journal, keys, certificates and Caddy's files.
+/// Removes the journal, keys, certificates, and the files of Caddy and of the tunnel.
 fn remove_data(config: &Config) -> Result<()> {
     let (own, hop) = (&config.tls, &config.ingress.tls);
     let caddy = &config.ingress.caddy_config;
@@ -204,6 +215,9 @@ fn remove_data(config: &Config) -> Result<()> {
     let ours = files.filter(|path| path.starts_with(CONFIG_DIR));
     for path in ours.flat_map(|path| with_next(&path)) {
         gone(&path, |path| fs::remove_file(path))?;
+    }
+    for path in tunnel_node::remove_files(&tunnel_node::Paths::of_host(config))? {
+        println!("removed {}", path.display());
     }
     let dirs = [&own.key, &hop.key].map(|key| key.parent().unwrap_or(Path::new(CONFIG_DIR)));
     for dir in dirs.into_iter().filter(|dir| dir.starts_with(CONFIG_DIR)) {

@@ -42,6 +42,7 @@ use agent::{
     },
     sys::apart,
     tasks::Tasks,
+    tunnel::{self, keep::Keeper as TunnelKeeper},
 };
 use anyhow::{Context, Result};
 use daemon::{
@@ -116,6 +117,7 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
         certificates = certificates.notifying(changed);
     }
     agent.renew(Arc::new(certificates));
+    keep_tunnel(&config, &agent);
 
     let listen = config.listen.value;
     let listener =
@@ -339,6 +341,24 @@ fn keeper(
     };
     let services = services.map(|systemd| Arc::new(systemd) as Arc<dyn Services>);
     Ok(Keeper::new(settings.clone(), files, proof.clone(), caddy, services))
+}
+
+/// Looks after cloudflared's configuration, where a tunnel is or will be set up. What goes wrong with it keeps
+/// nothing else from working.
+fn keep_tunnel(config: &Config, agent: &Agent) {
+    let Some(origin) = tunnel::node::origin(config) else { return };
+    let output = config.run_dir.join("tunnel");
+    let runner = Runner::new(output.clone(), config.pve.proc.clone(), |_| false, 1);
+    let runner = match runner {
+        Ok(runner) => runner,
+        Err(error) => {
+            tracing::warn!(path = %output.display(), %error, "the tunnel is not looked after");
+            return;
+        }
+    };
+    let node = tunnel::node::Node::new(tunnel::node::Paths::of_host(config), runner);
+    let stop = agent.tasks().stopping().clone();
+    agent.tasks().spawn(TunnelKeeper::new(node, origin).run(stop));
 }
 
 /// Checks for problems that would stop `run`, beyond those in the configuration itself.

@@ -28,3 +28,4 @@ pub mod sync;
 pub mod systemctl;
 pub mod text;
 pub mod tls;
+pub mod web;

@@ -26,6 +26,9 @@ pub struct Answer {
     pub stdout: String,
 }
 
+/// PATH of a program that is asked. The rest of our environment, which may hold a token, is not for it.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Runs a program that only tells something, such as `nft list tables`. Ends it when the time is over.
 ///
 /// # Errors
@@ -34,6 +37,9 @@ pub async fn ask(program: &Path, words: &[&str], limit: Duration) -> io::Result<
     #[expect(clippy::disallowed_methods, reason = "only commands of an operator come here")]
     let mut child = tokio::process::Command::new(program)
         .args(words)
+        .env_clear()
+        .env("PATH", PATH)
+        .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

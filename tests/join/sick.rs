@@ -173,6 +173,7 @@ impl Sick {
             caddy: file("bin/caddy"),
             dnsmasq: file("bin/dnsmasq"),
             name_server: Some(([127, 0, 0, 1], self.dns_port).into()),
+            tunnel: None,
         }
     }
 

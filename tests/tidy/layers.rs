@@ -49,7 +49,7 @@ const AGENT: &[Rule] = &[
     ("detect", &["pve", "sys"]),
     ("bridge", &["config", "detect"]),
     ("caddy_settings", &["config", "ingress"]),
-    ("commands", &["config", "join", "template", "uninstall"]),
+    ("commands", &["config", "join", "template", "tunnel", "uninstall"]),
     (
         "doctor",
         &[
@@ -63,9 +63,11 @@ const AGENT: &[Rule] = &[
             "pve",
             "sandbox",
             "sys",
+            "tunnel",
         ],
     ),
     ("template", &["detect", "pve", "run", "sys"]),
+    ("tunnel", &["clock", "config", "ingress", "journal", "run"]),
     ("uninstall", &["pve", "sys"]),
     ("pve", &["run", "sys"]),
     ("clock", &["sys"]),
@@ -159,10 +161,12 @@ const DAEMON: &[Rule] = &[
     ("systemctl", &[]),
     ("text", &[]),
     ("tls", &["peer", "sync"]),
+    ("web", &["tls"]),
 ];
 
 /// Files that put the modules of a crate together, and its tests.
-const ROOTS: &[&str] = &["lib", "main", "node_removal", "node_setup", "production", "tests"];
+const ROOTS: &[&str] =
+    &["lib", "main", "node_removal", "node_setup", "node_tunnel", "production", "tests"];
 
 /// The module right under the crate that a file belongs to.
 fn module(path: &str) -> &str {

@@ -152,6 +152,33 @@ fn name_server_of_the_sandboxes_is_locked_down() {
 }
 
 #[test]
+fn connector_of_the_tunnel_is_locked_down_and_never_reloaded() {
+    let unit = unit("pve-sandbox-tunnel");
+    for (key, expected) in [
+        ("Type", "notify"),
+        ("DynamicUser", "yes"),
+        ("NoNewPrivileges", "yes"),
+        ("ProtectSystem", "strict"),
+        ("CapabilityBoundingSet", ""),
+        ("LimitCORE", "0"),
+        ("TimeoutStopSec", "20s"),
+    ] {
+        assert_eq!(value(&unit, key).as_deref(), Some(expected), "{key}");
+    }
+    // SIGHUP ends cloudflared.
+    assert_eq!(value(&unit, "ExecReload"), None);
+    let start = value(&unit, "ExecStart").expect("it starts something");
+    assert!(start.contains("--no-autoupdate"), "{start}");
+    let handed: Vec<_> = unit.iter().filter(|(key, _)| key == "LoadCredential").collect();
+    for (_, file) in &handed {
+        let (name, path) = file.split_once(':').expect("name and path");
+        assert!(start.contains(&format!("%d/{name}")), "{name} is not used: {start}");
+        assert!(!start.contains(path), "its user cannot read {path}");
+    }
+    assert_eq!(handed.len(), 2);
+}
+
+#[test]
 fn packages_install_binaries_where_the_units_start_them() {
     for (krate, name) in [("agent", "pve-sandbox-agent"), ("controller", "pve-sandbox-controller")]
     {

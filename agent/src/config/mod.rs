@@ -2,6 +2,7 @@
 //! older setups, detection on the host, defaults. Each value records its source.
 
 mod checks;
+pub mod edit;
 mod file;
 mod isolation;
 mod network;

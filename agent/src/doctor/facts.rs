@@ -10,6 +10,7 @@ use crate::{
     ingress::{caddy::Obstacle, listeners::Listener as WebListener, version::Version},
     pve::Cluster,
     sys::privileges::Missing,
+    tunnel,
 };
 
 /// Observations that need no configuration, and those that do.
@@ -52,6 +53,8 @@ pub struct Node {
     pub limits: Limits,
     /// Ingress, where it is configured.
     pub ingress: Option<Ingress>,
+    /// Tunnel, where one was set up, or why its settings cannot be read.
+    pub tunnel: Result<Option<tunnel::look::Facts>, String>,
     /// Free space of the agent's directory, bytes.
     pub room: Option<u64>,
     /// The agent that should run.

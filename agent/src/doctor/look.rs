@@ -10,6 +10,7 @@ use std::{
 };
 
 use daemon::{
+    chain::Chain,
     doctor::{
         certificate,
         reach::{self, Listener, PATIENCE},
@@ -25,7 +26,7 @@ use super::{
         Agent, Bridge, Facts, Ingress, Limits, Node, Program, Storage, Template, TemplateState,
         Written,
     },
-    hop, own,
+    hop, own, tunnel_paths,
 };
 use crate::{
     bridge, caddy_settings,
@@ -41,6 +42,7 @@ use crate::{
     pve::{ContainerConfig, HostPaths, forbidden, io_limit, pmxcfs, process_limit, storage},
     sandbox,
     sys::{privileges, proc, read},
+    tunnel::{self, api::Api},
 };
 
 /// Name of the agent's program and its command, as its processes show them.
@@ -65,11 +67,16 @@ pub(super) async fn pmxcfs_answers(pve: &HostPaths) -> bool {
 }
 
 /// Sees everything, at once where it takes time.
-pub(super) async fn all(config: Option<&Config>, pve: &HostPaths, host: &Host) -> Facts {
+pub(super) async fn all(
+    config: Option<&Config>,
+    pve: &HostPaths,
+    host: &Host,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Facts {
     let roots = Roots { pve: &pve.root, proc: &pve.proc, net: &host.net };
     let node = async {
         match config {
-            Some(config) => Some(Box::pin(node(config, host)).await),
+            Some(config) => Some(Box::pin(node(config, host, env)).await),
             None => None,
         }
     };
@@ -84,18 +91,20 @@ pub(super) async fn all(config: Option<&Config>, pve: &HostPaths, host: &Host) -
     }
 }
 
-async fn node(config: &Config, host: &Host) -> Node {
+async fn node(config: &Config, host: &Host, env: &dyn Fn(&str) -> Option<String>) -> Node {
     let files = files(config);
     let (storages, fit_storages) = storages(config, &files.templates);
-    let (tables, connections, bridge, storages, ingress, listener) = tokio::join!(
+    let (tables, connections, bridge, storages, ingress, listener, tunnel) = tokio::join!(
         tables(host),
         counts(host),
         bridge(config, host),
         active(config, storages),
         ingress(config, host, files.ingress),
         listener(config),
+        of_tunnel(config, host, env),
     );
     Node {
+        tunnel,
         programs: programs(config, host, bridge.is_ours),
         bridge,
         limits: Limits {
@@ -133,9 +142,25 @@ pub(super) fn files(config: &Config) -> Node {
         templates: templates(config),
         limits: Limits::default(),
         ingress,
+        tunnel: Ok(None),
         room: None,
         agent: Agent::default(),
     }
+}
+
+/// Sees the tunnel; with a token in the environment, what Cloudflare has, too.
+async fn of_tunnel(
+    config: &Config,
+    host: &Host,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<tunnel::look::Facts>, String> {
+    let text = |error: &dyn std::error::Error| Chain(error).to_string();
+    let token = tunnel::args::token(None, env).map_err(|error| text(&error))?;
+    // A token that cannot be used is told by the commands of the tunnel.
+    let api = token.and_then(|token| Api::new(tunnel::api::BASE, &token, None).ok());
+    let (paths, origin) = (tunnel_paths(config, host), tunnel::node::origin(config));
+    let seen = tunnel::look::look(&paths, origin.as_ref(), api.as_ref(), now_ms(config)).await;
+    seen.map_err(|error| text(&error))
 }
 
 fn no_ingress(why: String) -> Ingress {

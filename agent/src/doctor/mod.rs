@@ -25,6 +25,7 @@ use crate::{
     bridge,
     config::{self, Config, File, Flags},
     ingress::render::PEER_NAME,
+    tunnel,
 };
 
 /// Where this host is looked at, beside what the configuration says. Below another root in tests.
@@ -42,6 +43,8 @@ pub struct Host {
     pub dnsmasq: PathBuf,
     /// Address of the name server, if it is not port 53 of the gateway.
     pub name_server: Option<SocketAddr>,
+    /// Files and programs of the tunnel, if they are not those of the host.
+    pub tunnel: Option<tunnel::node::Paths>,
 }
 
 impl Host {
@@ -54,6 +57,7 @@ impl Host {
             caddy: "/usr/bin/caddy".into(),
             dnsmasq: "/usr/sbin/dnsmasq".into(),
             name_server: None,
+            tunnel: None,
         }
     }
 }
@@ -78,7 +82,7 @@ pub async fn run(
     let config = file
         .map_err(config::Error::File)
         .and_then(|file| Config::complete(file.unwrap_or_default(), flags, env, &host.net));
-    let facts = look::all(config.as_ref().ok(), &pve, host).await;
+    let facts = look::all(config.as_ref().ok(), &pve, host, env).await;
     Report::new(checks(&config, &facts, host))
 }
 
@@ -98,6 +102,7 @@ fn checks(config: &Result<Config, config::Error>, facts: &Facts, host: &Host) ->
         checks.extend(limits::check(config, node));
         checks.extend(ingress::files(config, node));
         checks.extend(ingress::caddy(config, node));
+        checks.extend(of_tunnel(config, node, host));
         checks.push(node::room(config, node.room));
         checks.extend(node::agent(config, &node.agent));
         checks.extend(node::capabilities(&node.agent));
@@ -122,6 +127,26 @@ pub fn of_templates(config: &Config) -> Vec<Check> {
 /// Says what is wrong with the configuration itself.
 pub fn of_mistakes(error: config::Error, host: &Host) -> Report {
     Report::new(configuration::check(&Err(error), &Facts::default(), host))
+}
+
+/// Judges the tunnel, where one was set up.
+fn of_tunnel(config: &Config, node: &facts::Node, host: &Host) -> Vec<Check> {
+    let paths = tunnel_paths(config, host);
+    match &node.tunnel {
+        Ok(None) => Vec::new(),
+        Ok(Some(facts)) => tunnel::judge::checks(facts, &paths),
+        Err(why) => {
+            let path = paths.settings().display().to_string();
+            let remedy =
+                format!("rm {path}; then pve-sandbox-agent tunnel setup --token-file FILE");
+            vec![Check::failed("tunnel", path, why.clone(), remedy)]
+        }
+    }
+}
+
+/// Files and programs of the tunnel.
+fn tunnel_paths(config: &Config, host: &Host) -> tunnel::node::Paths {
+    host.tunnel.clone().unwrap_or_else(|| tunnel::node::Paths::of_host(config))
 }
 
 fn certificates(config: &Config, node: &facts::Node, now_ms: u64) -> Vec<Check> {

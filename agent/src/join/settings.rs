@@ -1,19 +1,15 @@
 //! Settings that a node gets when it joins. What the operator has written stays, comments included.
 
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, SocketAddr},
     path::Path,
 };
 
-use daemon::{
-    replace::{Access, replace},
-    text,
-};
 use proto::sandbox::v1::JoinResponse;
-use toml_edit::{DocumentMut, Item, Table, value};
+use toml_edit::{Item, value};
 
-use crate::config::{File, PEER_PORT};
+use crate::config::{File, PEER_PORT, edit};
 
 /// Completes the configuration; returns what was done, for people. `pool_given`: the operator has named
 /// the pool just now, so it replaces the one in the file.
@@ -41,28 +37,13 @@ pub(super) fn complete(
             wanted.push(("ingress", "peer", value(peer)));
         }
     }
-    let before = text::read_if_there(path)?.unwrap_or_default();
-    let mut document: DocumentMut = before.parse().map_err(io::Error::other)?;
-    let mut done = Vec::new();
-    for (table, key, item) in wanted {
-        let in_file = document.entry(table).or_insert_with(|| Item::Table(Table::new()));
-        let Some(in_file) = in_file.as_table_like_mut() else { continue };
-        let shown = item.to_string();
-        in_file.insert(key, item);
-        done.push(format!("set {table}.{key} = {} in {}", shown.trim(), path.display()));
-    }
-    let after = document.to_string();
-    if after != before || !path.exists() {
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        replace(path, after.as_bytes(), Access { mode: 0o644, group: None })?;
-    }
-    Ok(done)
+    edit::set(path, wanted)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -4,6 +4,7 @@
 //! | what | keep | delete |
 //! |---|---|---|
 //! | sandboxes | their containers run on; a later agent takes them in again by the journal | destroyed as always: by journal and mark |
+//! | connector of a tunnel | stopped and disabled in any case: without an agent nobody routes; its files are data | |
 //! | data (journal, keys) | needed for kept sandboxes | only where no container carries a mark |
 //! | bridge of `bridge init` | needed for kept sandboxes | with its name server and its way out |
 
@@ -88,6 +89,8 @@ pub struct Found {
     pub bridge: Option<String>,
     /// Whether the state directory is there.
     pub has_data: bool,
+    /// Name of the tunnel that this node is a connector of.
+    pub tunnel: Option<String>,
 }
 
 /// Decision about each part. What is not there is to be deleted, so that nothing of it stays.
@@ -268,6 +271,11 @@ fn choose(
 /// Says what a plan does, for people: one line for each part that is there.
 pub fn steps(plan: Plan, found: &Found) -> Vec<String> {
     let mut lines = vec!["stop the agent and the ingress of this node".to_owned()];
+    if let Some(tunnel) = &found.tunnel {
+        lines.push(format!(
+            "stop this node's connector of the tunnel {tunnel}, which stays at Cloudflare"
+        ));
+    }
     let count = found.sandboxes.len();
     match plan.sandboxes {
         Choice::Keep => lines.push(format!("keep {count} sandboxes, which run on")),

@@ -15,6 +15,7 @@ fn found(sandboxes: usize) -> Found {
         sandboxes: numbers.map(marked).collect(),
         bridge: Some("vmbr1".to_owned()),
         has_data: true,
+        tunnel: None,
     }
 }
 
@@ -67,6 +68,18 @@ fn without_a_terminal_every_missing_flag_is_named_at_once() {
     assert!(error.ends_with("say --yes"), "{error}");
     let dry = Flags { dry_run: true, ..Flags::default() };
     decide(&dry, &Found::default(), None).expect("a dry run needs no --yes");
+}
+
+#[test]
+fn connector_is_stopped_whatever_is_kept_and_the_tunnel_is_left_to_its_own_command() {
+    let found = Found { tunnel: Some("pve-sandbox-example-com".to_owned()), ..found(1) };
+    for choice in [Choice::Keep, Choice::Delete] {
+        let plan = Plan { sandboxes: choice, data: choice, bridge: choice };
+        let lines = steps(plan, &found);
+        let told =
+            |line: &&String| line.contains("pve-sandbox-example-com, which stays at Cloudflare");
+        assert_eq!(lines.iter().filter(told).count(), 1, "{lines:?}");
+    }
 }
 
 #[test]

@@ -216,6 +216,21 @@ pub fn client_with_system_roots() -> Result<Arc<ClientConfig>, Error> {
     client_that_trusts(system_roots()?)
 }
 
+/// Client configuration for HTTP/1.1 servers of the web; trusts the CAs in a PEM file, or else those of the
+/// system.
+///
+/// # Errors
+/// When there are none.
+pub fn client_of_the_web(ca: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
+    let roots = match ca {
+        Some(ca) => roots(ca, &read(ca)?)?,
+        None => system_roots()?,
+    };
+    let mut config = Arc::unwrap_or_clone(client_that_trusts(roots)?);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
 /// Client configuration with the certificate of a caller, in one PEM file with its key; trusts the CA in
 /// another file, or else those of the system.
 ///

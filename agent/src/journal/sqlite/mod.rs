@@ -13,7 +13,7 @@ use daemon::{
     group_commit::Handle,
     seal::{Db, Key},
 };
-use proto::id::{SandboxId, Vmid};
+use proto::id::{SandboxId, SandboxRef, Vmid};
 use rusqlite::Connection;
 use tokio::sync::watch;
 
@@ -78,6 +78,24 @@ impl SqliteJournal {
             return Ok(None);
         }
         tables::node(&connection::look(path)?)
+    }
+
+    /// Record of a sandbox in the journal at `path`, read beside an agent that runs; by vmid: that of the
+    /// sandbox which has it now. `None` when there is no such record.
+    ///
+    /// # Errors
+    /// When the journal is missing or cannot be read.
+    pub fn record_of(path: &Path, sandbox: SandboxRef) -> Result<Option<Record>> {
+        let connection = connection::look(path)?;
+        let key = sealed::key_beside(path)?;
+        let db = Db { connection: &connection, key: &key };
+        match sandbox {
+            SandboxRef::Id(id) => tables::get(&db, &id),
+            SandboxRef::Vmid(vmid) => {
+                let mut all = tables::all(&db)?.into_iter();
+                Ok(all.find(|record| record.vmid == vmid && !record.phase.ended()))
+            }
+        }
     }
 
     async fn read<T: Send + 'static>(

@@ -1,0 +1,157 @@
+//! Upkeep of cloudflared's configuration by the agent: what differs from the settings is put back, and the connector
+//! is restarted where it runs with another configuration. It reads its file at its start only, and dies of SIGHUP.
+
+use std::{path::PathBuf, time::Duration};
+
+use daemon::{chain::Chain, text};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    UNIT,
+    node::{self, Error, Node},
+    render::{Origin, render},
+};
+
+/// Interval between two looks.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Work that one look finds. Pure: see [`plan`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// Whether the file is written anew.
+    pub writes: bool,
+    /// Whether the connector is restarted.
+    pub restarts: bool,
+}
+
+/// Decides. `file` is the configuration on the disk, `running` that of the connector that runs, where it is known.
+/// `tried` is the configuration for which a restart was tried already: one that does not help is not repeated.
+pub fn plan(wanted: &str, file: Option<&str>, running: Option<&str>, tried: Option<&str>) -> Work {
+    let runs_another = running.is_some_and(|running| running != wanted);
+    Work { writes: file != Some(wanted), restarts: runs_another && tried != Some(wanted) }
+}
+
+/// Keeper of this node's configuration.
+#[derive(Debug)]
+pub struct Keeper {
+    node: Node,
+    origin: Origin,
+    /// Configuration for which the connector was restarted last.
+    tried: Option<String>,
+    /// Configuration that cloudflared did not accept.
+    refused: Option<String>,
+    /// Domain that was told to have no record.
+    told: Option<String>,
+}
+
+impl Keeper {
+    /// Makes a keeper.
+    pub fn new(node: Node, origin: Origin) -> Self {
+        Self { node, origin, tried: None, refused: None, told: None }
+    }
+
+    /// Looks, now and every 30 s, until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut ticks = interval(LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            if let Some(Err(error)) = stop.run_until_cancelled(self.look()).await {
+                tracing::warn!(error = %Chain(&error), "the tunnel was not looked after");
+            }
+        }
+    }
+
+    /// Looks once, and does what is to be done; returns that.
+    ///
+    /// # Errors
+    /// When something cannot be read, written or run.
+    pub async fn look(&mut self) -> Result<Work, Error> {
+        let none = Work { writes: false, restarts: false };
+        let Some(settings) = node::settings(self.node.paths())? else { return Ok(none) };
+        self.tell_domain(settings.domain.as_str());
+        let wanted = render(&settings, &self.origin);
+        let path = self.node.paths().config();
+        let file = text::read_if_there(&path).map_err(|error| Error::File(path.clone(), error))?;
+        let running = self.node.paths().running_config();
+        let work = plan(&wanted, file.as_deref(), running.as_deref(), self.tried.as_deref());
+        if work.writes {
+            self.write(&wanted, file.is_some(), path).await?;
+        }
+        if work.restarts {
+            self.tried = Some(wanted);
+            tracing::warn!(
+                unit = UNIT,
+                "cloudflared runs with another configuration: it is restarted"
+            );
+            self.node.systemctl(&["try-restart", "--no-block", UNIT]).await?;
+        }
+        Ok(work)
+    }
+
+    async fn write(&mut self, wanted: &str, was_there: bool, path: PathBuf) -> Result<(), Error> {
+        // Told once: nothing changes until the settings do.
+        if self.refused.as_deref() == Some(wanted) {
+            return Ok(());
+        }
+        match self.node.validate(wanted).await {
+            Ok(()) => {}
+            // Without the program nothing runs with it either.
+            Err(Error::Missing(_)) => {}
+            Err(error) => {
+                if matches!(error, Error::Invalid(_)) {
+                    self.refused = Some(wanted.to_owned());
+                }
+                return Err(error);
+            }
+        }
+        self.node.write_config(wanted)?;
+        let path = path.display();
+        match was_there {
+            true => {
+                tracing::warn!(%path, "cloudflared's configuration differed from the settings and was put back")
+            }
+            false => tracing::info!(%path, "wrote cloudflared's configuration"),
+        }
+        Ok(())
+    }
+
+    /// Says once that the record of DNS is still that of another domain.
+    fn tell_domain(&mut self, recorded: &str) {
+        let now = self.origin.domain.as_str();
+        if recorded != now && self.told.as_deref() != Some(recorded) {
+            tracing::warn!(
+                domain = now,
+                recorded,
+                "ingress.domain has changed, and the agent has no token for Cloudflare: run `pve-sandbox-agent \
+                 tunnel setup` for the record of the new domain"
+            );
+            self.told = Some(recorded.to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_is_written_or_restarted() {
+        let work = |file, running, tried| {
+            let Work { writes, restarts } = plan("new", file, running, tried);
+            (writes, restarts)
+        };
+        assert_eq!(work(Some("new"), Some("new"), None), (false, false));
+        assert_eq!(work(Some("new"), None, None), (false, false), "nothing runs");
+        assert_eq!(
+            work(Some("edited"), Some("new"), None),
+            (true, false),
+            "nobody has read the edit"
+        );
+        assert_eq!(work(None, None, None), (true, false));
+        assert_eq!(work(Some("old"), Some("old"), None), (true, true), "the domain has changed");
+        assert_eq!(work(Some("new"), Some("old"), None), (false, true));
+        assert_eq!(work(Some("new"), Some("old"), Some("new")), (false, false), "it did not help");
+        assert_eq!(work(Some("new"), Some("old"), Some("older")), (false, true));
+    }
+}

@@ -1,0 +1,431 @@
+//! `tunnel setup`: makes or joins the tunnel, its DNS records, this node's files and its unit. What is right is left
+//! alone, so it can be repeated; what is somebody else's is refused before anything is changed.
+
+mod place;
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use proto::secret::Secret;
+
+use super::{
+    UNIT,
+    api::{
+        self, Api,
+        model::{Cname, ConfigSource, Record, Tunnel},
+    },
+    credentials::{Credentials, fresh_secret},
+    ids::CloudId,
+    node::{self, Node, Ready},
+    record::{self, Plan},
+    render::{Origin, render},
+    settings::{Controller, Hostname, Settings},
+};
+use place::Place;
+
+/// Longest wait for the first connection to Cloudflare.
+const CONNECT: Duration = Duration::from_secs(30);
+
+/// Order of an operator.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Name of the tunnel.
+    pub name: String,
+    /// Zone; looked up where it is not given.
+    pub zone: Option<CloudId>,
+    /// Account; that of the zone where it is not given.
+    pub account: Option<CloudId>,
+    /// Controller to publish. Without one, that of an earlier call stays.
+    pub controller: Option<Controller>,
+    /// Address where cloudflared is to tell whether it is connected. That of an earlier call stays.
+    pub metrics: SocketAddr,
+    /// Whether records of somebody else are replaced.
+    pub replace_record: bool,
+    /// Whether changes are only told.
+    pub dry_run: bool,
+    /// Whether the unit is started.
+    pub start: bool,
+}
+
+/// Result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// Number of changes.
+    pub changes: usize,
+    /// Connections to Cloudflare; `None` where the connector was not started or did not connect in time.
+    pub ready: Option<Ready>,
+    /// Whether the connector should be connected now.
+    pub is_started: bool,
+}
+
+/// Reason why nothing more was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A call of Cloudflare's API failed.
+    #[error(transparent)]
+    Api(#[from] api::Error),
+    /// A step on this node failed.
+    #[error(transparent)]
+    Node(#[from] node::Error),
+    /// A secret cannot be made or read.
+    #[error("the secret of the tunnel cannot be used")]
+    Secret(#[source] io::Error),
+    /// No zone is found.
+    #[error(
+        "the API token sees no zone of {0}: add the domain to Cloudflare, or give the token the permission {perm} for \
+         it; or give --zone-id and --account-id",
+        perm = api::Permission::ZoneRead
+    )]
+    NoZone(Hostname),
+    /// The zone is another domain's.
+    #[error(
+        "the zone that was given is {zone}, and {domain} is not in it: leave --zone-id out, or give another"
+    )]
+    OtherZone {
+        /// Name of the zone.
+        zone: String,
+        /// Domain.
+        domain: Hostname,
+    },
+    /// The tunnel is configured at Cloudflare.
+    #[error(
+        "the tunnel {0} is configured in Cloudflare's dashboard, so it would ignore this node's configuration: give \
+         another --name, or delete it there"
+    )]
+    Remote(String),
+    /// A name has records of somebody else.
+    #[error(
+        "{}: not made by pve-sandbox, so left alone; delete it in Cloudflare's dashboard (DNS > Records), or repeat \
+         this with --replace-record, which replaces it",
+        shown(.0)
+    )]
+    Taken(Vec<Record>),
+    /// The host of the controller is in another zone.
+    #[error("{host} is not in the zone {zone}: its record cannot be made there")]
+    ControllerZone {
+        /// Host.
+        host: Hostname,
+        /// Zone.
+        zone: String,
+    },
+}
+
+fn shown(records: &[Record]) -> String {
+    records.iter().map(record::shown).collect::<Vec<_>>().join("; ")
+}
+
+/// Prints a line for people.
+pub type Say<'a> = &'a mut dyn FnMut(&str);
+
+/// Teller of changes, done or only planned.
+struct Teller<'a> {
+    say: Say<'a>,
+    dry_run: bool,
+    changes: usize,
+}
+
+impl Teller<'_> {
+    fn fine(&mut self, what: &str) {
+        (self.say)(&format!("ok     {what}"));
+    }
+
+    fn note(&mut self, what: &str) {
+        (self.say)(&format!("note   {what}"));
+    }
+
+    /// Tells of a change; returns whether it is to be made. It is told before: a failure names the next one.
+    fn makes(&mut self, what: &str) -> bool {
+        self.changes += 1;
+        let word = if self.dry_run { "would" } else { "change" };
+        (self.say)(&format!("{word:<6} {what}"));
+        !self.dry_run
+    }
+}
+
+/// Sets the tunnel up.
+///
+/// # Errors
+/// When something is missing, somebody else's, or fails. A repeated call goes on where this one ended.
+pub async fn run(
+    order: &Order,
+    origin: &Origin,
+    api: &Api,
+    node: &Node,
+    say: Say<'_>,
+) -> Result<Done, Error> {
+    let mut teller = Teller { say, dry_run: order.dry_run, changes: 0 };
+    let version = node::version(node.paths()).await?;
+    teller.fine(&format!("cloudflared {version}"));
+    let before = node::settings(node.paths())?;
+    let place =
+        place::find(api, &origin.domain, order.zone.as_ref(), order.account.as_ref()).await?;
+    let kept = before.as_ref().and_then(|before| before.controller.clone());
+    let controller = order.controller.clone().or(kept);
+    remarks(&place, controller.as_ref(), &mut teller)?;
+
+    // All that is somebody else's is refused before the first change.
+    let tunnel = api.tunnel(&place.account, &order.name).await?;
+    if let Some(tunnel) = &tunnel {
+        is_local(tunnel)?;
+    }
+    let metrics = before.as_ref().map_or(order.metrics, |before| before.metrics);
+    let hosts = hosts(&origin.domain, controller.as_ref());
+    let mut plans = Vec::new();
+    for host in hosts {
+        let existing = api.records(&place.zone, &host).await?;
+        match record::plan(
+            &existing,
+            tunnel.as_ref().map(|tunnel| &tunnel.id),
+            order.replace_record,
+        ) {
+            Plan::Refuse(records) => return Err(Error::Taken(records)),
+            plan @ (Plan::Keep | Plan::Create | Plan::Replace(_) | Plan::Evict(_)) => {
+                plans.push((host, plan));
+            }
+        }
+    }
+
+    let made = make_tunnel(order, &place, api, tunnel, &mut teller).await?;
+    let wanted = made.as_ref().map(|(tunnel, _)| tunnel);
+    for (host, plan) in plans {
+        make_record(&host, plan, wanted, order, &place, api, &mut teller).await?;
+    }
+    let Some((tunnel, credentials)) = made else {
+        teller.makes(&format!("write the files in {}", node.paths().dir.display()));
+        teller.makes(&format!("enable and start {UNIT}"));
+        return Ok(Done { changes: teller.changes, ready: None, is_started: false });
+    };
+    let settings = Settings {
+        name: order.name.clone(),
+        tunnel: tunnel.id,
+        account: place.account,
+        zone: place.zone,
+        zone_name: place.zone_name,
+        domain: origin.domain.clone(),
+        controller,
+        metrics,
+    };
+    let is_new = files(&settings, before.as_ref(), &credentials, origin, node, &mut teller).await?;
+    start(&settings, is_new, order, node, teller).await
+}
+
+/// Tells what will not work, and refuses a controller that is elsewhere.
+fn remarks(
+    place: &Place,
+    controller: Option<&Controller>,
+    teller: &mut Teller<'_>,
+) -> Result<(), Error> {
+    place.notes.iter().for_each(|note| teller.note(note));
+    if let (Some(controller), Some(zone)) = (controller, &place.zone_name) {
+        let host = &controller.host;
+        if !host.is_in(zone) {
+            return Err(Error::ControllerZone { host: host.clone(), zone: zone.clone() });
+        }
+        let depth = |name: &str| name.split('.').count();
+        if depth(host.as_str()) > depth(zone) + 1 {
+            teller.note(&place::certificate(host.as_str(), zone));
+        }
+    }
+    Ok(())
+}
+
+fn hosts(domain: &Hostname, controller: Option<&Controller>) -> Vec<String> {
+    let of_controller = controller.map(|controller| controller.host.to_string());
+    [domain.wildcard()].into_iter().chain(of_controller).collect()
+}
+
+fn is_local(tunnel: &Tunnel) -> Result<(), Error> {
+    match tunnel.config_src {
+        Some(ConfigSource::Local) | None => Ok(()),
+        Some(ConfigSource::Cloudflare | ConfigSource::Unknown) => {
+            Err(Error::Remote(tunnel.name.clone()))
+        }
+    }
+}
+
+/// Makes the tunnel, or takes the one that is there; returns it with its secret. `None` in a dry run where it
+/// is still to be made.
+async fn make_tunnel(
+    order: &Order,
+    place: &Place,
+    api: &Api,
+    there: Option<Tunnel>,
+    teller: &mut Teller<'_>,
+) -> Result<Option<(Tunnel, Credentials)>, Error> {
+    let name = &order.name;
+    let tunnel = match there {
+        Some(tunnel) => {
+            teller.fine(&format!("tunnel {name} ({}) is there", tunnel.id));
+            tunnel
+        }
+        None => {
+            if !teller.makes(&format!("make the tunnel {name}")) {
+                return Ok(None);
+            }
+            let secret = fresh_secret().map_err(Error::Secret)?;
+            match api.create_tunnel(&place.account, name, &secret).await {
+                Ok(tunnel) => {
+                    let account = place.account.clone();
+                    let credentials = Credentials { account, secret, tunnel: tunnel.id.clone() };
+                    return Ok(Some((tunnel, credentials)));
+                }
+                // Another node was faster.
+                Err(error) if error.is_name_taken() => {
+                    let found = api.tunnel(&place.account, name).await?;
+                    let tunnel = found.ok_or(error)?;
+                    is_local(&tunnel)?;
+                    teller.fine(&format!("tunnel {name} ({}) was made by another node", tunnel.id));
+                    tunnel
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    };
+    let token: Secret<String> = api.tunnel_token(&place.account, &tunnel.id).await?;
+    let credentials = Credentials::from_token(&token).map_err(Error::Secret)?;
+    Ok(Some((tunnel, credentials)))
+}
+
+/// Makes the record of a name right.
+async fn make_record(
+    host: &str,
+    plan: Plan,
+    tunnel: Option<&Tunnel>,
+    order: &Order,
+    place: &Place,
+    api: &Api,
+    teller: &mut Teller<'_>,
+) -> Result<(), Error> {
+    let target = tunnel.map_or_else(|| "the tunnel".to_owned(), |tunnel| tunnel.id.target());
+    let evicted = match plan {
+        Plan::Keep => {
+            teller.fine(&format!("DNS record {host} leads to {target}"));
+            return Ok(());
+        }
+        Plan::Refuse(records) => return Err(Error::Taken(records)),
+        Plan::Create => Vec::new(),
+        Plan::Replace(old) => {
+            let does =
+                teller.makes(&format!("lead {host} to {target}; now {}", record::shown(&old)));
+            if let (true, Some(tunnel)) = (does, tunnel) {
+                let wanted = record::wanted(host, &tunnel.id, &order.name);
+                api.replace_record(&place.zone, &old.id, &wanted).await?;
+            }
+            return Ok(());
+        }
+        Plan::Evict(others) => others,
+    };
+    for old in evicted {
+        if teller.makes(&format!("delete the DNS record: {}", record::shown(&old))) {
+            api.delete_record(&place.zone, &old.id).await?;
+        }
+    }
+    let does = teller.makes(&format!("make the DNS record {host} CNAME {target}, proxied"));
+    if let (true, Some(tunnel)) = (does, tunnel) {
+        create(&record::wanted(host, &tunnel.id, &order.name), tunnel, place, api).await?;
+    }
+    Ok(())
+}
+
+/// Makes a record. One that another node has made in between is as good.
+async fn create(wanted: &Cname, tunnel: &Tunnel, place: &Place, api: &Api) -> Result<(), Error> {
+    match api.create_record(&place.zone, wanted).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_record_taken() => {
+            let existing = api.records(&place.zone, &wanted.name).await?;
+            match record::plan(&existing, Some(&tunnel.id), false) {
+                Plan::Keep => Ok(()),
+                Plan::Create => Err(error.into()),
+                Plan::Replace(other) => Err(Error::Taken(vec![other])),
+                Plan::Evict(others) | Plan::Refuse(others) => Err(Error::Taken(others)),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes what differs of this node's files; returns true when cloudflared must read them anew.
+async fn files(
+    settings: &Settings,
+    before: Option<&Settings>,
+    credentials: &Credentials,
+    origin: &Origin,
+    node: &Node,
+    teller: &mut Teller<'_>,
+) -> Result<bool, Error> {
+    let paths = node.paths();
+    let file = |path: &std::path::Path, error| node::Error::File(path.to_owned(), error);
+    if !teller.dry_run {
+        node.make_dir()?;
+    }
+    let mut is_new = false;
+    let path = paths.credentials();
+    if Credentials::read(&path).as_ref() == Some(credentials) {
+        teller.fine(&format!("{} has the tunnel's secret", path.display()));
+    } else if teller.makes(&format!("write {}", path.display())) {
+        credentials.write(&path).map_err(|error| file(&path, error))?;
+        is_new = true;
+    }
+    let (path, wanted) = (paths.config(), render(settings, origin));
+    let there = daemon::text::read_if_there(&path).map_err(|error| file(&path, error))?;
+    if there.as_ref() == Some(&wanted) {
+        teller.fine(&format!("{} is right", path.display()));
+    } else if teller.makes(&format!("write {}, checked by cloudflared", path.display())) {
+        node.validate(&wanted).await?;
+        node.write_config(&wanted)?;
+        is_new = true;
+    }
+    // Last: from here on the agent looks after the files.
+    let path = paths.settings();
+    if before == Some(settings) {
+        teller.fine(&format!("{} is right", path.display()));
+    } else if teller.makes(&format!("write {}", path.display())) {
+        settings.write(&path).map_err(|error| file(&path, error))?;
+    }
+    let running = paths.running_config();
+    Ok(is_new || running.is_some_and(|running| running != wanted))
+}
+
+/// Starts the unit, or restarts it where its files are new, and waits for its first connection.
+async fn start(
+    settings: &Settings,
+    is_new: bool,
+    order: &Order,
+    node: &Node,
+    mut teller: Teller<'_>,
+) -> Result<Done, Error> {
+    let none = |changes| Done { changes, ready: None, is_started: false };
+    let state = if order.start { node::unit_state(node.paths()).await } else { None };
+    let Some(state) = state else {
+        teller.note(&format!(
+            "nothing was started: systemctl enable {UNIT}; systemctl restart {UNIT}"
+        ));
+        return Ok(none(teller.changes));
+    };
+    if !state.is_enabled && teller.makes(&format!("enable {UNIT}")) {
+        node.systemctl(&["enable", "--quiet", UNIT]).await?;
+    }
+    let what = match (state.is_active, is_new) {
+        (true, false) => None,
+        (true, true) => {
+            Some(format!("restart {UNIT}: other nodes' connectors take over meanwhile"))
+        }
+        (false, _) => Some(format!("start {UNIT}")),
+    };
+    match what {
+        None => teller.fine(&format!("{UNIT} runs")),
+        // Not waited for: it is started when it has its first connection, which may take for ever.
+        Some(what) => {
+            if teller.makes(&what) {
+                node.systemctl(&["restart", "--no-block", UNIT]).await?;
+            }
+        }
+    }
+    if teller.dry_run {
+        return Ok(none(teller.changes));
+    }
+    let ready = node::until_ready(settings.metrics, CONNECT).await;
+    if let Some(ready) = &ready {
+        teller.fine(&format!("connected to Cloudflare: {} connections", ready.connections));
+    }
+    Ok(Done { changes: teller.changes, ready, is_started: true })
+}

@@ -1,0 +1,122 @@
+//! Finds the account and the zone of a tunnel, and says what of them will not work.
+
+use super::Error;
+use crate::tunnel::{
+    api::{self, Api, model::Zone},
+    ids::CloudId,
+    settings::Hostname,
+};
+
+/// Account and zone.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) account: CloudId,
+    pub(super) zone: CloudId,
+    /// Name of the zone; `None` where the token may not read it.
+    pub(super) zone_name: Option<String>,
+    /// Remarks for the operator.
+    pub(super) notes: Vec<String>,
+}
+
+/// Finds them: what is given counts, the rest is looked up.
+pub(super) async fn find(
+    api: &Api,
+    domain: &Hostname,
+    zone: Option<&CloudId>,
+    account: Option<&CloudId>,
+) -> Result<Place, Error> {
+    let found = match zone {
+        None => {
+            let found = api.zone_of(domain).await?;
+            Some(found.ok_or_else(|| Error::NoZone(domain.clone()))?)
+        }
+        Some(id) => match api.zone(id).await {
+            Ok(found) => Some(found),
+            // Its name is for remarks alone.
+            Err(api::Error::Lacks { .. }) if account.is_some() => None,
+            Err(error) => return Err(error.into()),
+        },
+    };
+    if let Some(found) = &found
+        && !domain.is_in(&found.name)
+    {
+        return Err(Error::OtherZone { zone: found.name.clone(), domain: domain.clone() });
+    }
+    let notes = found.as_ref().map(|zone| notes(zone, domain)).unwrap_or_default();
+    let of_zone = found.as_ref().map(|zone| &zone.account.id);
+    let (Some(account), Some(zone)) =
+        (account.or(of_zone), zone.or(found.as_ref().map(|zone| &zone.id)))
+    else {
+        return Err(Error::NoZone(domain.clone()));
+    };
+    Ok(Place {
+        account: account.clone(),
+        zone: zone.clone(),
+        zone_name: found.as_ref().map(|zone| zone.name.clone()),
+        notes,
+    })
+}
+
+/// Says what of a zone keeps the URLs from working. Pure.
+fn notes(zone: &Zone, domain: &Hostname) -> Vec<String> {
+    let mut notes = Vec::new();
+    if zone.status != "active" {
+        let servers = zone.name_servers.clone().unwrap_or_default().join(" and ");
+        notes.push(format!(
+            "the zone {} is {}: its domain must have the name servers {servers}",
+            zone.name, zone.status
+        ));
+    }
+    if zone.kind == "partial" {
+        notes.push(format!(
+            "the zone {} is a partial one (CNAME setup): Cloudflare makes no wildcard certificate for it",
+            zone.name
+        ));
+    }
+    // Universal SSL covers the zone's name and one label before it.
+    if domain.as_str() != zone.name {
+        notes.push(certificate(&format!("*.{domain}"), &zone.name));
+    }
+    notes
+}
+
+/// Says that a name is too deep for the certificate that each zone has.
+pub(super) fn certificate(name: &str, zone: &str) -> String {
+    format!(
+        "Cloudflare's free certificate covers {zone} and *.{zone}, and not {name}: browsers refuse these names \
+         until you order an advanced certificate for {name} (SSL/TLS > Edge Certificates), or use a domain that is a \
+         zone of its own"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tunnel::api::model::Account;
+
+    fn zone() -> Zone {
+        Zone {
+            id: "023e105f4ecef8ad9ca31a8372d0c353".parse().expect("an id"),
+            name: "example.com".into(),
+            status: "active".into(),
+            kind: "full".into(),
+            account: Account { id: "699d98642c564d2e855e9661899b7252".parse().expect("an id") },
+            name_servers: Some(vec!["a.ns.test".into(), "b.ns.test".into()]),
+        }
+    }
+
+    #[test]
+    fn zone_that_will_not_work_is_told() {
+        let domain = |text: &str| text.parse::<Hostname>().expect("a host name");
+        assert_eq!(notes(&zone(), &domain("example.com")), [""; 0]);
+        let deep = notes(&zone(), &domain("sbx.example.com"));
+        assert!(
+            deep[0].contains("not *.sbx.example.com") && deep[0].contains("advanced"),
+            "{deep:?}"
+        );
+        let pending = Zone { status: "pending".into(), ..zone() };
+        assert!(notes(&pending, &domain("example.com"))[0].contains("a.ns.test and b.ns.test"));
+        let partial = Zone { kind: "partial".into(), ..zone() };
+        assert!(notes(&partial, &domain("example.com"))[0].contains("no wildcard certificate"));
+    }
+}

@@ -1,0 +1,11 @@
+//! The tunnel: `setup`, `teardown`, the agent's upkeep and `doctor`, with a server that plays Cloudflare's API and checks
+//! each request, and with cloudflared or its stand-in.
+
+mod cloud;
+mod documents;
+mod keep;
+mod setup;
+mod shapes;
+mod teardown;
+mod token;
+mod world;

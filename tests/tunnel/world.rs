@@ -1,0 +1,186 @@
+//! A node for the tunnel, in a root of its own: the directories of the files, and small programs in place of systemctl
+//! and, where the machine has no cloudflared, of that.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use agent::{
+    run::Runner,
+    tunnel::{
+        api::Api,
+        node::{Node, Paths},
+        render::Origin,
+        settings::{self, Hostname, Settings},
+        setup::{self, Done, Order},
+    },
+};
+
+use crate::cloud::{Cloud, TOKEN};
+
+/// The stand-in for cloudflared; see its own file.
+const STANDIN: &str = env!("CARGO_BIN_EXE_cloudflared-standin");
+/// The real one.
+const REAL: &str = "/usr/bin/cloudflared";
+
+/// Stands for systemd: gives the unit its files, starts and stops cloudflared, and notes what it was asked.
+const SYSTEMCTL: &str = r#"
+alive() { test -s $ROOT/pid && readlink /proc/$(cat $ROOT/pid)/exe >/dev/null; }
+start() {
+  mkdir -p $ROOT/given
+  cp $ROOT/tunnel/config.yml $ROOT/tunnel/credentials.json $ROOT/given/
+  setsid $CLOUDFLARED --config $ROOT/given/config.yml --no-autoupdate tunnel run \
+    --credentials-file $ROOT/given/credentials.json </dev/null >$ROOT/cloudflared.log 2>&1 &
+  echo $! > $ROOT/pid
+}
+stop() {
+  if alive; then kill -TERM $(cat $ROOT/pid); while alive; do sleep 0.02; done; fi
+  rm -rf $ROOT/given $ROOT/pid
+}
+case "$1" in is-active) alive; exit;; is-enabled) test -e $ROOT/enabled; exit;; esac
+echo "$*" >> $ROOT/systemctl.log
+case "$*" in
+  enable*) touch $ROOT/enabled;;
+  disable*) rm -f $ROOT/enabled; stop;;
+  restart*) stop; start;;
+  try-restart*) if alive; then stop; start; fi;;
+  *) echo "unknown: $*" >&2; exit 1;;
+esac
+"#;
+
+pub(crate) struct World {
+    dir: tempfile::TempDir,
+    pub(crate) node: Node,
+    pub(crate) origin: Origin,
+    pub(crate) metrics: SocketAddr,
+}
+
+/// Result of a call of setup: what it said, and how it ended.
+pub(crate) type Told = (Vec<String>, Result<Done, setup::Error>);
+
+impl World {
+    /// Makes a node with the stand-in for cloudflared.
+    pub(crate) fn new() -> Self {
+        Self::with(Path::new(STANDIN))
+    }
+
+    /// Makes a node with the real cloudflared, or else with its stand-in, and says so.
+    pub(crate) fn with_real() -> Self {
+        let real = Path::new(REAL);
+        if real.exists() {
+            return Self::with(real);
+        }
+        eprintln!(
+            "NOT THE REAL cloudflared: {REAL} is not there, so its stand-in with the recorded behaviour ran"
+        );
+        Self::with(Path::new(STANDIN))
+    }
+
+    fn with(cloudflared: &Path) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name: &str| dir.path().join(name);
+        let script = format!(
+            "#!/bin/sh\nROOT={}\nCLOUDFLARED={}\n{SYSTEMCTL}",
+            dir.path().display(),
+            cloudflared.display()
+        );
+        fs::write(file("systemctl"), script).expect("written");
+        fs::set_permissions(file("systemctl"), fs::Permissions::from_mode(0o755))
+            .expect("executable");
+        let paths = Paths {
+            dir: file("tunnel"),
+            cloudflared: cloudflared.to_owned(),
+            systemctl: file("systemctl"),
+            systemd: dir.path().to_owned(),
+            given: file("given"),
+        };
+        let runner = Runner::new(file("output"), "/proc".into(), |_| false, 1).expect("a runner");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let metrics = free.local_addr().expect("bound");
+        Self {
+            node: Node::new(paths, runner),
+            origin: Origin {
+                domain: host("example.com"),
+                caddy: ([127, 0, 0, 1], 8480).into(),
+                ca: "/etc/pve-sandbox/tls/ca.crt".into(),
+            },
+            metrics,
+            dir,
+        }
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn order(&self) -> Order {
+        Order {
+            name: settings::name_of(&self.origin.domain),
+            zone: None,
+            account: None,
+            controller: None,
+            metrics: self.metrics,
+            replace_record: false,
+            dry_run: false,
+            start: true,
+        }
+    }
+
+    pub(crate) async fn setup(&self, cloud: &Cloud, order: &Order) -> Told {
+        let mut told = Vec::new();
+        let mut say = |line: &str| told.push(line.to_owned());
+        let done = setup::run(order, &self.origin, &api(cloud), &self.node, &mut say).await;
+        for line in &told {
+            assert!(!line.contains(TOKEN), "{line}");
+        }
+        (told, done)
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        let path = self.node.paths().settings();
+        Settings::read(&path).expect("read").expect("set up")
+    }
+
+    /// Returns what systemctl was asked since the last question.
+    pub(crate) fn systemctl(&self) -> Vec<String> {
+        let path = self.file("systemctl.log");
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        fs::remove_file(path).ok();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    pub(crate) fn pid(&self) -> Option<i32> {
+        fs::read_to_string(self.file("pid")).ok()?.trim().parse().ok()
+    }
+
+    /// Waits for a state of this node.
+    pub(crate) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let waited = async {
+            while !holds(self) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), waited).await.expect(what);
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid() {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).ok();
+        }
+    }
+}
+
+pub(crate) fn host(text: &str) -> Hostname {
+    text.parse().expect("a host name")
+}
+
+pub(crate) fn api(cloud: &Cloud) -> Api {
+    Api::new(&cloud.base, &TOKEN.into(), None).expect("a client")
+}
