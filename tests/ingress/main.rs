@@ -5,12 +5,16 @@
 //! Needs Debian's `caddy`; `PVE_SANDBOX_CADDY` names another binary.
 //! `PVE_SANDBOX_SKIP_INGRESS_TESTS=1` skips the tests, with a message.
 
+mod access_log;
+mod blue_green;
 mod bodies;
+mod corpora;
 mod dead;
 mod doctor;
 mod hide;
 mod hosts;
 mod http;
+mod idle;
 mod isolation;
 mod node;
 mod peers;
