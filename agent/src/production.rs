@@ -22,7 +22,7 @@ use agent::{
         routes::NodeRoutes,
         server::{self, Ingress},
         settings::Settings,
-        systemd::{Services, Systemd},
+        systemd::Systemd,
         version::{Generation, Version},
     },
     journal::{self, Journal, SqliteJournal},
@@ -339,8 +339,11 @@ fn keeper(
         record: caddy_settings::record(config),
         problem: caddy_settings::problem(config),
     };
-    let services = services.map(|systemd| Arc::new(systemd) as Arc<dyn Services>);
-    Ok(Keeper::new(settings.clone(), files, proof.clone(), caddy, services))
+    let keeper = Keeper::new(settings.clone(), files, proof.clone(), caddy);
+    Ok(match services {
+        Some(systemd) => keeper.served_by(Arc::new(systemd)),
+        None => keeper,
+    })
 }
 
 /// Looks after cloudflared's configuration, where a tunnel is or will be set up. What goes wrong with it keeps

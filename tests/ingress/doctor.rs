@@ -26,7 +26,14 @@ async fn findings(node: &Node) -> Vec<Check> {
     };
     let host = Host { net: node.dir.join("net"), bridge: paths, ..Host::of_node(&config) };
     let report = doctor::run(Some(&config), &Flags::default(), &|_| None, &host).await;
-    let ours = ["configuration", "caddy", "caddy-config", "route-socket", "ingress-files"];
+    let ours = [
+        "configuration",
+        "caddy",
+        "caddy-config",
+        "route-socket",
+        "ingress-files",
+        "caddy-listeners",
+    ];
     let all = report.checks.into_iter().filter(|check| ours.contains(&check.name));
     let all: Vec<_> = all.collect();
     assert!(all.len() >= 4, "{all:?}");
@@ -133,5 +140,22 @@ async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
     );
     serving.await.expect("ended");
     node.start_caddy().await;
+    assert_eq!(findings(&node).await, []);
+
+    // Another Caddy on its port, which starts without an error.
+    let other = node.dir.join("other.json");
+    fs::copy(&config, &other).expect("copied");
+    let mut stray = node::run_caddy(&other, &node.dir);
+    let mut found = Vec::new();
+    for _ in 0..500 {
+        found = findings(&node).await;
+        if !found.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(names(&found), ["caddy-listeners"], "{found:?}");
+    assert!(found[0].found.contains("other.json"), "{found:?}");
+    stray.kill().expect("a child");
+    stray.wait().expect("ended");
     assert_eq!(findings(&node).await, []);
 }

@@ -6,13 +6,17 @@
 //! `PVE_SANDBOX_SKIP_INGRESS_TESTS=1` skips the tests, with a message.
 
 mod access;
+mod access_log;
+mod blue_green;
 mod bodies;
 mod browser;
+mod corpora;
 mod dead;
 mod doctor;
 mod hide;
 mod hosts;
 mod http;
+mod idle;
 mod isolation;
 mod node;
 mod peers;

@@ -213,6 +213,7 @@ impl Table {
 pub(crate) struct Agent {
     runtime: Option<Runtime>,
     stop: CancellationToken,
+    revoked: Arc<Revoked>,
 }
 
 impl Agent {
@@ -223,6 +224,7 @@ impl Agent {
             .build()
             .expect("a runtime");
         let stop = CancellationToken::new();
+        let revoked = Arc::new(Revoked::load(dir.join("revoked")).expect("a list"));
         let ingress = Arc::new(Ingress {
             routes: table,
             rules: Rules {
@@ -232,7 +234,7 @@ impl Agent {
             clock: Arc::new(SystemClock::default()),
             proof: Proof::read(&dir.join("caddy.json")).expect("a proof"),
             probe: Probe::default(),
-            revoked: Arc::new(Revoked::load(dir.join("revoked")).expect("a list")),
+            revoked: Arc::clone(&revoked),
             metrics: Arc::default(),
             holds: Holds::new(limits.clone()),
         });
@@ -241,7 +243,7 @@ impl Agent {
             server::listen(&dir.join("route.sock"), None).expect("a socket")
         };
         runtime.spawn(server::serve(listener, ingress, stop.clone()));
-        Self { runtime: Some(runtime), stop }
+        Self { runtime: Some(runtime), stop, revoked }
     }
 
     /// Stops everything at once, as SIGKILL does.
@@ -305,23 +307,8 @@ impl Node {
     ) -> Self {
         let temp = tempfile::tempdir().expect("a directory");
         let dir = temp.path().to_owned();
-        let plain = |path: PathBuf| PlainPath::try_from(path.as_path()).expect("a plain path");
         let (public, peer) = (at(last, 8480), at(last, 8481));
-        let settings = Settings {
-            domain: DOMAIN.parse().expect("a domain"),
-            public: vec![public],
-            route_socket: plain(dir.join("route.sock")),
-            https: true,
-            frames: true,
-            peers: pki.map(|pki| Peers {
-                listen: peer,
-                ca: plain(pki.join("ca.crt")),
-                cert: plain(pki.join("node.crt")),
-                key: plain(pki.join("node.key")),
-            }),
-            access_log: Some(plain(dir.join("access.log"))),
-            generation: generation(),
-        };
+        let settings = settings(&dir, last, pki);
         let config = dir.join("caddy.json");
         let proof = Proof::ensure(&config).expect("a proof");
         let text = caddy::text(&settings, &proof);
@@ -343,6 +330,17 @@ impl Node {
             assert!(Instant::now() < deadline, "Caddy did not start: {}", self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Refuses peers with certificates of this node that were issued before a time; 0: with any.
+    pub(crate) fn revoke(&self, node: &str, accepted_from_ms: u64) {
+        let node = node.parse().expect("a name");
+        self.agent.revoked.replace([(node, accepted_from_ms)].into()).expect("written");
+    }
+
+    /// Returns the lines of the access log.
+    pub(crate) fn access_log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("access.log")).unwrap_or_default()
     }
 
     /// Returns Caddy's log.
@@ -400,14 +398,35 @@ impl Drop for Node {
     }
 }
 
+/// Returns the settings of a node's Caddy, whose files are in `dir`.
+pub(crate) fn settings(dir: &Path, last: u8, pki: Option<&Path>) -> Settings {
+    let plain = |path: PathBuf| PlainPath::try_from(path.as_path()).expect("a plain path");
+    Settings {
+        domain: DOMAIN.parse().expect("a domain"),
+        public: vec![at(last, 8480)],
+        route_socket: plain(dir.join("route.sock")),
+        https: true,
+        frames: true,
+        peers: pki.map(|pki| Peers {
+            listen: at(last, 8481),
+            ca: plain(pki.join("ca.crt")),
+            cert: plain(pki.join("node.crt")),
+            key: plain(pki.join("node.key")),
+        }),
+        access_log: Some(plain(dir.join("access.log"))),
+        generation: generation(),
+    }
+}
+
 /// Speaks first, as a server does that is none of HTTP.
 pub(crate) async fn greet(mut stream: TcpStream) {
     tokio::io::AsyncWriteExt::write_all(&mut stream, b"SSH-2.0-x\r\n").await.expect("sent");
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests start Caddy themselves")]
-fn run_caddy(config: &Path, dir: &Path) -> Child {
-    let log = std::fs::File::create(dir.join("caddy.log")).expect("a file");
+pub(crate) fn run_caddy(config: &Path, dir: &Path) -> Child {
+    let log = std::fs::File::options().append(true).create(true).open(dir.join("caddy.log"));
+    let log = log.expect("a file");
     Command::new(caddy().expect("not skipped"))
         .arg("run")
         .arg("--config")

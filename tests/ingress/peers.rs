@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use agent::ingress::{Owner, State, render::PEER_NAME};
 use rcgen::{
@@ -21,38 +21,56 @@ use crate::{
     websocket,
 };
 
+/// Second of the issue of certificates, unless a test says another.
+const EARLY_S: u64 = 1_700_000_000;
+
 /// A CA with one node's certificate, as files.
 #[derive(Debug)]
-pub(crate) struct Pki(tempfile::TempDir);
+pub(crate) struct Pki {
+    dir: tempfile::TempDir,
+    ca: String,
+    issuer: Arc<Issuer<'static, KeyPair>>,
+}
 
 impl Pki {
     /// Creates the CA and the certificate.
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let ca_key = KeyPair::generate().expect("a key");
         let ca_cert = ca.self_signed(&ca_key).expect("signed");
-        let issuer = Issuer::new(ca, ca_key);
-        let mut node = CertificateParams::new(vec![PEER_NAME.to_owned()]).expect("a name");
+        Self::issued(&ca_cert.pem(), Arc::new(Issuer::new(ca, ca_key)), "n1", EARLY_S)
+    }
+
+    /// Creates another certificate of the same CA, for a node of this name, issued at this second.
+    pub(crate) fn issue(&self, name: &str, issued_s: u64) -> Self {
+        Self::issued(&self.ca, Arc::clone(&self.issuer), name, issued_s)
+    }
+
+    fn issued(ca: &str, issuer: Arc<Issuer<'static, KeyPair>>, name: &str, issued_s: u64) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let names = vec![name.to_owned(), PEER_NAME.to_owned()];
+        let mut node = CertificateParams::new(names).expect("names");
+        // As the controller does: an hour for clocks that are behind.
+        node.not_before = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(issued_s - 3600);
         node.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let node_key = KeyPair::generate().expect("a key");
         let node_cert = node.signed_by(&node_key, &issuer).expect("signed");
         for (name, pem) in [
-            ("ca.crt", ca_cert.pem()),
+            ("ca.crt", ca.to_owned()),
             ("node.crt", node_cert.pem()),
             ("node.key", node_key.serialize_pem()),
         ] {
             std::fs::write(dir.path().join(name), pem).expect("written");
         }
-        Self(dir)
+        Self { dir, ca: ca.to_owned(), issuer }
     }
 
     /// Returns the directory of the files.
     pub(crate) fn path(&self) -> &Path {
-        self.0.path()
+        self.dir.path()
     }
 
     fn der(&self, name: &str) -> CertificateDer<'static> {
@@ -140,6 +158,49 @@ async fn request_takes_at_most_one_hop() {
     let answer = get(first.public, &host(8000, 100_002), "/").await;
     assert_eq!(answer.status, 502);
     assert!(answer.text().contains("did not answer (502)"), "{}", answer.text());
+}
+
+/// The owner refuses a revoked node at once, also after a restart of its agent, whatever a client claims, and
+/// on connections that are open; and it accepts the node's new certificate once the node has joined again.
+#[tokio::test(flavor = "multi_thread")]
+async fn revoked_node_is_refused_by_the_owner_until_it_joins_again() {
+    need_caddy!();
+    let pki = Pki::new();
+    let edge = Node::start_with(1, Some(pki.path()), |_| {}).await;
+    let joined = pki.issue("n1", EARLY_S + 1000);
+    let edge_again = Node::start_with(3, Some(joined.path()), |_| {}).await;
+    let mut owner = Node::start_with(2, Some(pki.issue("n2", EARLY_S).path()), |_| {}).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    owner.put(100_001, sandbox.address);
+    for edge in [&edge, &edge_again] {
+        edge.table.elsewhere(100_001, Owner::Peer(owner.peer));
+    }
+    let host = host(8000, 100_001);
+    let mut client = Client::connect(edge.public).await.expect("connected");
+    let request = Request::get(&host, "/");
+    assert_eq!(client.request(&request).await.expect("an answer").status, 200);
+
+    // Another node's revocation changes nothing.
+    owner.revoke("n9", 0);
+    assert_eq!(client.request(&request).await.expect("an answer").status, 200);
+    owner.revoke("n1", 0);
+    let served = sandbox.got().len();
+    let refused = client.request(&request).await.expect("an answer");
+    assert_eq!(refused.status, 403, "{}", refused.text());
+    assert!(refused.text().contains("revoked"), "{}", refused.text());
+    let forged = Request::get(&host, "/").with("X-Sbx-Peer-Certificate", "AAAA");
+    assert_eq!(once(edge.public, &forged).await.expect("an answer").status, 403);
+    owner.kill_agent();
+    owner.start_agent();
+    assert_eq!(client.request(&request).await.expect("an answer").status, 403);
+    assert_eq!(get(edge_again.public, &host, "/").await.status, 403);
+    assert_eq!(sandbox.got().len(), served);
+
+    owner.revoke("n1", (EARLY_S + 900) * 1000);
+    assert_eq!(client.request(&request).await.expect("an answer").status, 403);
+    assert_eq!(get(edge_again.public, &host, "/").await.status, 200);
+    // Its own clients reach the owner as before.
+    assert_eq!(get(owner.public, &host, "/").await.status, 200);
 }
 
 async fn handshake(

@@ -75,15 +75,17 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    pub fn new(
-        settings: Settings,
-        files: Files,
-        proof: Proof,
-        caddy: Caddy,
-        services: Option<Arc<dyn Services>>,
-    ) -> Self {
+    /// Makes a keeper of files alone.
+    pub fn new(settings: Settings, files: Files, proof: Proof, caddy: Caddy) -> Self {
         let (told, version) = (Mutex::default(), Mutex::default());
-        Self { settings, files, proof, caddy, services, told, version }
+        Self { settings, files, proof, caddy, services: None, told, version }
+    }
+
+    /// Has these services run Caddy.
+    #[must_use]
+    pub fn served_by(mut self, services: Arc<dyn Services>) -> Self {
+        self.services = Some(services);
+        self
     }
 
     /// Returns true when a change makes Caddy use the new files.

@@ -109,7 +109,7 @@ fn place() -> Place {
     let proof = Proof::ensure(&files.config).expect("a proof");
     let services = Arc::new(Memory::default());
     let dynamic = Arc::clone(&services) as Arc<dyn Services>;
-    let keeper = Keeper::new(settings, files, proof, caddy, Some(dynamic));
+    let keeper = Keeper::new(settings, files, proof, caddy).served_by(dynamic);
     Place { dir, services, keeper }
 }
 

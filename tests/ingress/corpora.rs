@@ -1,0 +1,254 @@
+//! Requests in forms that nobody would send by mistake, made by a seeded generator.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::Semaphore,
+    task::JoinSet,
+    time::timeout,
+};
+
+use crate::{
+    node::{DOMAIN, Node, at, host, host_by_id, need_caddy},
+    sandbox::Sandbox,
+};
+
+/// Requests of each corpus.
+const REQUESTS: usize = 1200;
+/// Requests at once.
+const AT_ONCE: usize = 48;
+const SEED: u64 = 0x5eed_0029;
+
+/// Generator of numbers (splitmix64).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((z ^ (z >> 31)) % u64::try_from(end).expect("small")).expect("small")
+    }
+
+    fn of<'a, T: ?Sized>(&mut self, all: &[&'a T]) -> &'a T {
+        all[self.below(all.len())]
+    }
+}
+
+/// Sends bytes on a connection of their own; returns the beginning of all that comes back.
+async fn send(
+    node: &Node,
+    permits: &Arc<Semaphore>,
+    bytes: Vec<u8>,
+) -> impl Future<Output = String> + use<> {
+    let permit = Arc::clone(permits).acquire_owned().await.expect("open");
+    let public = node.public;
+    async move {
+        let _permit = permit;
+        let mut stream = TcpStream::connect(public).await.expect("connected");
+        // Caddy may close it early.
+        drop(stream.write_all(&bytes).await);
+        drop(stream.shutdown().await);
+        let mut answer = Vec::new();
+        let mut read = stream.take(16 * 1024);
+        drop(timeout(Duration::from_secs(20), read.read_to_end(&mut answer)).await);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+}
+
+/// Changes a host name in one to three places.
+fn mutate(chance: &mut Chance, host: &str) -> Vec<u8> {
+    const PIECES: &[&str] = &[
+        "",
+        ".",
+        "..",
+        "-",
+        "--",
+        "0",
+        "00",
+        "9",
+        "vm-",
+        "port-",
+        "_",
+        "%2e",
+        "%00",
+        "@",
+        ":80",
+        ":0",
+        ":99999",
+        "/",
+        "\\",
+        "#",
+        "?",
+        " ",
+        "\t",
+        "\u{e9}",
+        "\u{ff0e}",
+        "\u{430}",
+        "x",
+        "A",
+        "evil.test",
+        ",",
+        ";",
+        "'",
+        "\"",
+        "[::1]",
+        "127.0.0.1",
+        "localhost",
+        "{http.request.host}",
+        "{env.HOME}",
+        "*",
+        "$",
+        "|",
+    ];
+    let mut bytes = host.as_bytes().to_vec();
+    for _ in 0..=chance.below(3) {
+        let at = chance.below(bytes.len() + 1);
+        match chance.below(6) {
+            0 => drop(bytes.splice(at..at, chance.of(PIECES).bytes()).collect::<Vec<_>>()),
+            1 if at < bytes.len() => {
+                bytes[at] = u8::try_from(0x20 + chance.below(0x5f)).expect("ASCII")
+            }
+            2 if at < bytes.len() => drop(bytes.remove(at)),
+            3 => bytes.truncate(at.max(1)),
+            4 => drop(bytes.splice(0..0, chance.of(PIECES).bytes()).collect::<Vec<_>>()),
+            _ => bytes.extend(chance.of(PIECES).bytes()),
+        }
+    }
+    bytes.retain(|byte| !matches!(byte, b'\r' | b'\n'));
+    bytes
+}
+
+/// Only the names of a sandbox reach it, in any case and with any port behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn mutated_hosts_reach_a_sandbox_only_by_its_own_name() {
+    need_caddy!();
+    let node = Node::start(1).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    node.put(100_001, sandbox.address);
+    let names = [host(8000, 100_001), host_by_id(8000, 100_001)];
+    let good: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    let is_good = |host: &[u8]| {
+        let host = String::from_utf8_lossy(host).to_ascii_lowercase();
+        let host = host.trim_matches([' ', '\t']);
+        let bare = host.split_once(':').map_or(host, |(name, _)| name);
+        good.contains(bare)
+    };
+    let mut chance = Chance(SEED);
+    let permits = Arc::new(Semaphore::new(AT_ONCE));
+    let mut all = JoinSet::new();
+    for _ in 0..REQUESTS {
+        let name = &names[chance.below(2)];
+        let mutated = mutate(&mut chance, name);
+        let request =
+            [b"GET /m HTTP/1.1\r\nHost: ", &mutated[..], b"\r\nConnection: close\r\n\r\n"].concat();
+        let answer = send(&node, &permits, request).await;
+        all.spawn(async move { (mutated, answer.await) });
+    }
+    let mut reached = 0;
+    while let Some(done) = all.join_next().await {
+        let (host, answer) = done.expect("no panic");
+        let is_served = answer.starts_with("HTTP/1.1 200");
+        assert!(!is_served || is_good(&host), "{:?}: {answer}", String::from_utf8_lossy(&host));
+        assert!(!answer.is_empty(), "no answer to {:?}", String::from_utf8_lossy(&host));
+        reached += usize::from(is_served);
+    }
+    assert_eq!(sandbox.got().len(), reached);
+    assert!(reached < REQUESTS / 4, "most are changed: {reached}");
+    // Caddy and the agent are as they were.
+    assert_eq!(crate::http::get(node.public, &names[0], "/").await.status, 200);
+}
+
+/// Builds a request whose end is in doubt, with a second one inside of its body, for a sandbox that is not
+/// there: who takes that one for a request of its own has been deceived.
+fn smuggle(chance: &mut Chance, host: &str) -> Vec<u8> {
+    const LENGTHS: &[&str] = &[
+        "",
+        "Content-Length: 0\r\n",
+        "Content-Length: 5\r\n",
+        "Content-Length: +5\r\n",
+        "Content-Length: 0x5\r\n",
+        "Content-Length: 5, 0\r\n",
+        "Content-Length: 0\r\nContent-Length: 5\r\n",
+        "Content-Length : 5\r\n",
+        " Content-Length: 5\r\n",
+        "Content-Length: -1\r\n",
+        "Content_Length: 5\r\n",
+        "Content-Length:\r\n 5\r\n",
+        "Content-Length: 99999999999999999999\r\n",
+    ];
+    const CODINGS: &[&str] = &[
+        "",
+        "Transfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: xchunked\r\n",
+        "Transfer-Encoding : chunked\r\n",
+        "Transfer-Encoding:\tchunked\r\n",
+        "Transfer-Encoding: chunked, identity\r\n",
+        "Transfer_Encoding: chunked\r\n",
+        "Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n",
+        "X: x\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding\r\n: chunked\r\n",
+        "transfer-encoding: Chunked\r\n",
+        "Transfer-Encoding: \u{b}chunked\r\n",
+        "Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nTrailer: Host\r\n",
+    ];
+    const STARTS: &[&str] = &[
+        "0\r\n\r\n",
+        "5\r\nabcde\r\n0\r\n\r\n",
+        "5;x=\n\r\nabcde\r\n0\r\n\r\n",
+        "abcde",
+        "0\n\n",
+        "00000005\r\nabcde\r\n0\r\nHost: x\r\n\r\n",
+        "",
+    ];
+    const VERSIONS: &[&str] =
+        &["HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "HTTP/1.1 ", "http/1.1"];
+    const METHODS: &[&str] = &["POST", "GET", "PUT", "OPTIONS", "PRI", "POST "];
+    let (length, coding) = (chance.of(LENGTHS), chance.of(CODINGS));
+    let both = if chance.below(2) == 0 {
+        format!("{length}{coding}")
+    } else {
+        format!("{coding}{length}")
+    };
+    let (method, version, start) = (chance.of(METHODS), chance.of(VERSIONS), chance.of(STARTS));
+    let inner = format!(
+        "GET /smuggled HTTP/1.1\r\nHost: port-8000-vm-999999.{DOMAIN}\r\nConnection: close\r\n\r\n"
+    );
+    format!("{method} /outer {version}\r\nHost: {host}\r\n{both}\r\n{start}{inner}").into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn smuggled_requests_never_reach_a_sandbox() {
+    need_caddy!();
+    let node = Node::start(1).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    node.put(100_001, sandbox.address);
+    let host = host(8000, 100_001);
+    let mut chance = Chance(SEED + 1);
+    let permits = Arc::new(Semaphore::new(AT_ONCE));
+    let mut all = JoinSet::new();
+    for _ in 0..REQUESTS {
+        let request = smuggle(&mut chance, &host);
+        let answer = send(&node, &permits, request.clone()).await;
+        all.spawn(async move { (request, answer.await) });
+    }
+    let mut served = 0;
+    while let Some(done) = all.join_next().await {
+        let (_, answer) = done.expect("no panic");
+        served += usize::from(answer.starts_with("HTTP/1.1 200"));
+    }
+    // Each request that the sandbox got is one that Caddy asked the agent about.
+    let got = sandbox.got();
+    for one in &got {
+        assert!(one.head.line.contains(" /outer "), "{:?}", one.head);
+        let framed = one.head.all("content-length").len() + one.head.all("transfer-encoding").len();
+        assert!(framed <= 1, "its end is in doubt: {:?}", one.head);
+    }
+    assert_eq!(sandbox.questions(), 0);
+    assert!(served > 50, "some are plain requests: {served}");
+    assert_eq!(crate::http::get(node.public, &host, "/outer ok").await.status, 400);
+}
