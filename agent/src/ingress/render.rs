@@ -246,7 +246,7 @@ fn to_sandbox(settings: &Settings, via: Via, visitor: Visitor) -> Vec<Value> {
         "headers": {
             "request": { "replace": { "Cookie": cookies }, "set": set },
             "response": {
-                "delete": headers::reserved(),
+                "delete": of_a_response(),
                 "set": { "X-Robots-Tag": ["noindex, nofollow"] },
             },
         },
@@ -283,9 +283,15 @@ fn to_peer(peers: &Peers) -> Value {
                     "X-Request-Id": ["{http.request.uuid}"],
                 },
             },
-            "response": { "delete": headers::reserved() },
+            "response": { "delete": of_a_response() },
         },
     })
+}
+
+/// Lists headers of a response that do not reach the client. Caddy adds a `Server` of its own: one is enough, and
+/// what a sandbox runs is nobody's business.
+fn of_a_response() -> Vec<String> {
+    [headers::reserved(), vec!["Server".to_owned()]].concat()
 }
 
 fn no_keep_alive() -> Value {

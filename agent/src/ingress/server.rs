@@ -194,7 +194,8 @@ impl Ingress {
         match decide::decide(question, local.as_ref(), &owner) {
             Verdict::Local { upstream, host, grant } => match self.probe.ask(upstream).await {
                 Answer::Open => {
-                    if let Some(target) = &local {
+                    // Who is unknown does not keep a sandbox awake, either.
+                    if let Some(target) = local.as_ref().filter(|_| grant.wakes) {
                         self.routes.used(&target.id);
                     }
                     self.go(&Route { upstream, host: &host, grant: Some(&grant) })

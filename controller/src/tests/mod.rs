@@ -20,6 +20,7 @@ mod lists;
 mod names;
 mod nodes;
 mod pause;
+mod ports;
 mod quotas;
 mod resize;
 mod revocation;
