@@ -1,6 +1,6 @@
 //! Cost of the verdict on a request, in memory: of a public port, and of one that needs a session.
 
-use std::{collections::BTreeMap, hint::black_box, time::Instant};
+use std::{collections::BTreeMap, hint::black_box};
 
 use agent::{
     ingress::{
@@ -16,6 +16,7 @@ use proto::{
     name::Port,
     visibility::Visibility,
 };
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderName};
 
 use crate::figures::{Figures, median};

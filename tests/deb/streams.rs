@@ -174,7 +174,7 @@ fn serve(node: &Booted, id: &str) -> (Child, String) {
     let knock = "import socket; socket.create_connection((\"127.0.0.1\", 9000)).close()";
     let knocks = || node.run(&[CLI, "exec", id, "--", "python3", "-c", knock]).0 == Some(0);
     assert!((0..UNTIL).any(|_| knocks() || wait()), "the server in the sandbox does not start");
-    let url = node.ok(&[CLI, "expose", id, "9000"]);
+    let url = node.ok(&[CLI, "expose", id, "9000", "--public"]);
     let host = url.lines().find_map(|line| line.strip_prefix("https://")).expect("an address");
     (server, host.trim_end_matches('/').to_owned())
 }

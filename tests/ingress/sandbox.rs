@@ -111,8 +111,12 @@ async fn serve(
         } else {
             let text = format!("{name} got {} and {} bytes\n", head.line, body.len());
             let extra = if path.starts_with("/forge") { lies.as_str() } else { "" };
-            write!(answer, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{extra}\r\n", text.len())
-                .expect("a String takes all");
+            write!(
+                answer,
+                "HTTP/1.1 200 OK\r\nServer: sandbox\r\nContent-Length: {}\r\n{extra}\r\n",
+                text.len()
+            )
+            .expect("a String takes all");
             if !head.line.starts_with("HEAD ") {
                 answer.push_str(&text);
             }

@@ -320,11 +320,11 @@ fn to_sandbox(settings: &Settings, via: Via, visitor: Visitor) -> Vec<Value> {
         "request": { "delete": headers::for_a_sandbox() },
     });
     let mut answer = json!({
-        "delete": headers::reserved(),
+        "delete": of_a_response(),
         "set": { "X-Robots-Tag": ["noindex, nofollow"] },
     });
     if settings.frames {
-        answer["delete"] = [headers::reserved(), pages::frame_headers()].concat().into();
+        answer["delete"] = [of_a_response(), pages::frame_headers()].concat().into();
         answer["replace"] = pages::without_frame_ancestors();
     }
     let proxy = json!({
@@ -381,9 +381,15 @@ fn to_peer(peers: &Peers) -> Value {
                     "X-Request-Id": ["{http.request.uuid}"],
                 },
             },
-            "response": { "delete": headers::reserved() },
+            "response": { "delete": of_a_response() },
         },
     })
+}
+
+/// Lists headers of a response that do not reach the client. Caddy adds a `Server` of its own: one is enough, and
+/// what a sandbox runs is nobody's business.
+fn of_a_response() -> Vec<String> {
+    [headers::reserved(), vec!["Server".to_owned()]].concat()
 }
 
 fn no_keep_alive() -> Value {

@@ -234,7 +234,9 @@ impl Ingress {
         match decide::decide(question, local.as_ref(), &owner) {
             Verdict::Local { upstream, host, grant } => match self.probe.ask(upstream).await {
                 Answer::Open => {
-                    if let Some(target) = local.as_ref().filter(|_| intent.is_use()) {
+                    // Who is unknown does not keep a sandbox awake, either.
+                    let is_use = grant.wakes && intent.is_use();
+                    if let Some(target) = local.as_ref().filter(|_| is_use) {
                         self.routes.used(&target.id);
                     }
                     let mut reply = self.go(&Route { upstream, host: &host, grant: Some(&grant) });

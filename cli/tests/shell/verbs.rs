@@ -406,10 +406,11 @@ async fn ports_are_exposed_listed_and_hidden() {
     let url = format!("http://port-9000-{ID}.sandbox.localhost");
     assert_eq!(fake.run(&["expose", ID, "9000"]).await.text(), format!("{url}\n"));
     let value = fake.run(&["expose", "--json", ID, "9000", "--name", "api"]).await.json();
-    assert_eq!(
-        value,
-        json!({ "id": ID, "name": "api", "port": 9000, "url": url, "bypasses_access": false })
-    );
+    let exposed = json!({
+        "id": ID, "name": "api", "port": 9000, "url": url, "visibility": "public",
+        "bypasses_access": false,
+    });
+    assert_eq!(value, exposed);
     let web = format!("http://port-8080-{ID}.sandbox.localhost\n");
     for args in [&["url", ID][..], &["url", ID, "8080"], &["url", ID, "web"]] {
         assert_eq!(fake.run(args).await.text(), web, "{args:?}");
@@ -421,6 +422,40 @@ async fn ports_are_exposed_listed_and_hidden() {
         assert_eq!(fake.run(&["hide", ID, name]).await.text(), format!("{ID} web, www closed\n"));
     }
     assert_eq!(fake.run(&["hide", ID, "other"]).await.code, Some(3));
+}
+
+#[tokio::test]
+async fn port_is_exposed_to_some_and_they_get_links_and_tokens() {
+    let fake = fake().await;
+    for (who, note) in [
+        (vec!["--public"], ""),
+        (vec!["--visibility", "team"], "it needs a link: `sandboxctl link"),
+        (vec!["--visibility", "token"], "it needs a token: `sandboxctl link"),
+        (vec!["--visibility", "private"], "a port forward reaches it"),
+    ] {
+        let ran = fake.run(&[&["expose", ID, "9000"], who.as_slice()].concat()).await;
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert!(ran.stderr.contains(note), "{ran:?}");
+        assert_eq!(ran.stderr.is_empty(), note.is_empty(), "{ran:?}");
+    }
+    for wrong in [&["--visibility", "everybody"][..], &["--public", "--visibility", "team"]] {
+        let ran = fake.run(&[&["expose", ID, "9000"], wrong].concat()).await;
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+    }
+    let url = format!("http://port-8080-{ID}.sandbox.localhost/");
+    let link = fake.run(&["link", ID, "8080"]).await;
+    assert_eq!(link.text(), format!("{url}?sbx_link=sbxl1_x\n"));
+    let token = fake.run(&["link", ID, "8080", "--token", "--ttl", "1h"]).await;
+    assert_eq!(token.text(), "sbxt1_x\n");
+    let value = fake.run(&["link", ID, "8080", "--json"]).await.json();
+    assert_eq!((&value["kind"], &value["port"]), (&json!("link"), &json!(8080)));
+    assert_eq!(value["credential"], json!("sbxl1_x"));
+    assert_eq!(fake.run(&["link", ID, "81"]).await.code, Some(3));
+    let revoked = fake.run(&["revoke", ID, "8080"]).await;
+    assert!(revoked.text().contains("port 8080: all links"), "{revoked:?}");
+    assert_eq!(fake.run(&["revoke", ID, "81"]).await.code, Some(3));
+    let shown = fake.run(&["get", ID]).await;
+    assert!(shown.text().contains("8080 team web"), "{shown:?}");
 }
 
 #[tokio::test]

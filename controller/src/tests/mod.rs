@@ -22,6 +22,7 @@ mod lost_key;
 mod names;
 mod nodes;
 mod pause;
+mod ports;
 mod quotas;
 mod resize;
 mod revocation;

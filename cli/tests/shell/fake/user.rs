@@ -430,7 +430,13 @@ impl SandboxService for Service {
         let url = format!("http://port-{port}-{id}.sandbox.localhost");
         let name = if name.is_empty() { format!("port-{port}") } else { name };
         Ok(Response::new(ExposeHttpServiceResponse {
-            service: Some(HttpService { name, port, url, visibility, ..HttpService::default() }),
+            service: Some(HttpService {
+                name,
+                port,
+                url,
+                visibility: visibility.max(1),
+                ..HttpService::default()
+            }),
         }))
     }
 

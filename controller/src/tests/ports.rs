@@ -1,0 +1,133 @@
+//! Who reaches an open port: by default, by the caller's word, and only on nodes that know of it.
+
+use proto::{Reason, sandbox::v1::*};
+
+use super::*;
+
+fn expose(id: &str, port: u32, visibility: Visibility) -> ExposeHttpServiceRequest {
+    ExposeHttpServiceRequest {
+        id: id.into(),
+        name: String::new(),
+        port,
+        visibility: visibility.into(),
+    }
+}
+
+fn reason(status: &Status) -> Option<Reason> {
+    daemon::status::reason(status)
+}
+
+fn with_port(request_id: &str, port: u32, visibility: Visibility) -> CreateSandboxRequest {
+    let service = HttpService { port, visibility: visibility.into(), ..HttpService::default() };
+    CreateSandboxRequest { services: vec![service], ..request(request_id) }
+}
+
+impl Lab {
+    async fn exposed(&self, id: &str, port: u32, asked: Visibility) -> Result<Visibility, Status> {
+        let answer = self.api().expose_http_service(expose(id, port, asked)).await?;
+        Ok(answer.into_inner().service.expect("a service").visibility())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn port_gets_the_callers_word_else_what_it_has_else_the_default() {
+    use Visibility::{Private, Public, Team, Token, Unspecified};
+    let mut lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    assert_eq!(lab.exposed(&id, 80, Unspecified).await.expect("exposed"), Team);
+    assert_eq!(lab.exposed(&id, 80, Private).await.expect("exposed"), Private);
+    assert_eq!(lab.exposed(&id, 80, Unspecified).await.expect("exposed"), Private);
+    assert_eq!(lab.get(&id).await.expect("known").services[0].visibility(), Private);
+    let bad = ExposeHttpServiceRequest { visibility: 9, ..expose(&id, 80, Public) };
+    let bad = lab.api().expose_http_service(bad).await.expect_err("no visibility");
+    assert_eq!(reason(&bad), Some(Reason::FieldInvalid));
+
+    lab.options.exposure.default = proto::visibility::Visibility::Public;
+    lab.options.exposure.denied = ["22".parse().expect("a port")].into();
+    lab.start().await;
+    assert_eq!(lab.exposed(&id, 81, Unspecified).await.expect("exposed"), Public);
+    // The exec daemon's port is public by an explicit word alone.
+    assert_eq!(lab.exposed(&id, 39_375, Unspecified).await.expect("exposed"), Team);
+    assert_eq!(lab.exposed(&id, 39_383, Public).await.expect("exposed"), Public);
+    let denied = lab.exposed(&id, 22, Public).await.expect_err("denied");
+    assert_eq!(reason(&denied), Some(Reason::PortDenied));
+    let denied = create(&mut lab.api(), with_port("r2", 22, Token)).await.expect_err("denied");
+    assert_eq!(reason(&denied), Some(Reason::PortDenied));
+    let made = create(&mut lab.api(), with_port("r3", 39_377, Unspecified)).await.expect("made");
+    assert_eq!(made.services[0].visibility(), Team);
+    // A repetition is one by what the caller sent.
+    let again = create(&mut lab.api(), with_port("r3", 39_377, Unspecified)).await;
+    assert_eq!(again.expect("repeated").id, made.id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn creation_that_is_wanted_again_compares_who_reaches_its_ports() {
+    use Visibility::{Private, Team, Unspecified};
+    let lab = Lab::new().await;
+    let named = |request_id: &str, who| {
+        let create = CreateSandboxRequest { name: "web".into(), ..with_port(request_id, 80, who) };
+        GetOrCreateSandboxRequest { create: Some(create) }
+    };
+    lab.api().get_or_create_sandbox(named("r1", Unspecified)).await.expect("made");
+    for who in [Unspecified, Team] {
+        lab.api().get_or_create_sandbox(named("r2", who)).await.expect("the same");
+    }
+    let other = lab.api().get_or_create_sandbox(named("r3", Private)).await.expect_err("another");
+    assert_eq!(reason(&other), Some(Reason::NameTaken));
+    assert!(other.message().contains("services"), "{}", other.message());
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_that_knows_no_visibility_gets_public_ports_alone() {
+    use Visibility::{Public, Team, Unspecified};
+    let mut lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.guards_nothing = true);
+    }
+    lab.start().await;
+    for asked in [Unspecified, Team] {
+        let error = lab.exposed(&id, 80, asked).await.expect_err("it would be public");
+        assert_eq!(reason(&error), Some(Reason::VisibilityUnsupported));
+    }
+    assert_eq!(lab.exposed(&id, 80, Public).await.expect("exposed"), Public);
+    let link = CreateAccessLinkRequest { id, service: "80".into(), ..Default::default() };
+    let error = lab.api().create_access_link(link).await.expect_err("it knows none");
+    assert_eq!(reason(&error), Some(Reason::VisibilityUnsupported));
+    // Of three nodes one has learnt it: that one gets the sandbox.
+    lab.agents[1].faults(|faults| faults.guards_nothing = false);
+    lab.start().await;
+    for number in 0..4 {
+        let request = with_port(&format!("c{number}"), 80, Team);
+        let made = create(&mut lab.api(), request).await.expect("made");
+        assert_eq!(made.node, lab.agents[1].name().to_string());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn link_is_the_url_of_the_port_with_the_nodes_credential() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let id = sandbox.id.clone();
+    for (port, who, kind, parameter) in [
+        (80, Visibility::Team, AccessKind::Link, "sbx_link"),
+        (81, Visibility::Token, AccessKind::Token, "sbx_token"),
+    ] {
+        lab.exposed(&id, port, who).await.expect("exposed");
+        let request = CreateAccessLinkRequest {
+            id: id.clone(),
+            service: port.to_string(),
+            ..CreateAccessLinkRequest::default()
+        };
+        let made = lab.api().create_access_link(request).await.expect("made").into_inner();
+        assert_eq!((made.kind(), made.port), (kind, port));
+        let url = format!("http://port-{port}-vm-{}.test:8480", sandbox.vmid);
+        assert_eq!(made.url, format!("{url}/?{parameter}={}", made.credential));
+        assert!(!format!("{made:?}").contains(&made.credential), "it is a secret");
+    }
+    let revoke = |service: &str| RevokeAccessRequest { id: id.clone(), service: service.into() };
+    let revoked = lab.api().revoke_access(revoke("port-80")).await.expect("revoked").into_inner();
+    assert_eq!((revoked.port, revoked.sandbox.map(|it| it.id)), (80, Some(id.clone())));
+    let error = lab.api().revoke_access(revoke("none")).await.expect_err("there is none");
+    assert_eq!(reason(&error), Some(Reason::ServiceNotFound));
+}
