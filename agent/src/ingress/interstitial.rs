@@ -24,7 +24,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
                       form-action 'none'";
 
-/// What a held request waits for.
+/// Stage on the way to a sandbox that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// A paused sandbox is woken.

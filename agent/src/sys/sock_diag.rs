@@ -119,9 +119,8 @@ fn request(family: u8, states: StateFlags, extensions: ExtensionFlags) -> InetRe
 }
 
 fn connection(socket: &InetResponse) -> Option<Connection> {
-    let bytes = socket.nlas.iter().find_map(|attribute| match attribute {
-        Nla::TcpInfo(info) => moved(info),
-        _ => None,
+    let bytes = socket.nlas.iter().find_map(|attribute| {
+        if let Nla::TcpInfo(info) = attribute { moved(info) } else { None }
     })?;
     let id = u64::from_ne_bytes(socket.header.socket_id.cookie);
     Some(Connection { id, remote: remote(&socket.header), bytes })
@@ -183,6 +182,9 @@ fn dump(
             match message {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(socket)) => {
                     each(*socket)?;
+                }
+                NetlinkPayload::Done(end) if end.code < 0 => {
+                    return Err(io::Error::from_raw_os_error(-end.code));
                 }
                 NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),

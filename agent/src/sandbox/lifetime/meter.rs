@@ -28,7 +28,7 @@ pub(super) struct Reading {
     pub(super) cpu_us: Option<u64>,
 }
 
-/// What counts as a use.
+/// Bounds beyond which a sandbox is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Thresholds {
     /// Bytes that a connection may move and still be silent; 0: an open connection is a use.
