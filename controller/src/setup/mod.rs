@@ -122,6 +122,8 @@ impl Setup {
         other_nodes(&config, &mut report).await?;
         if !report.changed {
             report.note("nothing to do: all of it is there")?;
+        } else if self.dry_run {
+            report.note("nothing was done: this was a dry run")?;
         }
         Ok(report.changed)
     }
@@ -154,7 +156,7 @@ impl Setup {
         }
         if config.url_template.contains("example.com") {
             let hint =
-                "sandboxes have no domain yet: --domain sets url_template, which is an example";
+                "the URLs of sandboxes are an example's: --domain DOMAIN sets yours (url_template)";
             report.note(hint)?;
         }
         Ok(config)
