@@ -80,10 +80,15 @@ impl Controller {
     pub fn new(settings: &Settings) -> Result<Self, Failure> {
         let unusable = |error: &dyn std::error::Error| {
             let message = daemon::chain::Chain(error).to_string();
-            Failure::usage(
-                message,
-                "SANDBOXCTL_CA must name the PEM file of the controller's CA; without it, the system's CAs count",
-            )
+            let hint = match &settings.credential {
+                Credential::Token(_) => {
+                    "SANDBOXCTL_CA must name the PEM file of the controller's CA; without it, the system's CAs count"
+                }
+                Credential::Certificate(_) => {
+                    "--client-cert must name the one PEM file with certificate and key that `sandboxctl token create --certificate` writes, and --ca that of the controller's CA"
+                }
+            };
+            Failure::usage(message, hint)
         };
         let tls = match (&settings.credential, &settings.ca) {
             (Credential::Certificate(own), ca) => {

@@ -214,6 +214,8 @@ const UNTRUSTED: &[&str] = &[
     "received corrupt message",
     "peer is incompatible",
 ];
+/// Names of TLS alerts about a certificate that the other side has shown or not shown.
+const REFUSED_CERTIFICATE: &[&str] = &["Certificate", "UnknownCA"];
 /// Words of connections that end before TLS is agreed on: the controller does not keep up.
 const BROKEN_HANDSHAKE: &[&str] =
     &["handshake eof", "reset by peer", "Broken pipe", "timed out", "deadline has elapsed"];
@@ -282,6 +284,13 @@ fn unexplained(status: &Status) -> Failure {
 /// the controller does not keep up.
 fn of_connection(status: &Status, chain: &str) -> Option<Failure> {
     let has = |words: &[&str]| words.iter().any(|word| chain.contains(word));
+    // The controller says so after the handshake, in the place of the first answer.
+    if has(&["received fatal alert"]) && has(REFUSED_CERTIFICATE) {
+        return Some(Failure::usage(
+            format!("the controller does not accept this client certificate: {chain}"),
+            "only a certificate that `sandboxctl token create --certificate` of this controller has made is accepted, until it expires; make another, or use a token",
+        ));
+    }
     if status.code() == Code::Unavailable && has(UNTRUSTED) {
         return Some(Failure::usage(
             format!("the TLS connection to the controller failed: {chain}"),
@@ -356,6 +365,13 @@ mod tests {
             let failure = Failure::from(Status::unavailable(wrong));
             assert_eq!(failure.exit, exit::USAGE, "{failure}");
             assert!(failure.to_string().contains("SANDBOXCTL_CA"), "{failure}");
+        }
+        // After the handshake, so it has the code of a stream that broke.
+        for alert in ["CertificateUnknown", "CertificateExpired", "UnknownCA", "BadCertificate"] {
+            let alert = format!("connection error: received fatal alert: {alert}");
+            let failure = Failure::from(Status::unknown(alert));
+            assert_eq!((failure.exit, failure.transient), (exit::USAGE, false), "{failure}");
+            assert!(failure.to_string().contains("--certificate"), "{failure}");
         }
         let gone = Failure::from(Status::unavailable("Connection refused (os error 111)"));
         assert!(gone.exit == exit::NOT_NOW && !gone.is_overload(), "{gone}");

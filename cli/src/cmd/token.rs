@@ -45,12 +45,15 @@ pub(crate) enum TokenVerb {
 Examples:
   sandboxctl token create ci --scope exec,manage --expires 90d
   sandboxctl token create --team acme --user ada@example.com > token
-  sandboxctl token create --format e2b          for a library that demands `e2b_...`
-  sandboxctl token create ci --certificate ci.pem    makes a client certificate and its key
+  sandboxctl token create --format e2b        for libraries that want `e2b_...`
+  sandboxctl token create ci --certificate ci.pem
+                                              a certificate and its key
 
-Scopes: `read` looks, and is in every other one; `exec` runs commands and works on files; `manage` creates,
-changes and deletes sandboxes; `admin` is for operators: nodes, tokens, teams.
-The token goes to stdout, all else to stderr. A certificate is used with `--client-cert FILE`.")]
+Scopes: `read` looks, and is in every other one; `exec` runs commands and works
+on files; `manage` creates, changes and deletes sandboxes; `admin` is for
+operators: nodes, tokens, teams.
+The token goes to stdout, all else to stderr. A certificate takes the place of
+the token: `sandboxctl --client-cert ci.pem ls`, or `sandboxctl login`.")]
 pub(crate) struct Create {
     /// Name of the token, unique among the team's living ones [default: its id]
     #[arg(value_name = "NAME")]

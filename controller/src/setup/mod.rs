@@ -130,6 +130,8 @@ impl Setup {
         other_nodes(&config, &mut report).await?;
         if !report.changed {
             report.note("nothing to do: all of it is there")?;
+        } else if self.dry_run {
+            report.note("nothing was done: this was a dry run")?;
         }
         Ok(report.changed)
     }

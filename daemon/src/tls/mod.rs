@@ -18,7 +18,10 @@ use rustls::{
     sign::CertifiedKey,
     version::TLS13,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+    pem::{self, PemObject},
+};
 
 pub use live::LiveIdentity;
 pub use pinned::client_that_pins;
@@ -242,7 +245,10 @@ pub fn client_with_certificate(own: &Path, ca: Option<&Path>) -> Result<Arc<Clie
         None => system_roots()?,
     };
     let pem = read(own)?;
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| file(own, error.to_string()))?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
+        pem::Error::NoItemsFound => file(own, "it has no private key".to_owned()),
+        other => file(own, other.to_string()),
+    })?;
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
