@@ -110,6 +110,7 @@ impl Certificates {
     /// When a file cannot be read or written.
     pub fn request(&self, now_ms: u64) -> io::Result<Requests> {
         let _turn = self.turn.lock();
+        let _locks = self.locks()?;
         let agent = request(&self.agent, &self.node, None)?;
         let due = self.ingress.as_ref().filter(|files| is_due(files, now_ms));
         let ingress = due.map(|files| request(files, &self.node, None)).transpose()?;
@@ -123,6 +124,7 @@ impl Certificates {
     /// When a certificate does not fit its key, or a file cannot be written: what is in use stays.
     pub fn install(&self, agent: &str, ingress: Option<&str>) -> io::Result<()> {
         let _turn = self.turn.lock();
+        let _locks = self.locks()?;
         if let (Some(files), Some(certificate)) = (&self.ingress, ingress) {
             files.install(certificate)?;
             if let Some(changed) = &self.changed {
@@ -134,6 +136,23 @@ impl Certificates {
         let identity = Identity::load(certificate, key, &self.ca).map_err(io::Error::other)?;
         self.live.replace(&identity).map_err(io::Error::other)
     }
+}
+
+impl Certificates {
+    /// Locks the files against a `join` on this node, which makes keys and installs certificates, too.
+    fn locks(&self) -> io::Result<Vec<File>> {
+        [Some(&self.agent), self.ingress.as_ref()].into_iter().flatten().map(locked).collect()
+    }
+}
+
+/// Locks the files of a certificate.
+///
+/// # Errors
+/// When another process changes them.
+pub fn locked(files: &KeyFiles) -> io::Result<File> {
+    let busy =
+        || io::Error::new(io::ErrorKind::ResourceBusy, "another process replaces it just now");
+    files.lock()?.ok_or_else(busy)
 }
 
 /// Returns true when a certificate is past half of its life. One that is not there, or cannot be read, is

@@ -7,8 +7,9 @@
 //! in `KEY.next`, and `recover` finishes the change. Before it, the old pair is whole.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -33,6 +34,21 @@ impl KeyFiles {
     /// Path of a key whose certificate is not there yet.
     fn next(&self) -> PathBuf {
         self.key.with_added_extension("next")
+    }
+
+    /// Keeps other processes from changing the files until it is dropped; `None` while another one does.
+    ///
+    /// # Errors
+    /// When the file beside the key, which is locked, cannot be made.
+    pub fn lock(&self) -> io::Result<Option<File>> {
+        let mut options = File::options();
+        let options = options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(self.key.with_added_extension("lock"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     /// File that says what the key which waits was made for.
@@ -181,6 +197,16 @@ mod tests {
         assert_eq!(waiting("one"), None);
         let left = fs::read_dir(dir.path()).expect("listed").count();
         assert_eq!(left, 2, "the certificate and its key");
+    }
+
+    #[test]
+    fn only_one_process_at_a_time_changes_the_files() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let files = files(dir.path());
+        let held = files.lock().expect("tried").expect("free");
+        assert!(files.lock().expect("tried").is_none());
+        drop(held);
+        assert!(files.lock().expect("tried").is_some());
     }
 
     #[test]

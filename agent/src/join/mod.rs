@@ -12,7 +12,7 @@ mod settings;
 
 use std::{
     fs::DirBuilder,
-    io,
+    io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -23,9 +23,10 @@ use daemon::{
     replace::{Access, replace},
 };
 use proto::{name::NodeName, sandbox::v1::JoinRequest, secret::Secret};
+use tokio::time::{Duration, Instant, sleep};
 
 use crate::{
-    certificates::{access_of, request},
+    certificates::{self, access_of, request},
     config::{File, Pool, pool_of_host},
     detect::{self, Roots},
     rpc::join as call,
@@ -33,6 +34,9 @@ use crate::{
 
 /// Default port of the agent.
 const PORT: u16 = 7445;
+/// Longest wait for a renewal of the certificates, which takes milliseconds, and the pause between two tries.
+const LOCK: Duration = Duration::from_secs(10);
+const LOCK_AGAIN: Duration = Duration::from_millis(100);
 /// Default port of a controller's API.
 const API_PORT: u16 = 7443;
 
@@ -151,6 +155,8 @@ pub async fn run(line: &Line, path: &Path, net: &Path) -> Result<Done, Error> {
     // The token without its secret: a new token gets new keys.
     let token = line.token.trim();
     let purpose = token.rsplit_once('_').map_or("", |(id, _)| id);
+    // Until the certificates are there, a renewal by the agent that runs must not replace the keys.
+    let _locks = (locked(&pairs.agent).await?, locked(&pairs.ingress).await?);
     let made = [&pairs.agent, &pairs.ingress].map(|files| {
         request(files, name.as_str(), Some(purpose))
             .map_err(|error| Error::File(files.key.clone(), error))
@@ -187,6 +193,19 @@ pub async fn run(line: &Line, path: &Path, net: &Path) -> Result<Done, Error> {
         done.push(format!("wrote {} and its key", files.certificate.display()));
     }
     Ok(Done(done))
+}
+
+/// Locks the files of a certificate; waits for a renewal, which is short.
+async fn locked(files: &KeyFiles) -> Result<std::fs::File, Error> {
+    let until = Instant::now() + LOCK;
+    loop {
+        match certificates::locked(files) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() < until => {
+                sleep(LOCK_AGAIN).await;
+            }
+            done => return done.map_err(|error| Error::File(files.key.clone(), error)),
+        }
+    }
 }
 
 /// Files of both certificates.

@@ -5,12 +5,14 @@
 //! mounted the volumes: root in the container can unmount or cover what its own namespace shows.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, ErrorKind},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
+use daemon::sync::Mutex;
 use proto::id::Vmid;
 
 use super::{HostPaths, container};
@@ -20,6 +22,9 @@ use crate::sys::{proc, read};
 const MEMORY: [&str; 9] =
     ["tmpfs", "proc", "sysfs", "devpts", "devtmpfs", "mqueue", "cgroup", "cgroup2", "fuse.lxcfs"];
 
+/// Most containers whose devices are remembered; beyond that all are looked for again.
+const KNOWN_MAX: usize = 4096;
+
 /// Devices of a container's volumes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Devices {
@@ -27,6 +32,58 @@ pub struct Devices {
     pub disks: BTreeSet<String>,
     /// Reasons why volumes have no disk of their own.
     pub without: BTreeSet<String>,
+}
+
+/// Devices of running containers, which are looked for once a boot and a config.
+#[derive(Debug, Default)]
+pub struct KnownDevices(Mutex<BTreeMap<Vmid, (Stamp, Devices)>>);
+
+/// State of a container in which its devices stay the same: a volume is added or grows by a change of its
+/// config, and mounted before its init starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    /// Pid and start time of its init.
+    init: (u32, u64),
+    /// Time of the last change of its config, and its length.
+    config: Option<(SystemTime, u64)>,
+}
+
+impl Stamp {
+    /// Returns the state of the container with this init; `None` when that has ended.
+    fn of(at: &HostPaths, vmid: Vmid, init: u32) -> Option<Self> {
+        let start = proc::kin(&at.proc, init)?.start;
+        let config = fs::metadata(at.root.join("lxc").join(format!("{vmid}.conf"))).ok();
+        let config = config.and_then(|about| Some((about.modified().ok()?, about.len())));
+        Some(Self { init: (init, start), config })
+    }
+}
+
+impl KnownDevices {
+    /// Finds the devices of a container's volumes, or returns those that are known.
+    ///
+    /// # Errors
+    /// When the container does not run, or its mounts cannot be read.
+    pub fn of_container(&self, at: &HostPaths, vmid: Vmid) -> io::Result<Devices> {
+        let known = self.0.lock().get(&vmid).cloned();
+        if let Some((stamp, devices)) = known
+            && Stamp::of(at, vmid, stamp.init.0).as_ref() == Some(&stamp)
+        {
+            return Ok(devices);
+        }
+        // Before the search: what changes meanwhile is looked for again.
+        let init = init_of(at, vmid)?;
+        let stamp = Stamp::of(at, vmid, init);
+        let devices = of_init(at, vmid, init)?;
+        let mut all = self.0.lock();
+        all.remove(&vmid);
+        if let Some(stamp) = stamp.filter(|_| devices.without.is_empty()) {
+            if all.len() >= KNOWN_MAX {
+                all.clear();
+            }
+            all.insert(vmid, (stamp, devices.clone()));
+        }
+        Ok(devices)
+    }
 }
 
 /// Mount of a container's volume.
@@ -39,14 +96,17 @@ struct Mount {
     source: PathBuf,
 }
 
-/// Finds the devices of a container's volumes.
-///
-/// # Errors
-/// When the container does not run, or its mounts cannot be read.
-pub fn of_container(at: &HostPaths, vmid: Vmid) -> io::Result<Devices> {
-    let missing = |what: &str| io::Error::new(ErrorKind::NotFound, what.to_owned());
+fn missing(what: &str) -> io::Error {
+    io::Error::new(ErrorKind::NotFound, what.to_owned())
+}
+
+fn init_of(at: &HostPaths, vmid: Vmid) -> io::Result<u32> {
     let init = container::init_pid(&at.proc, &at.cgroup_root, vmid);
-    let init = init.ok_or_else(|| missing("the container's init is not found"))?;
+    init.ok_or_else(|| missing("the container's init is not found"))
+}
+
+/// Finds the devices of the volumes of the container with this init.
+fn of_init(at: &HostPaths, vmid: Vmid, init: u32) -> io::Result<Devices> {
     let monitor =
         proc::kin(&at.proc, init).ok_or_else(|| missing("the container has ended"))?.parent;
     let mounts = at.proc.join(monitor.to_string()).join("mountinfo");

@@ -11,7 +11,8 @@ use nix::errno::Errno;
 use proto::id::Vmid;
 
 use super::{
-    HostPaths, block_device,
+    HostPaths,
+    block_device::{Devices, KnownDevices},
     controller::{self, Hierarchy},
 };
 use crate::sys::read;
@@ -65,11 +66,12 @@ pub enum IoLimited {
     Partly(BTreeSet<String>),
 }
 
-/// Limits the use of disks of a running container. Writes nothing where these are the limits already.
+/// Limits the use of disks of a running container. Writes nothing where these are the limits already, and
+/// looks for its disks once a boot and a config.
 ///
 /// # Errors
 /// When the host can limit it and the limits are not in force.
-pub fn set(at: &HostPaths, vmid: Vmid, max: IoMax) -> io::Result<IoLimited> {
+pub fn set(at: &HostPaths, known: &KnownDevices, vmid: Vmid, max: IoMax) -> io::Result<IoLimited> {
     let [v1, v2] = CONTROLLER;
     let Some(hierarchy) = Hierarchy::find(at, v1, v2) else {
         return Ok(if max.is_none() { IoLimited::InForce } else { IoLimited::NoController });
@@ -88,7 +90,7 @@ pub fn set(at: &HostPaths, vmid: Vmid, max: IoMax) -> io::Result<IoLimited> {
         // A kernel without CONFIG_BLK_DEV_THROTTLING has the controller, and none of its limits.
         return Ok(IoLimited::NoController);
     }
-    let block_device::Devices { disks, mut without } = block_device::of_container(at, vmid)?;
+    let Devices { disks, mut without } = known.of_container(at, vmid)?;
     for disk in &disks {
         let limited = match hierarchy {
             Hierarchy::V1(_) => limit_v1(&cgroup, disk, max),
@@ -166,6 +168,7 @@ mod tests {
     struct Host {
         dir: tempfile::TempDir,
         at: HostPaths,
+        known: KnownDevices,
     }
 
     impl Host {
@@ -175,9 +178,10 @@ mod tests {
                 cgroup_root: dir.path().join("cg"),
                 proc: dir.path().join("proc"),
                 sys: dir.path().join("sys"),
+                root: dir.path().join("pve"),
                 ..HostPaths::default()
             };
-            let host = Self { dir, at };
+            let host = Self { dir, at, known: KnownDevices::default() };
             let stat = format!("42 (init) S 41 {}", "1 ".repeat(48));
             for (path, text) in [
                 ("cg/lxc/100/ns/cgroup.procs", "42\n"),
@@ -201,7 +205,7 @@ mod tests {
         }
 
         fn set(&self, max: IoMax) -> io::Result<IoLimited> {
-            set(&self.at, Vmid::try_from(100).expect("in range"), max)
+            set(&self.at, &self.known, Vmid::try_from(100).expect("in range"), max)
         }
 
         fn text(&self, path: &str) -> String {
@@ -232,6 +236,34 @@ mod tests {
         // A limit that was taken out of the configuration ends.
         assert_eq!(host.set(IoMax::default()).expect("set"), IoLimited::InForce);
         assert!(host.text("cg/lxc/100/io.max").starts_with("7:3 rbps=max wbps=max"));
+    }
+
+    #[test]
+    fn disks_are_looked_for_once_a_boot_and_a_config() {
+        let files = [("cg/cgroup.controllers", "io\n"), ("cg/lxc/100/io.max", "")];
+        let host = Host::new(&files, LOOP);
+        host.write("pve/lxc/100.conf", "rootfs: a:100/disk,size=4G\n");
+        add_disk(&host.at.sys, ("loop4", "7:4"), None);
+        host.set(MAX).expect("set");
+        // What is known is not looked for; a limit that somebody removed is put back all the same.
+        let other = LOOP.replace("7:3", "7:4").replace("loop3", "loop4");
+        host.write("proc/41/mountinfo", &other);
+        host.write("cg/lxc/100/io.max", "");
+        assert_eq!(host.set(MAX).expect("set"), IoLimited::InForce);
+        assert!(host.text("cg/lxc/100/io.max").starts_with("7:3 "));
+        // A resize, or a volume that an operator has added.
+        host.write("pve/lxc/100.conf", "rootfs: a:100/disk,size=16G\n");
+        host.set(MAX).expect("set");
+        assert!(host.text("cg/lxc/100/io.max").starts_with("7:4 "));
+        // Another boot: the process with this pid is another one.
+        host.write("proc/41/mountinfo", LOOP);
+        let stat = format!("42 (init) S 41 {}{}", "1 ".repeat(17), "9 ".repeat(31));
+        host.write("proc/42/stat", &stat);
+        host.set(MAX).expect("set");
+        assert!(host.text("cg/lxc/100/io.max").starts_with("7:3 "));
+        // None is known of a container that has ended.
+        fs::remove_file(host.dir.path().join("proc/42/stat")).expect("removed");
+        host.set(MAX).expect_err("it has ended");
     }
 
     #[test]

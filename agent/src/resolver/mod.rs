@@ -82,8 +82,9 @@ pub type Refusals = BTreeSet<(Ipv4Addr, String)>;
 /// Lists of the sandboxes, and the rules that follow them. No method has a default body.
 #[async_trait::async_trait]
 pub trait Lists: Send + Sync + std::fmt::Debug {
-    /// Returns the sandbox with this address and its list, if it has one.
-    fn list_of(&self, source: Ipv4Addr) -> Option<(SandboxId, AllowList)>;
+    /// Returns the sandbox with this address, its list, if it has one, and a number that is another one after
+    /// each change of the list.
+    fn list_of(&self, source: Ipv4Addr) -> Option<(SandboxId, AllowList, u64)>;
 
     /// Returns true when sandboxes may reach an address at all.
     fn may_be_reached(&self, address: Ipv4Addr) -> bool;
@@ -100,7 +101,7 @@ pub trait Lists: Send + Sync + std::fmt::Debug {
 
 #[async_trait::async_trait]
 impl Lists for Sandboxes {
-    fn list_of(&self, source: Ipv4Addr) -> Option<(SandboxId, AllowList)> {
+    fn list_of(&self, source: Ipv4Addr) -> Option<(SandboxId, AllowList, u64)> {
         self.allow_list_of(source)
     }
 
@@ -170,8 +171,8 @@ struct Resolver {
 /// Answer whose addresses are open for a sandbox.
 #[derive(Debug, Clone)]
 struct Remembered {
-    /// List under which they were opened.
-    list: AllowList,
+    /// Number of the list under which they were opened: one that was changed there and back is another one.
+    under: u64,
     addresses: Vec<Ipv4Addr>,
     until: Instant,
 }
@@ -182,6 +183,8 @@ struct Asking {
     source: Ipv4Addr,
     id: SandboxId,
     list: AllowList,
+    /// Number of the list.
+    number: u64,
 }
 
 /// Room for one question or connection, until it is dropped.
@@ -262,7 +265,7 @@ impl Resolver {
     /// Finds out who asks, and whether there is room for it.
     fn admit(&self, from: SocketAddr, by: Transport) -> Option<(Asking, Room)> {
         let IpAddr::V4(source) = from.ip() else { return None };
-        let (id, list) = self.lists.list_of(source)?;
+        let (id, list, number) = self.lists.list_of(source)?;
         let max = match by {
             Transport::Udp => EACH_MAX,
             Transport::Tcp => CONNECTIONS_MAX,
@@ -271,7 +274,7 @@ impl Resolver {
         let max = if is_plenty { max } else { max.min(FEW) };
         let counted = self.each.begin((source, by), max)?;
         let permit = Arc::clone(&self.all).try_acquire_owned().ok()?;
-        Some((Asking { source, id, list }, (permit, counted)))
+        Some((Asking { source, id, list, number }, (permit, counted)))
     }
 
     async fn converse(&self, mut asking: Asking, mut stream: TcpStream) -> io::Result<()> {
@@ -283,8 +286,8 @@ impl Resolver {
             let mut bytes = vec![0; length];
             timeout(IDLE, stream.read_exact(&mut bytes)).await??;
             // Its list may be another one by now.
-            let Some((id, list)) = self.lists.list_of(asking.source) else { break };
-            asking = Asking { id, list, ..asking };
+            let Some((id, list, number)) = self.lists.list_of(asking.source) else { break };
+            asking = Asking { id, list, number, ..asking };
             let reply = self.reply(&asking, &bytes, Transport::Tcp).await;
             let Ok(length) = u16::try_from(reply.len()) else { break };
             if length == 0 {
@@ -328,7 +331,7 @@ impl Resolver {
 
     async fn addresses(&self, asking: &Asking, name: &str) -> Answer {
         let key = (asking.source, name.to_owned());
-        if let Some(answer) = self.recall(&key, &asking.list) {
+        if let Some(answer) = self.recall(&key, asking.number) {
             return answer;
         }
         let (found, ttl) = match upstream::resolve(&self.servers, name).await {
@@ -352,8 +355,8 @@ impl Resolver {
             return Answer::Failed;
         }
         let until = Instant::now() + Duration::from_secs(ttl.into());
-        let list = asking.list.clone();
-        self.remember(key, Remembered { list, addresses: addresses.clone(), until });
+        let under = asking.number;
+        self.remember(key, Remembered { under, addresses: addresses.clone(), until });
         Answer::Addresses(addresses, ttl)
     }
 
@@ -380,9 +383,9 @@ impl Resolver {
     }
 
     /// Returns an answer that still holds.
-    fn recall(&self, key: &(Ipv4Addr, String), list: &AllowList) -> Option<Answer> {
+    fn recall(&self, key: &(Ipv4Addr, String), under: u64) -> Option<Answer> {
         let remembered = self.remembered.lock();
-        let known = remembered.get(key).filter(|known| known.list == *list)?;
+        let known = remembered.get(key).filter(|known| known.under == under)?;
         let left = known.until.saturating_duration_since(Instant::now()).as_secs();
         let left = u32::try_from(left).ok().filter(|left| *left > 0)?;
         Some(Answer::Addresses(known.addresses.clone(), left))

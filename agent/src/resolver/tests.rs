@@ -17,7 +17,7 @@ const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 4);
 /// Lists of sandboxes, and what was opened for them.
 #[derive(Debug, Default)]
 struct Fake {
-    lists: Mutex<BTreeMap<Ipv4Addr, AllowList>>,
+    lists: Mutex<BTreeMap<Ipv4Addr, (AllowList, u64)>>,
     opened: Mutex<Vec<Grant>>,
     calls: AtomicUsize,
     fails: AtomicBool,
@@ -27,9 +27,9 @@ struct Fake {
 
 #[async_trait::async_trait]
 impl Lists for Fake {
-    fn list_of(&self, source: Ipv4Addr) -> Option<(SandboxId, AllowList)> {
-        let list = self.lists.lock().get(&source)?.clone();
-        Some((SandboxId::new(u64::from(source.octets()[3]), &[0; 10]), list))
+    fn list_of(&self, source: Ipv4Addr) -> Option<(SandboxId, AllowList, u64)> {
+        let (list, number) = self.lists.lock().get(&source)?.clone();
+        Some((SandboxId::new(u64::from(source.octets()[3]), &[0; 10]), list, number))
     }
 
     fn may_be_reached(&self, address: Ipv4Addr) -> bool {
@@ -152,8 +152,7 @@ impl Lab {
         let upstream = Arc::new(Upstream::default());
         let server = Arc::clone(&upstream).start().await;
         let fake = Arc::new(Fake::default());
-        let list = AllowList::parse(["*.example.org"]).expect("a list");
-        fake.lists.lock().extend([(SANDBOX, list.clone()), (OTHER, list)]);
+        fake.lists.lock().extend([SANDBOX, OTHER].map(|source| (source, (list(), 1))));
         let udp = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
         let tcp = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let at = (udp.local_addr().expect("one"), tcp.local_addr().expect("one"));
@@ -227,10 +226,47 @@ async fn allowed_name_is_opened_for_its_sandbox_and_told() {
     assert_eq!(lab.ask(OTHER, "one.example.org").await.1, [ip(34)], "its own");
     assert_eq!(lab.opened(OTHER), [ip(34)]);
     // With another list it is opened anew: the former addresses may have been closed.
-    let list = AllowList::parse(["one.example.org"]).expect("a list");
-    lab.fake.lists.lock().insert(SANDBOX, list);
+    let other = AllowList::parse(["one.example.org"]).expect("a list");
+    lab.fake.lists.lock().insert(SANDBOX, (other, 2));
     assert_eq!(lab.ask(SANDBOX, "one.example.org").await.1, [ip(34)]);
     assert_eq!(lab.fake.calls.load(Ordering::SeqCst), 3);
+    // Also after a change there and back within the time of the answer.
+    lab.fake.lists.lock().insert(OTHER, (list(), 3));
+    assert_eq!(lab.ask(OTHER, "one.example.org").await.1, [ip(34)]);
+    assert_eq!(lab.fake.calls.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn last_quarter_of_the_room_is_for_those_that_ask_little() {
+    let fake = Arc::new(Fake::default());
+    let source = |number: u8| Ipv4Addr::new(127, 0, 1, number);
+    fake.lists.lock().extend((0..=255).map(|number| (source(number), (list(), 1))));
+    let resolver = Resolver::new(fake, Vec::new());
+    let ask = |number: u8| resolver.admit((source(number), 5353).into(), Transport::Udp);
+    let mut rooms = Vec::new();
+    let mut greedy = 0;
+    while resolver.all.available_permits() > ALL_MAX / 4 {
+        let admitted: Vec<_> = (0..EACH_MAX + 1).map_while(|_| ask(greedy)).collect();
+        assert!(admitted.len() <= EACH_MAX);
+        rooms.extend(admitted);
+        greedy += 1;
+    }
+    assert_eq!(rooms.len(), ALL_MAX - ALL_MAX / 4);
+    assert!((0..greedy).all(|number| ask(number).is_none()), "they have more than a few");
+    // Each of many others gets its few, up to the end.
+    let others = u8::try_from(ALL_MAX / 4 / FEW).expect("few");
+    for number in greedy..greedy + others {
+        let admitted: Vec<_> = (0..=FEW).map_while(|_| ask(number)).collect();
+        assert_eq!(admitted.len(), FEW, "{number}");
+        rooms.extend(admitted);
+    }
+    assert!(ask(greedy + others).is_none(), "there is no room at all");
+    rooms.clear();
+    assert!(ask(0).is_some());
+}
+
+fn list() -> AllowList {
+    AllowList::parse(["*.example.org"]).expect("a list")
 }
 
 #[tokio::test]

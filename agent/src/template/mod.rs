@@ -4,12 +4,14 @@
 //! | step | after a crash |
 //! |---|---|
 //! | archive by mmdebstrap | the next run removes it |
-//! | `pct create`, with the line of an unfinished template | the next run destroys it |
+//! | intent: the vmid, in a file | nothing was made |
+//! | `pct create`, with the line of an unfinished template | the next run unlocks and destroys it |
 //! | `pct template` | the same |
 //! | a clone starts, and its web server answers; the clone is destroyed | the next run destroys both |
 //! | the mark that the agent looks for | done |
 //!
-//! Only containers whose line names their own vmid are ever destroyed.
+//! Only containers whose line names their own vmid are ever destroyed, and the one that the intent names while
+//! it is nothing but locked by its creation: PVE writes the description last.
 
 mod steps;
 
@@ -33,9 +35,10 @@ use crate::{
     pve::{
         ContainerConfig, HostPaths, pmxcfs,
         template_mark::{self, TemplateMark},
+        worker,
     },
     run::Runner,
-    sys::{flock, read},
+    sys::{flock, proc, read},
 };
 
 /// Packages beside Debian's essential ones.
@@ -124,6 +127,11 @@ pub enum Error {
     /// The vmid belongs to something else.
     #[error("container {0} is there and was not made by this command; choose another with --vmid")]
     Taken(Vmid),
+    /// A program of an interrupted run still works.
+    #[error(
+        "a `pct` that an interrupted run has started still works on container {0}: try again later"
+    )]
+    Running(Vmid),
     /// Another run of this command has not ended.
     #[error("another `template init` is under way on this node")]
     Busy,
@@ -174,12 +182,13 @@ pub async fn init(
     let _lock = lock.ok_or(Error::Busy)?;
     let host = Host { runner, pct: paths.pct.clone(), work };
     let configs = detect::configs(&paths.root, node);
+    let begun = host.begun();
     if let Some(config) = configs.get(&order.vmid) {
         let mark = TemplateMark::find(&config.description().unwrap_or_default());
         if config.is_template() && mark.is_some() {
             return Ok(Done::There);
         }
-        if !is_unfinished(config, order.vmid) {
+        if !is_left(config, order.vmid, begun) {
             return Err(Error::Taken(order.vmid));
         }
     }
@@ -189,12 +198,23 @@ pub async fn init(
     // Clones first: a storage does not remove the base of a linked clone.
     let (bases, clones): (Vec<_>, Vec<_>) = configs
         .iter()
-        .filter(|(vmid, config)| is_unfinished(config, **vmid))
+        .filter(|(vmid, config)| is_left(config, **vmid, begun))
         .partition(|(_, config)| config.is_template());
-    for (vmid, _) in clones.into_iter().chain(bases) {
+    for (vmid, config) in clones.into_iter().chain(bases) {
+        if !worker::busy_with(&proc::host_processes(&paths.proc), *vmid).is_empty() {
+            return Err(Error::Running(*vmid));
+        }
         say(&format!("removing container {vmid}, which an interrupted run has left"));
+        if config.lock().is_some() {
+            host.unlock(*vmid).await?;
+        }
         host.destroy(*vmid).await?;
+        if config.get("rootfs").is_none() {
+            let storage = &order.storage;
+            say(&format!("a volume of it may be left: see `pvesm list {storage} --vmid {vmid}`"));
+        }
     }
+    host.begin(order.vmid)?;
 
     let created = match &order.source {
         Source::Debian { suite, mirror } => {
@@ -211,6 +231,8 @@ pub async fn init(
         }
     };
     created?;
+    // From here on the description names it.
+    host.end();
     host.make_template(order.vmid).await?;
     let made = detect::configs(&paths.root, node);
     if !made.get(&order.vmid).is_some_and(ContainerConfig::is_template) {
@@ -295,9 +317,49 @@ fn is_unfinished(config: &ContainerConfig, vmid: Vmid) -> bool {
     config.has_note(&unfinished(vmid))
 }
 
+/// True for a container that an interrupted run has left. `begun`: the container that it was creating. Pure.
+fn is_left(config: &ContainerConfig, vmid: Vmid, begun: Option<Vmid>) -> bool {
+    let half_made = || config.lock() == Some("create") && config.description().is_none();
+    is_unfinished(config, vmid) || (begun == Some(vmid) && half_made())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn half_made_container_is_known_by_the_intent() {
+        let vmid = |number: u32| Vmid::try_from(number).expect("in range");
+        let left = |text: &str, begun| {
+            is_left(&ContainerConfig::parse(text.as_bytes()), vmid(9000), begun)
+        };
+        let begun = Some(vmid(9000));
+        assert!(left("lock: create\n", begun));
+        assert!(!left("lock: create\n", None), "somebody else's");
+        assert!(!left("lock: create\n", Some(vmid(9001))), "another one's");
+        assert!(!left("#a note\nlock: create\n", begun), "it has a description of its own");
+        for other in ["", "hostname: x\n", "lock: backup\n"] {
+            assert!(!left(other, begun), "{other:?}");
+        }
+        let named = "#pve-sandbox-template%3Av1 unfinished vmid=9000\nlock: disk\n";
+        assert!(left(named, None));
+    }
+
+    #[tokio::test]
+    async fn intent_lasts_from_before_the_creation_to_its_end() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let work = dir.path().to_owned();
+        let runner = Runner::new(work.join("output"), work.clone(), worker::is_task, 1);
+        let runner = runner.expect("a directory");
+        let host = Host { runner, pct: "/bin/false".into(), work };
+        assert_eq!(host.begun(), None);
+        let vmid = Vmid::try_from(9000).expect("in range");
+        host.begin(vmid).expect("written");
+        host.begin(vmid).expect("once more");
+        assert_eq!(host.begun(), Some(vmid));
+        host.end();
+        assert_eq!(host.begun(), None);
+    }
 
     #[test]
     fn release_is_read_from_os_release() {

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use daemon::replace::{Access, replace};
 use proto::id::Vmid;
 use tokio::time::Instant;
 
@@ -15,6 +16,7 @@ use super::{BUILD, CLONE_VMIDS, CUSTOMISE, DHCP_CLIENT, Error, Order, PACKAGES, 
 use crate::{
     pve::{ErrorKind, outcome, template_mark::TemplateMark},
     run::{Exit, Finished, Program, Runner},
+    sys::read,
 };
 
 const MMDEBSTRAP: &str = "/usr/bin/mmdebstrap";
@@ -70,6 +72,30 @@ impl Host {
         Ok(archive)
     }
 
+    fn intent(&self) -> PathBuf {
+        self.work.join("creating")
+    }
+
+    /// Returns the container that an interrupted run was creating.
+    pub(super) fn begun(&self) -> Option<Vmid> {
+        let text = read::text(&self.intent(), read::SMALL);
+        text.trim().parse().ok()
+    }
+
+    /// Notes durably which container is created.
+    pub(super) fn begin(&self, vmid: Vmid) -> Result<(), Error> {
+        let path = self.intent();
+        let written = replace(&path, vmid.to_string().as_bytes(), Access::PRIVATE);
+        written.map_err(|source| Error::File { path, source })
+    }
+
+    /// Forgets which container was created: its description says so.
+    pub(super) fn end(&self) {
+        if let Err(error) = fs::remove_file(self.intent()) {
+            tracing::warn!(%error, "the note of a container that is created was not removed");
+        }
+    }
+
     /// Creates the container from the archive.
     pub(super) async fn create(&self, order: &Order, archive: &str) -> Result<(), Error> {
         let Order { vmid, storage, disk_gib, bridge, .. } = order;
@@ -99,6 +125,11 @@ impl Host {
     /// Makes the container a template. `pct` exits with 0 whatever happens.
     pub(super) async fn make_template(&self, vmid: Vmid) -> Result<(), Error> {
         self.pct("pct template", vec!["template".into(), vmid.to_string()]).await
+    }
+
+    /// Takes the lock of a `pct` that has ended from a container.
+    pub(super) async fn unlock(&self, vmid: Vmid) -> Result<(), Error> {
+        self.pct("pct unlock", vec!["unlock".into(), vmid.to_string()]).await
     }
 
     /// Removes a container, also one that runs.

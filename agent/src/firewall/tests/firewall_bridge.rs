@@ -18,7 +18,10 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use super::*;
+use super::{
+    super::{RESOLVER_PORT, names},
+    *,
+};
 
 /// Longest wait for an answer; one that comes takes a millisecond.
 const WAIT: Duration = Duration::from_secs(1);
@@ -223,6 +226,112 @@ impl Wired {
             "ip link set eth0 address {OWN_MAC}\nip route replace default via {HOST}"
         ));
         learned.contains(&true)
+    }
+}
+
+impl Wired {
+    /// Lets the sandbox ask a name server by a datagram. True when the question is led to the host's resolver,
+    /// and the sandbox gets the answer as from the server that it asked.
+    fn is_led_to_the_resolver(&self, server: Ipv4Addr) -> bool {
+        let at = (HOST, RESOLVER_PORT);
+        let resolver = self.host.inside(|| UdpSocket::bind(at).expect("a port"));
+        resolver.set_read_timeout(Some(WAIT)).expect("set");
+        let asking = self.sandbox.inside(|| {
+            let socket = UdpSocket::bind((SANDBOX, 0)).expect("its address");
+            socket.connect((server, 53)).expect("connected");
+            socket.send(b"question").expect("sent");
+            socket
+        });
+        asking.set_read_timeout(Some(WAIT)).expect("set");
+        let mut buffer = [0; 16];
+        let Ok((_, from)) = resolver.recv_from(&mut buffer) else { return false };
+        assert_eq!(from.ip(), SANDBOX, "it is known by its own address");
+        resolver.send_to(b"answer", from).expect("sent");
+        asking.recv(&mut buffer).is_ok_and(|length| &buffer[..length] == b"answer")
+    }
+}
+
+/// Sends on a socket of the sandbox; true when that is heard at this server, and answered.
+fn is_answered(asking: &UdpSocket, server: &UdpSocket) -> bool {
+    let mut buffer = [0; 16];
+    asking.send(b"question").expect("sent");
+    let Ok((_, from)) = server.recv_from(&mut buffer) else { return false };
+    server.send_to(b"answer", from).expect("sent");
+    asking.recv(&mut buffer).is_ok()
+}
+
+#[tokio::test]
+async fn older_flow_to_a_name_server_is_led_to_the_resolver_and_back() {
+    if !nix::unistd::geteuid().is_root() {
+        // Making a namespace requires root.
+        return;
+    }
+    let wired = Wired::new();
+    let net = tempfile::tempdir().expect("a directory");
+    let firewall = NftFirewall::of(net.path(), &wired.host.nft());
+    let with = |first: Entry| rules([(100_002, first), (100_003, entry(3))]);
+    let list = Entry { egress: "allow=a.b".parse().expect("an egress"), ..entry(2) };
+    let public = wired.public.inside(|| UdpSocket::bind((PUBLIC, 53)).expect("a port"));
+    let resolver = wired.host.inside(|| UdpSocket::bind((HOST, RESOLVER_PORT)).expect("a port"));
+    let asking = wired.sandbox.inside(|| UdpSocket::bind((SANDBOX, 0)).expect("its address"));
+    asking.connect((PUBLIC, 53)).expect("connected");
+    for socket in [&public, &resolver, &asking] {
+        socket.set_read_timeout(Some(WAIT)).expect("set");
+    }
+    for _ in 0..2 {
+        firewall.apply(&with(entry(2))).await.expect("applied");
+        assert!(is_answered(&asking, &public), "an open sandbox asks whom it wants");
+        firewall.apply(&with(list.clone())).await.expect("tightened");
+        assert!(is_answered(&asking, &resolver), "the same socket");
+        assert!(!is_answered(&asking, &public));
+        // That one heard what the other did not take.
+        drop(resolver.recv(&mut [0; 16]));
+    }
+    let closed = Entry { egress: Egress::None, ..entry(2) };
+    firewall.apply(&with(closed)).await.expect("closed");
+    assert!(!is_answered(&asking, &public) && !is_answered(&asking, &resolver));
+}
+
+#[tokio::test]
+async fn list_holds_behind_the_bridge_of_pves_firewall() {
+    if !nix::unistd::geteuid().is_root() {
+        // Making a namespace requires root.
+        return;
+    }
+    let wired = Wired::new();
+    let net = tempfile::tempdir().expect("a directory");
+    let firewall = NftFirewall::of(net.path(), &wired.host.nft());
+    let list = Entry { egress: "allow=a.b".parse().expect("an egress"), ..entry(2) };
+    let switch = wired.host.inside(|| Path::new(CALL_INET).exists());
+    let values: &[&str] = if switch { &["0", "1"] } else { &["0"] };
+    for value in values {
+        if switch {
+            wired.host.inside(|| fs::write(CALL_INET, value).expect("switched"));
+        }
+        wired.forget();
+        firewall
+            .apply(&rules([(100_002, list.clone()), (100_003, entry(3))]))
+            .await
+            .expect("applied");
+        for server in [PUBLIC, HOST] {
+            assert!(wired.is_led_to_the_resolver(server), "{server}, {value}");
+        }
+        assert!(!wired.sandbox.reaches(PUBLIC), "no name has it");
+        let grant = Grant { sandbox: SANDBOX, name: "a.b".to_owned(), address: PUBLIC };
+        firewall.allow(&[grant]).await.expect("allowed");
+        assert!(wired.sandbox.reaches(PUBLIC), "{value}");
+        assert!(wired.host.reaches(SANDBOX), "what comes in is answered");
+        let forbidden = wired.forbidden();
+        assert!(forbidden.values().all(|works| !works), "{forbidden:?}");
+        // Without the rules a question goes where it was sent, and any address is reached.
+        for family in super::super::render::FAMILIES {
+            wired.host.run(&format!("delete table {family} {TABLE}"));
+            wired.host.run(&format!("delete table {family} {}", names::TABLE));
+        }
+        wired.forget();
+        assert!(!wired.is_led_to_the_resolver(PUBLIC), "{value}");
+        assert!(wired.sandbox.reaches(PUBLIC), "{value}");
+        assert!(firewall.check().await.expect("listed").is_some(), "the next call replaces them");
     }
 }
 

@@ -153,7 +153,8 @@ impl Pve for Pct {
     }
 
     async fn limit_io(&self, vmid: Vmid, max: IoMax) -> Result<IoLimited, Error> {
-        self.limit(vmid, move |at| io_limit::set(at, vmid, max)).await
+        let host = self.0.clone();
+        self.limit(vmid, move |at| io_limit::set(at, &host.disks, vmid, max)).await
     }
 
     async fn halt(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {

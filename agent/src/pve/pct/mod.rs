@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use super::{
     CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, HostPaths, Mark, Result, Settings,
+    block_device::KnownDevices,
     cluster,
     command::Command,
     container,
@@ -53,6 +54,7 @@ struct Host {
     locks: KeyedLock<Vmid>,
     rooms: rooms::Rooms,
     known: Known,
+    disks: KnownDevices,
 }
 
 impl Pct {
@@ -66,6 +68,7 @@ impl Pct {
             locks: KeyedLock::default(),
             rooms: rooms::Rooms::default(),
             known: Known::default(),
+            disks: KnownDevices::default(),
         }))
     }
 

@@ -91,10 +91,10 @@ impl Sandboxes {
     }
 
     /// Returns the living sandbox with this address and its list, if it has one.
-    pub fn allow_list_of(&self, source: Ipv4Addr) -> Option<(SandboxId, AllowList)> {
+    pub fn allow_list_of(&self, source: Ipv4Addr) -> Option<(SandboxId, AllowList, u64)> {
         let live = self.live();
         let record = live.iter().find(|record| record.lease() == Some(source))?;
-        Some((record.id, record.egress.list()?.clone()))
+        Some((record.id, record.egress.list()?.clone(), record.revision))
     }
 
     /// Returns true when a sandbox that is open reaches this address.

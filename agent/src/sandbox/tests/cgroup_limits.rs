@@ -3,7 +3,7 @@
 use proto::{Invariant, Reason};
 
 use super::*;
-use crate::pve::{IoMax, fake::Limiting};
+use crate::pve::{ContainerConfig, IoMax, fake::Limiting};
 
 const IO: IoMax =
     IoMax { read_bytes: Some(1 << 20), write_bytes: None, reads: None, writes: Some(100) };
@@ -67,6 +67,18 @@ async fn sandboxes_of_an_older_agent_are_limited_by_the_next_pass() {
     assert_eq!(node.processes_max(&record), None);
     node.reconcile().await;
     assert_eq!(node.processes_max(&record), Some(Limits::default().processes));
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_elses_container_under_the_number_is_not_limited() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    let mut other = node.cluster.guests()[&record.vmid].clone();
+    other.config = ContainerConfig::parse(b"hostname: somebody\n");
+    (other.processes_max, other.io_max) = (None, None);
+    node.cluster.replace(record.vmid, other);
+    node.sandboxes.enforce_cgroup_limits().await;
+    assert_eq!((node.processes_max(&record), node.io_max(&record)), (None, None));
 }
 
 #[tokio::test(start_paused = true)]

@@ -151,6 +151,25 @@ async fn container_with_an_interface_that_is_not_filtered_is_refused() {
     assert!(refused.message.contains("net1"), "{}", refused.message);
 }
 
+#[tokio::test(start_paused = true)]
+async fn sandbox_with_an_interface_that_is_not_filtered_is_not_closed() {
+    let node = Node::new().await;
+    let firewall = node.isolated();
+    let record = node.running(1).await;
+    // An operator has added it while the sandbox runs.
+    node.cluster.edit(&node.name, record.vmid, |config| {
+        config.set("net1", "name=eth1,bridge=vmbr1,ip=dhcp").expect("a line");
+    });
+    for tighter in [Egress::None, list("a.b")] {
+        let refused = node.sandboxes.update(&record.id, egress(tighter)).await;
+        assert_eq!(refused.expect_err("it would not be").reason, Reason::ContainerUnfit);
+    }
+    assert_eq!(node.lets_reach(&firewall, &record), Some(Egress::Open));
+    node.cluster.edit(&node.name, record.vmid, |config| config.remove("net1"));
+    node.sandboxes.update(&record.id, egress(Egress::None)).await.expect("closed");
+    assert_eq!(node.lets_reach(&firewall, &record), Some(Egress::None));
+}
+
 impl Node {
     /// Reach of the sandbox of the record by the rules.
     fn lets_reach(&self, firewall: &MemoryFirewall, record: &Record) -> Option<Egress> {
@@ -229,7 +248,7 @@ async fn sandbox_with_a_list_needs_a_resolver_that_answers() {
     let record = node.sandboxes.create(listed(1, "a.b,*.c.d"), LONG).await.expect("made");
     assert_eq!(node.lets_reach(&firewall, &record), Some(list("*.c.d,a.b")));
     let ip = record.lease().expect("an address");
-    let (id, known) = node.sandboxes.allow_list_of(ip).expect("a list");
+    let (id, known, _) = node.sandboxes.allow_list_of(ip).expect("a list");
     assert!(id == record.id && known.allows("a.b"));
     let open = node.running(2).await;
     assert_eq!(node.sandboxes.allow_list_of(open.lease().expect("an address")), None);
