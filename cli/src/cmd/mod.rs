@@ -29,6 +29,7 @@ mod fsck;
 mod gc;
 mod get;
 mod hide;
+mod ingress;
 mod inspect;
 mod kill;
 mod lifecycle;
@@ -173,6 +174,9 @@ pub(crate) enum User {
     /// Ports of a sandbox: list what listens
     #[command(subcommand)]
     Port(port::Port),
+    /// The way in from the web: test the open ports of a sandbox
+    #[command(subcommand)]
+    Ingress(ingress::Ingress),
     /// Snapshots that sandboxes are created from
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
@@ -355,6 +359,7 @@ async fn user(
         User::Url(args) => url::run(connect()?, args, output).await,
         User::PortForward(args) => Box::pin(port_forward::run(connect()?, args, output)).await,
         User::Port(verb) => port::run(connect()?, verb, output).await,
+        User::Ingress(verb) => Box::pin(ingress::run(connect()?, verb, output)).await,
         User::Snapshot(snapshot::Snapshot::Ls(listing)) => {
             snapshot::ls(connect()?, listing, output).await
         }

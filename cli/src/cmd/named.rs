@@ -1,6 +1,8 @@
 //! The sandboxes that a verb names, all in one place, so that each can be named in every way.
 
-use super::{Operator, User, Verb, admin::Admin, audit::AuditVerb, cp, port::Port};
+use super::{
+    Operator, User, Verb, admin::Admin, audit::AuditVerb, cp, ingress::Ingress, port::Port,
+};
 use crate::{client::Controller, failure::Failure, resolve};
 
 /// Replaces what the user typed by names that the API takes. `connect` is called only where that
@@ -62,6 +64,7 @@ fn of_user(verb: &mut User) -> Vec<&mut String> {
         User::Url(args) => vec![&mut args.id],
         User::PortForward(args) => vec![&mut args.id],
         User::Port(Port::Ls(args)) => vec![&mut args.id],
+        User::Ingress(Ingress::Test(args)) => vec![&mut args.id],
         User::Watch(args) => vec![&mut args.id],
         User::Use(args) => args.id.iter_mut().collect(),
         User::Explain(args) => args.id.iter_mut().collect(),

@@ -43,6 +43,7 @@ const COLUMNS: &[Column] = &[
     Column::new("PORT").right(),
     Column::new("ADDRESS"),
     Column::new("NAMES"),
+    Column::new("VISIBILITY"),
     Column::new("URL").rank(1),
 ];
 
@@ -71,10 +72,16 @@ fn table(ports: &[ListeningPort]) -> Table {
             table::number(port.port.into()),
             table::cell(&port.address),
             table::cell(names.join(", ")),
+            table::cell(visibility(port)),
             table::cell(url),
         ]);
     }
     table
+}
+
+/// Returns who reaches a port over HTTP; empty where nobody does.
+fn visibility(port: &ListeningPort) -> &'static str {
+    port.services.first().map(|service| service.visibility().word()).unwrap_or_default()
 }
 
 fn value(port: &ListeningPort) -> Value {
@@ -83,6 +90,7 @@ fn value(port: &ListeningPort) -> Value {
         "port": port.port,
         "address": port.address,
         "open": !port.services.is_empty(),
+        "visibility": port.services.first().map(|service| service.visibility().word()),
         "services": port.services.iter().map(service).collect::<Vec<_>>(),
     })
 }
