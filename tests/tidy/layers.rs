@@ -143,6 +143,7 @@ const DAEMON: &[Rule] = &[
     ("keyed_count", &["sync"]),
     ("keyed_lock", &["sync"]),
     ("logs", &[]),
+    ("mac", &[]),
     ("peer", &["clock"]),
     ("replace", &[]),
     ("seal", &[]),
