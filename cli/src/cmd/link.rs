@@ -18,15 +18,13 @@ use crate::{
 #[command(after_help = "\
 Examples:
   sandboxctl link ID 8080                       a link, or the URL with a token
-  sandboxctl link ID web --ttl 1h               one that can be opened for an hour
-  sandboxctl link ID 8080 --bare                the token alone
-  curl -H \"X-Sbx-Token: $(sandboxctl link ID 8080 --bare)\" $(sandboxctl url ID 8080)
+  sandboxctl link ID web --ttl 1h               good for an hour
+  sandboxctl link ID 8080 --bare                for the header X-Sbx-Token
 
 A port with visibility team takes links, one with visibility token takes tokens.
-
-A link is good for 5 minutes, and at most for an hour; the session that it begins
-lasts 12 hours. A token is good for 24 hours, and at most for 30 days. Whoever has
-one gets in: treat it as a password. `sandboxctl revoke` makes all of a port void.")]
+A link is good for 5 minutes, and at most for an hour; its session lasts 12
+hours. A token is good for 24 hours, and at most for 30 days. Whoever has one
+gets in: treat it as a password. `sandboxctl revoke` makes all of a port void.")]
 pub(crate) struct Link {
     /// Sandbox
     pub(super) id: String,
