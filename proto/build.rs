@@ -49,10 +49,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "sandbox/v1/files.proto",
         "sandbox/v1/forward.proto",
         "sandbox/v1/operator.proto",
+        "sandbox/v1/ports.proto",
         "sandbox/v1/enrolment.proto",
         "agent/v1/agent.proto",
         "agent/v1/certificates.proto",
         "agent/v1/commands.proto",
+        "agent/v1/ports.proto",
         "shim/v1/shim.proto",
     ];
     for file in files {

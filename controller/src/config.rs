@@ -246,7 +246,7 @@ pub struct EgressRules {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ingress {
-    /// Who reaches a port whose caller does not say it: `public`, `team`, `token` or `private`.
+    /// Visibility of a port whose caller does not say it: `public`, `team`, `token` or `private`.
     pub default_visibility: Visibility,
     /// Ports that may never be exposed.
     pub denied_ports: BTreeSet<Port>,

@@ -112,7 +112,7 @@ pub struct Spec {
     pub egress: Option<Egress>,
     /// Ports that are open from the start.
     pub services: BTreeMap<ServiceName, Port>,
-    /// Who reaches these ports, where the request says it.
+    /// Visibility of these ports, where the request says it.
     pub visibility: BTreeMap<Port, Visibility>,
     /// Node that the sandbox must be on.
     pub node: Option<NodeName>,

@@ -16,7 +16,7 @@ pub const SENSITIVE_PORTS: &[(u16, &str)] = &[
     (39_383, "xterm"),
 ];
 
-/// Who reaches an open port over HTTP.
+/// Visibility of an open port: who reaches it over HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 pub enum Visibility {

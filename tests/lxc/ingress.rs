@@ -168,7 +168,7 @@ fn port_lets_in_whom_its_visibility_names() {
         assert!(ask(node, &host, "/", header).starts_with("HTTP/1.1 401"), "{node}");
     }
     world.json(&["expose", id, "8000", "--name", "web", "--visibility", "token"]);
-    let token = world.ctl(&["link", id, "8000", "--token"]).text();
+    let token = world.ctl(&["link", id, "8000", "--bare"]).text();
     let header = format!("X-Sbx-Token: {}\r\n", token.trim());
     for node in ["node2", "node1"] {
         assert!(ask(node, &host, "/", &header).starts_with("HTTP/1.1 200"), "{node}");

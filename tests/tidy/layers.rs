@@ -150,6 +150,7 @@ const DAEMON: &[Rule] = &[
     ("keyed_count", &["sync"]),
     ("keyed_lock", &["sync"]),
     ("logs", &[]),
+    ("mac", &[]),
     ("peer", &["clock"]),
     ("replace", &[]),
     ("seal", &[]),

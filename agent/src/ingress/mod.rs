@@ -70,7 +70,7 @@ pub struct Target {
 /// Exposed port, as a route question needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenPort {
-    /// Who reaches it.
+    /// Visibility: who reaches it.
     pub visibility: Visibility,
     /// Generation of its credentials.
     pub generation: u64,

@@ -269,7 +269,7 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
     })
 }
 
-/// Who sends a request to a sandbox.
+/// Client of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Visitor {
     /// Anybody: the port is public.

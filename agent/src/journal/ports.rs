@@ -34,7 +34,7 @@ pub struct Access {
 /// Open port that not everybody reaches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardedPort {
-    /// Who reaches it: never PUBLIC.
+    /// Visibility: never PUBLIC.
     #[serde(with = "super::words::visibility")]
     pub visibility: Visibility,
     /// Generation of its credentials: those of others are void.
@@ -50,7 +50,7 @@ pub struct OpenPort {
     pub name: ServiceName,
     /// Its port.
     pub port: Port,
-    /// Who reaches the port.
+    /// Visibility of the port.
     pub visibility: Visibility,
 }
 

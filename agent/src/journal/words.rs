@@ -63,7 +63,7 @@ pub(super) mod egress {
     }
 }
 
-/// Who reaches a port, in a record. A word of a later version reads as the tightest.
+/// Visibility of a port, in a record. A word of a later version reads as the tightest.
 pub(super) mod visibility {
     use proto::visibility::Visibility;
     use serde::{Deserialize, Deserializer, Serializer};

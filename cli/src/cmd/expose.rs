@@ -38,7 +38,7 @@ pub(crate) struct Expose {
     /// Name of the service [default: port-PORT]
     #[arg(long)]
     name: Option<String>,
-    /// Who reaches it [default: as the controller says]
+    /// Visibility: who reaches it [default: as the controller says]
     #[arg(long, value_name = "public|team|token|private")]
     visibility: Option<Visibility>,
     /// Let everybody in; short for --visibility public

@@ -17,14 +17,14 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl link ID 8080                       a link, for a port with visibility team
-  sandboxctl link ID web --ttl 1h               one that begins a session for an hour
-  sandboxctl link ID 8080 --token               a token, for a port with visibility token
-  curl -H \"X-Sbx-Token: $(sandboxctl link ID 8080 --token)\" $(sandboxctl url ID 8080)
+  sandboxctl link ID 8080                       a link, or the URL with a token
+  sandboxctl link ID web --ttl 1h               good for an hour
+  sandboxctl link ID 8080 --bare                for the header X-Sbx-Token
 
-A link is good for 5 minutes, and at most for an hour; the session that it begins
-lasts 12 hours. A token is good for 24 hours, and at most for 30 days. Whoever has
-one gets in: treat it as a password. `sandboxctl revoke` makes all of a port void.")]
+A port with visibility team takes links, one with visibility token takes tokens.
+A link is good for 5 minutes, and at most for an hour; its session lasts 12
+hours. A token is good for 24 hours, and at most for 30 days. Whoever has one
+gets in: treat it as a password. `sandboxctl revoke` makes all of a port void.")]
 pub(crate) struct Link {
     /// Sandbox
     pub(super) id: String,
@@ -34,16 +34,20 @@ pub(crate) struct Link {
     /// How long it is good [default: 5m for a link, 24h for a token]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     ttl: Option<Duration>,
-    /// Print a token alone, for the header X-Sbx-Token
+    /// Print the token or link text alone, without the URL: for the header X-Sbx-Token
     #[arg(long)]
-    token: bool,
+    bare: bool,
 }
 
 pub(super) async fn run(controller: Controller, link: Link, output: Output) -> Result<u8, Failure> {
-    let Link { id, service, ttl, token } = link;
-    let kind = if token { AccessKind::Token } else { AccessKind::Unspecified };
+    let Link { id, service, ttl, bare } = link;
     let ttl = ttl.and_then(|ttl| prost_types::Duration::try_from(ttl).ok());
-    let request = CreateAccessLinkRequest { id: id.clone(), service, kind: kind.into(), ttl };
+    let request = CreateAccessLinkRequest {
+        id: id.clone(),
+        service,
+        kind: AccessKind::Unspecified.into(),
+        ttl,
+    };
     let made = answer(controller.sandboxes.clone().create_access_link(request)).await?;
     if output.json {
         let kind = match made.kind() {
@@ -55,7 +59,7 @@ pub(super) async fn run(controller: Controller, link: Link, output: Output) -> R
             "credential": made.credential, "expires_at": time::rfc3339(made.expires_at),
         }))?;
     } else {
-        output.line(if token { &made.credential } else { &made.url })?;
+        output.line(if bare { &made.credential } else { &made.url })?;
     }
     Ok(0)
 }

@@ -109,7 +109,7 @@ pub(crate) struct Service {
     name: String,
     /// Port inside the sandbox.
     port: u32,
-    /// Who reaches it; `None`: as the controller says.
+    /// Visibility; `None`: as the controller says.
     visibility: Option<Visibility>,
 }
 

@@ -129,7 +129,7 @@ async fn get_shows_all_details_of_a_sandbox() {
         "snapshot_id": "small", "size": { "cpu_cores": 1, "memory_mib": 512, "disk_gib": 20 }, "ip": "10.100.2.7",
         "services": [{
             "name": "web", "port": 8080, "url": format!("http://port-8080-{ID}.sandbox.localhost"),
-            "bypasses_access": false,
+            "visibility": "team", "bypasses_access": false,
         }],
         "metadata": { "user": "ada" }, "created_at": "2023-11-14T22:13:20Z", "started_at": null,
         "boot": 1, "attempt": 1, "revision": 7, "request_id": "r-1", "failure": null,
@@ -444,9 +444,9 @@ async fn port_is_exposed_to_some_and_they_get_links_and_tokens() {
     }
     let url = format!("http://port-8080-{ID}.sandbox.localhost/");
     let link = fake.run(&["link", ID, "8080"]).await;
-    assert_eq!(link.text(), format!("{url}?sbx_link=sbxl1_x\n"));
-    let token = fake.run(&["link", ID, "8080", "--token", "--ttl", "1h"]).await;
-    assert_eq!(token.text(), "sbxt1_x\n");
+    assert_eq!(link.text(), format!("{url}?sbx_link=sbxl1_x\n"), "{link:?}");
+    let bare = fake.run(&["link", ID, "8080", "--bare", "--ttl", "1h"]).await;
+    assert_eq!(bare.text(), "sbxl1_x\n");
     let value = fake.run(&["link", ID, "8080", "--json"]).await.json();
     assert_eq!((&value["kind"], &value["port"]), (&json!("link"), &json!(8080)));
     assert_eq!(value["credential"], json!("sbxl1_x"));

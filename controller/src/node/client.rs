@@ -52,9 +52,9 @@ pub struct Exposed {
     pub name: ServiceName,
     /// The port.
     pub port: Port,
-    /// Who shall reach it; `None`: as before.
+    /// Visibility that is wanted; `None`: as before.
     pub wanted: Option<Visibility>,
-    /// Who reaches it if it is not open yet and nobody is wanted.
+    /// Visibility of a port that is not open yet, where none is wanted.
     pub default: Visibility,
 }
 

@@ -16,7 +16,7 @@ use crate::node::Node;
 /// Rules for ports, by the operator's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposure {
-    /// Who reaches a port whose caller does not say it.
+    /// Visibility of a port whose caller does not say it.
     pub default: Visibility,
     /// Ports that may never be exposed.
     pub denied: BTreeSet<Port>,

@@ -127,7 +127,7 @@ async fn logs_a_life_in_order_with_its_actors() {
     assert!(events.iter().all(|event| event.at.is_some()));
     assert_eq!(
         (events[6].detail.as_str(), reason_of(&events[12])),
-        ("web (port 80)", Some(Reason::PctFailed))
+        ("web (port 80, team)", Some(Reason::PctFailed))
     );
     let says = |event: &Event| {
         event.kind() != E::CreateAsked && !event.kind().as_str_name().ends_with("ASKED")

@@ -27,7 +27,7 @@ const SESSION_S: u64 = 12 * 3600;
 /// Permission to reach a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// Who asks, for a port that not everybody reaches.
+    /// Identity of the client, for a port that not everybody reaches.
     pub identity: Option<Identity>,
     /// Text to remove from the query, so that the sandbox does not see the credential in it.
     pub remove: Option<String>,
@@ -35,7 +35,7 @@ pub struct Grant {
     pub wakes: bool,
 }
 
-/// Who asks, as the sandbox is told.
+/// Identity of a client, as the sandbox is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Visibility of the port.
@@ -69,7 +69,7 @@ pub(super) enum Access {
 const NO_SESSION: &str = "this port of the sandbox is for its team: open it by a link, which \
                           `sandboxctl link` or your application makes";
 const NO_TOKEN: &str = "this port of the sandbox needs a token: send it as the header X-Sbx-Token, or \
-                        open a signed URL; `sandboxctl link --token` makes one";
+                        open a signed URL; `sandboxctl link` makes one";
 const VOID: &str = "this link or token is expired or revoked: ask for a new one";
 const PRIVATE: &str = "this port of the sandbox is private: a port forward and ssh reach it, HTTP from \
                        outside does not";

@@ -22,7 +22,7 @@ const HEAD: usize = 2 + 8 + 8;
 /// Sets these HMACs apart from any other use of the key.
 const CONTEXT: &[u8] = b"pve-sandbox access 1\0";
 
-/// What a credential is good for.
+/// Use that a credential is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Begins a session of a browser.
@@ -46,7 +46,7 @@ impl Purpose {
 /// Credential for a port of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credential {
-    /// What it is good for.
+    /// Use that it is good for.
     pub purpose: Purpose,
     /// The port.
     pub port: Port,

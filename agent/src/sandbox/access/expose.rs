@@ -25,7 +25,7 @@ use crate::{
 /// Services that were closed, with their ports.
 pub type Closed = BTreeMap<ServiceName, Port>;
 
-/// Who shall reach a port that is opened.
+/// Visibility of a port that is opened.
 #[derive(Debug, Clone, Copy)]
 pub struct Reach {
     /// Visibility that the caller wants; `None`: as the port has it.

@@ -43,7 +43,7 @@ pub struct Wanted {
 pub struct Made {
     /// The sandbox.
     pub record: Arc<Record>,
-    /// What it says.
+    /// Content of the credential.
     pub credential: Credential,
     /// Its text: a secret.
     pub text: String,
