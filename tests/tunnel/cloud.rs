@@ -335,6 +335,7 @@ impl State {
         match (method, rest) {
             ("GET", []) => {
                 let found = of_name(records, "name", value(query, "name.exact"));
+                let found = of_name(&found, "content", value(query, "content.exact"));
                 self.check(shapes::query("RecordListParams", query));
                 self.page(&found, query, "RecordResponse")
             }

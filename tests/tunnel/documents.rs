@@ -216,6 +216,7 @@ async fn every_command_of_the_page_does_what_the_page_says() {
     let commands = commands();
     assert!(commands.len() >= 9, "the page was misread: {commands:?}");
     for line in &commands {
+        node.cloud.calls();
         let (said, done) = node.run(line).await;
         let is_right = done.unwrap_or_else(|error| panic!("{line}: {error:#}\n{said}"));
         assert!(is_right, "{line}: {said}");
@@ -227,7 +228,8 @@ async fn every_command_of_the_page_does_what_the_page_says() {
         }
     }
     // All of it is gone by the last one, and the operator's file has the domain.
-    assert!(node.cloud.records().len() <= 2 && !node.world.node.paths().dir.exists());
+    assert_eq!((node.cloud.records(), node.cloud.state().tunnels.len()), (vec![], 0));
+    assert!(!node.world.node.paths().dir.exists());
     let config = fs::read_to_string(node.world.file("agent.toml")).expect("read");
     assert!(config.contains("domain = \"example.com\""), "{config}");
 }

@@ -16,8 +16,10 @@ async fn tear_down(
     order: Order,
 ) -> (Vec<String>, Result<(), Error>) {
     let (mut told, api) = (Vec::new(), cloud.map(api));
+    let domain = &world.origin.domain;
+    let cloud = api.as_ref().map(|api| (api, domain));
     let mut say = |line: &str| told.push(line.to_owned());
-    let done = teardown::run(order, api.as_ref(), &world.node, &mut say).await;
+    let done = teardown::run(order, cloud, &world.node, &mut say).await;
     (told, done)
 }
 
@@ -43,7 +45,11 @@ async fn node_leaves_the_tunnel_and_cloudflare_is_not_asked() {
     assert_eq!((cloud.records().len(), cloud.state().tunnels.len()), (1, 1), "both stay");
     let (told, done) = tear_down(&world, None, DO).await;
     done.expect("again");
-    assert_eq!(told, ["no tunnel was set up on this node"]);
+    assert_eq!(told, ["this node is no connector of a tunnel"]);
+    // What stays is found by the domain.
+    tear_down(&world, Some(&cloud), DO).await.1.expect("gone");
+    assert_eq!((cloud.records().len(), cloud.state().tunnels.len()), (0, 0));
+    tear_down(&world, Some(&cloud), DO).await.1.expect("nothing is left");
 }
 
 #[tokio::test]

@@ -14,13 +14,10 @@ async fn refused(may: May, token: Option<&'static str>) -> Error {
     let (cloud, world) = (Cloud::start().await, World::new());
     cloud.state().may = may;
     cloud.state().token = token;
-    match world.setup(&cloud, &world.order()).await.1.expect_err("refused") {
-        setup::Error::Api(error) => {
-            assert_eq!(cloud.writes(), [""; 0]);
-            error
-        }
-        other => panic!("{other}"),
-    }
+    let error = world.setup(&cloud, &world.order()).await.1.expect_err("refused");
+    let setup::Error::Api(error) = error else { panic!("{error}") };
+    assert_eq!(cloud.writes(), [""; 0]);
+    error
 }
 
 #[tokio::test]

@@ -263,8 +263,16 @@ async fn tear_down(args: &Teardown, host: &Host, say: Say<'_>) -> Result<bool> {
     let config = host.load(&args.common, None)?;
     let api = if args.everything { Some(host.needed_api(&args.account)?) } else { None };
     let order = teardown::Order { force: args.force, dry_run: args.dry_run };
-    host.with_node(&config, async |node| Ok(teardown::run(order, api.as_ref(), node, say).await?))
-        .await?;
+    let origin = node::origin(&config);
+    let domain = origin.as_ref().map(|origin| &origin.domain);
+    let cloud = match (&api, domain) {
+        (Some(api), Some(domain)) => Some((api, domain)),
+        (Some(_), None) => {
+            anyhow::bail!("agent.toml has no ingress.domain: the tunnel cannot be found")
+        }
+        (None, _) => None,
+    };
+    host.with_node(&config, async |node| Ok(teardown::run(order, cloud, node, say).await?)).await?;
     if !args.everything {
         say("the tunnel and its DNS records stay at Cloudflare: --everything removes them");
     }

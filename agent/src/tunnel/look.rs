@@ -33,7 +33,7 @@ pub struct Facts {
     pub ready: Option<Ready>,
     /// Time, milliseconds since 1970.
     pub now_ms: u64,
-    /// What Cloudflare has, or why it was not told; `None` without a token.
+    /// State at Cloudflare, or why it was not told; `None` without a token.
     pub cloud: Option<Result<Cloud, String>>,
 }
 
@@ -61,7 +61,7 @@ pub enum Secrets {
     Private,
 }
 
-/// What Cloudflare has.
+/// State at Cloudflare.
 #[derive(Debug, Clone)]
 pub struct Cloud {
     /// Tunnel of this name.

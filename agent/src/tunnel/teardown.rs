@@ -8,10 +8,9 @@ use tokio::time::sleep;
 use super::{
     UNIT,
     api::{self, Api, model::Connector},
-    look::names,
     node::{self, Node},
     record,
-    settings::{Settings, is_ours},
+    settings::{Hostname, METRICS, Settings, is_ours, name_of},
 };
 
 /// Times that a tunnel with connections is tried again: Cloudflare notices a connector's end some seconds late.
@@ -45,32 +44,38 @@ pub enum Error {
     Connected(String),
 }
 
-/// Removes. `api` is there where everything is to go.
+/// Removes. `cloud` is there where everything is to go: the API, and the domain by which the tunnel is found on a
+/// node that has left it already.
 ///
 /// # Errors
 /// When other nodes are connected, or something fails. A repeated call goes on where this one ended.
 pub async fn run(
     order: Order,
-    api: Option<&Api>,
+    cloud: Option<(&Api, &Hostname)>,
     node: &Node,
     say: &mut dyn FnMut(&str),
 ) -> Result<(), Error> {
-    let settings = node::settings(node.paths())?;
-    if settings.is_none() {
-        say("no tunnel was set up on this node");
+    let own = node::settings(node.paths())?;
+    if own.is_none() {
+        say("this node is no connector of a tunnel");
     }
-    if let (Some(api), Some(settings)) = (api, &settings) {
+    let cloud = match (cloud, own) {
+        (Some((api, _)), Some(settings)) => Some((api, settings)),
+        (Some((api, domain)), None) => find(api, domain).await?.map(|found| (api, found)),
+        (None, _) => None,
+    };
+    if let Some((api, settings)) = &cloud {
         others(order, api, settings).await?;
     }
     let mut removes = |what: &str| {
-        say(&format!("{} {what}", if order.dry_run { "would" } else { "change" }));
+        say(&format!("{} {what}", if order.dry_run { "would " } else { "change" }));
         !order.dry_run
     };
     let state = node::unit_state(node.paths()).await.unwrap_or_default();
     if (state.is_active || state.is_enabled) && removes(&format!("stop and disable {UNIT}")) {
         node.systemctl(&["disable", "--now", "--quiet", UNIT]).await?;
     }
-    if let (Some(api), Some(settings)) = (api, &settings) {
+    if let Some((api, settings)) = &cloud {
         records(api, settings, &mut removes).await?;
         tunnel(api, settings, &mut removes).await?;
     }
@@ -78,6 +83,23 @@ pub async fn run(
         node::remove_files(node.paths())?;
     }
     Ok(())
+}
+
+/// Finds the tunnel of a domain by the name that `setup` gives it.
+async fn find(api: &Api, domain: &Hostname) -> Result<Option<Settings>, api::Error> {
+    let Some(zone) = api.zone_of(domain).await? else { return Ok(None) };
+    let name = name_of(domain);
+    let found = api.tunnel(&zone.account.id, &name).await?;
+    Ok(found.map(|tunnel| Settings {
+        name,
+        tunnel: tunnel.id,
+        account: zone.account.id,
+        zone: zone.id,
+        zone_name: Some(zone.name),
+        domain: domain.clone(),
+        controller: None,
+        metrics: METRICS,
+    }))
 }
 
 /// Refuses to cut off other nodes.
@@ -102,12 +124,10 @@ async fn records(
     settings: &Settings,
     removes: &mut dyn FnMut(&str) -> bool,
 ) -> Result<(), Error> {
-    for name in names(settings) {
-        let found = api.records(&settings.zone, &name).await?;
-        for one in found.iter().filter(|one| record::is_removed(one, &settings.tunnel)) {
-            if removes(&format!("delete the DNS record: {}", record::shown(one))) {
-                api.delete_record(&settings.zone, &one.id).await?;
-            }
+    let found = api.records_to(&settings.zone, &settings.tunnel).await?;
+    for one in found.iter().filter(|one| record::is_removed(one, &settings.tunnel)) {
+        if removes(&format!("delete the DNS record: {}", record::shown(one))) {
+            api.delete_record(&settings.zone, &one.id).await?;
         }
     }
     Ok(())

@@ -212,6 +212,19 @@ impl Api {
         Ok(records)
     }
 
+    /// Lists the DNS records that lead to a tunnel, whatever their names.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub async fn records_to(
+        &self,
+        zone: &CloudId,
+        tunnel: &TunnelId,
+    ) -> Result<Vec<Record>, Error> {
+        let path = format!("/zones/{zone}/dns_records?content.exact={}", tunnel.target());
+        self.list(path, Permission::DnsEdit).await
+    }
+
     /// Makes a DNS record.
     ///
     /// # Errors
