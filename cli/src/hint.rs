@@ -85,10 +85,9 @@ pub fn of(reason: Reason) -> Hint {
             exit::REFUSED,
             "the message says what is wrong; `sandboxctl port ls ID` shows which ports are taken",
         ),
-        Reason::ForwardLost => (
-            exit::NOT_NOW,
-            "connect again; `sandboxctl get ID` shows whether the sandbox runs",
-        ),
+        Reason::ForwardLost => {
+            (exit::NOT_NOW, "connect again; `sandboxctl get ID` shows whether the sandbox runs")
+        }
         Reason::EnvLost => (
             exit::REFUSED,
             "copy its files out with `sandboxctl cp`, and create another; an operator who has the node's secret.key puts it back",

@@ -78,9 +78,7 @@ fn table(ports: &[ListeningPort]) -> Table {
 }
 
 fn value(port: &ListeningPort) -> Value {
-    let service = |service: &proto::sandbox::v1::HttpService| {
-        json!({ "name": service.name, "url": service.url })
-    };
+    let service = |service: &proto::sandbox::v1::HttpService| json!({ "name": service.name, "url": service.url });
     json!({
         "port": port.port,
         "address": port.address,

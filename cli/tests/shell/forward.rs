@@ -9,8 +9,8 @@ use nix::{
 use proto::{
     Reason,
     sandbox::v1::{
-        forward_listen_response as listened, forward_open::Target,
-        forward_request::Message as In, forward_response::Message as Out, *,
+        forward_listen_response as listened, forward_open::Target, forward_request::Message as In,
+        forward_response::Message as Out, *,
     },
 };
 use serde_json::Value;
@@ -63,8 +63,7 @@ pub(crate) fn listen() -> impl Stream<Item = Result<ForwardListenResponse, Statu
     let listener = "0".repeat(32);
     let listening = ForwardListening { listener: listener.clone(), ..Default::default() };
     let accepted = ForwardAccepted { listener, connection: 1 };
-    let messages =
-        [listened::Message::Listening(listening), listened::Message::Accepted(accepted)];
+    let messages = [listened::Message::Listening(listening), listened::Message::Accepted(accepted)];
     let messages = messages.map(|message| Ok(ForwardListenResponse { message: Some(message) }));
     tokio_stream::iter(messages).chain(tokio_stream::pending())
 }

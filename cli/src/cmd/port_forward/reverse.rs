@@ -73,7 +73,9 @@ async fn keep(
     loop {
         let mut failure = accept(shared, &mut listening, local).await;
         let lost = Instant::now();
-        shared.output.note(format!("{}:{port}: {}; listening again ...", shared.id, failure.message));
+        shared
+            .output
+            .note(format!("{}:{port}: {}; listening again ...", shared.id, failure.message));
         listening = loop {
             let passes = failure.transient
                 || failure.is_of_a_restart()

@@ -101,7 +101,9 @@ mod tests {
         assert_eq!(parse("8080:/run/a.sock"), forward(8080, "/run/a.sock"));
         assert_eq!(parse(":/run/a.sock"), forward(0, "/run/a.sock"));
         assert_eq!(parse("-"), Ok(Word::Stdio));
-        for bad in ["", "0", "80:0", "70000", "1:70000", "08", "a", "80:b", "1:2:3", "-1", "80:run/a"] {
+        for bad in
+            ["", "0", "80:0", "70000", "1:70000", "08", "a", "80:b", "1:2:3", "-1", "80:run/a"]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
