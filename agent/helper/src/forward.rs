@@ -15,7 +15,10 @@ use std::{
 };
 
 use helper::{ForwardTask, Refusal};
-use nix::unistd::dup2_stdout;
+use nix::{
+    sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
+    unistd::dup2_stdout,
+};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
@@ -71,6 +74,12 @@ pub(crate) fn open(task: &ForwardTask) -> Result<Opened, Refusal> {
 
 /// Serves it until its end. Returns the exit code.
 pub(crate) fn run(opened: Opened) -> u8 {
+    // A peer that reads no more is an error of the write, and not the end of this process.
+    let mut pipes = SigSet::empty();
+    pipes.add(Signal::SIGPIPE);
+    if sigprocmask(SigmaskHow::SIG_BLOCK, Some(&pipes), None).is_err() {
+        return RESET;
+    }
     let served = match opened {
         Opened::Stream(socket) => pass(&socket),
         Opened::Listener(listener, takers) => accept(&listener, &takers),

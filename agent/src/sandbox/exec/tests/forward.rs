@@ -222,6 +222,28 @@ async fn connection_that_breaks_ends_with_an_error() {
 }
 
 #[tokio::test]
+async fn answer_of_a_server_that_reads_no_more_still_arrives() {
+    let rig = Rig::new().await;
+    let refuses = server("127.0.0.1:0", |mut stream| async move {
+        stream.read_exact(&mut [0; 10]).await.expect("read");
+        stream.write_all(b"too large").await.expect("written");
+    });
+    let (to, mut pieces) = rig.forward(tcp(refuses.await)).await.expect("open");
+    to.send(Piece::Data(vec![0; 10].into())).await.expect("taken");
+    let first = timeout(DEADLINE, pieces.next()).await.expect("in time").expect("a piece");
+    assert_eq!(first, Ok(Piece::Data("too large".into())));
+    // The second of these finds the connection reset, and the third that it is broken.
+    for _ in 0..3 {
+        drop(to.send(Piece::Data(vec![0; 60_000].into())).await);
+        sleep(Duration::from_millis(100)).await;
+    }
+    let (_, eof, error) = read(&mut pieces).await;
+    let message = error.map(|error| error.message).unwrap_or_default();
+    assert!(eof && message.contains("broke the connection off"), "{eof} {message}");
+    rig.until_no_place_is_taken().await;
+}
+
+#[tokio::test]
 async fn agent_that_stops_tells_so() {
     let rig = Rig::new().await;
     let waits = server("127.0.0.1:0", |stream| async move {
