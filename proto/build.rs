@@ -51,6 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "agent/v1/agent.proto",
         "agent/v1/certificates.proto",
         "agent/v1/commands.proto",
+        "agent/v1/forward.proto",
         "shim/v1/shim.proto",
     ];
     for file in files {
