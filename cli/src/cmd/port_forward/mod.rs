@@ -88,17 +88,18 @@ pub(super) async fn run(
         }
         return stdio(&controller, &id, remote.target()).await;
     }
+    let specs: Option<Vec<Spec>> = ports.into_iter().map(Word::forward).collect();
+    let specs = specs.ok_or_else(|| {
+        let next = "write `sandboxctl port-forward ID - PORT`";
+        Failure::usage("`-` must come first, with one port after it", next)
+    })?;
     let mut stops = Stops::listen()?;
     // So that a wrong id is told now, and not at the first connection.
     fetch(&controller, id.clone()).await?;
     let (fatal, mut failed) = mpsc::channel(1);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let shared = Shared { controller, id, output, places, fatal };
-    for word in ports {
-        let Word::Forward(spec) = word else {
-            let next = "write `sandboxctl port-forward ID - PORT`";
-            return Err(Failure::usage("`-` must come first, with one port after it", next));
-        };
+    for spec in specs {
         if reverse {
             reverse::begin(&shared, spec, address).await?;
         } else {
