@@ -9,8 +9,8 @@ use proto::{
         files_response,
     },
     sandbox::v1::{
-        Argv, ExecRequest, ExecStart, FileContent, WriteFilesRequest, exec_request, exec_response,
-        exec_start,
+        Argv, ExecRequest, ExecStart, FileContent, ForwardOpen, ForwardRequest, WriteFilesRequest,
+        exec_request, exec_response, exec_start, forward_open, forward_request, forward_response,
     },
 };
 use tonic::transport::Channel;
@@ -45,6 +45,7 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     figures.alone("shim_rss", pss, "MiB (PSS)");
     parallel(world, figures, &agent, [&first, &second], vmid).await?;
     output(world, figures, &mut agent, &first, vmid).await?;
+    forward(figures, &mut agent, &first).await?;
     write_files(world, figures, &mut agent, &first, vmid).await?;
     world.delete(&first).await?;
     world.delete(&second).await
@@ -119,6 +120,67 @@ async fn read_all(agent: &mut Agent, id: &str, line: &str) -> Result<u64> {
         }
     }
     bail!("the stream ended without an exit")
+}
+
+/// Measures a forward to a server that sends, beside `cat` of the same bytes through exec.
+async fn forward(figures: &mut Figures, agent: &mut Agent, id: &str) -> Result<()> {
+    let serve = format!(
+        "import os,socket; s=socket.socket(socket.AF_UNIX); s.bind(\"/run/bench.sock\"); s.listen(8)\n\
+         if os.fork(): os._exit(0)\n\
+         while True:\n c=s.accept()[0]\n for _ in range({}): c.sendall(bytes(1<<20))\n c.close()",
+        OUTPUT >> 20
+    );
+    let start = ExecStart {
+        id: id.into(),
+        command: Some(exec_start::Command::Argv(Argv {
+            args: ["python3", "-c", &serve].map(ToOwned::to_owned).into(),
+        })),
+        ..ExecStart::default()
+    };
+    let first = ExecRequest { message: Some(exec_request::Message::Start(start)) };
+    let first = agent::ExecRequest { message: Some(first), ..Default::default() };
+    let mut answers = agent.exec(tokio_stream::iter([first])).await?.into_inner();
+    while answers.message().await?.is_some() {}
+    let (mut ours, mut plain) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let (took, bytes) = timed(forwarded(agent, id)).await;
+        ensure!(bytes? == OUTPUT, "bytes of a forward were lost");
+        ours.push(took);
+        let line = format!("head -c {OUTPUT} /dev/zero");
+        let (took, bytes) = timed(read_all(agent, id, &line)).await;
+        ensure!(bytes? == OUTPUT, "output was lost");
+        plain.push(took);
+    }
+    #[expect(clippy::cast_precision_loss, reason = "256 MiB")]
+    let mb = OUTPUT as f64 / 1e6;
+    let rate = |ms: f64| mb / (ms / 1000.0);
+    let (ours, plain) = (rate(median(&mut ours)), rate(median(&mut plain)));
+    figures.add("forward_MBps", ours, "MB/s", "the same bytes through exec", plain);
+    Ok(())
+}
+
+/// Reads all bytes of a connection to the bench's server.
+async fn forwarded(agent: &mut Agent, id: &str) -> Result<u64> {
+    let target = Some(forward_open::Target::UnixPath("/run/bench.sock".to_owned()));
+    let open = ForwardOpen { id: id.into(), target };
+    let message = |message| agent::ForwardRequest {
+        message: Some(ForwardRequest { message: Some(message) }),
+        ..Default::default()
+    };
+    let input = [
+        message(forward_request::Message::Open(open)),
+        message(forward_request::Message::Eof(true)),
+    ];
+    let mut answers = agent.forward(tokio_stream::iter(input)).await?.into_inner();
+    let mut bytes = 0;
+    while let Some(answer) = answers.message().await? {
+        if let Some(forward_response::Message::Data(more)) =
+            answer.message.and_then(|message| message.message)
+        {
+            bytes += more.len() as u64;
+        }
+    }
+    Ok(bytes)
 }
 
 /// Measures a hundred small files in one call, and a hundred times `pct push`.

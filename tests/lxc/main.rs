@@ -17,6 +17,7 @@ mod create_failure;
 mod egress;
 mod events;
 mod foreign;
+mod forward;
 mod history;
 mod http;
 mod ingress;

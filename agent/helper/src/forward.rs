@@ -15,7 +15,10 @@ use std::{
 };
 
 use helper::{ForwardTask, Refusal};
-use nix::unistd::dup2_stdout;
+use nix::{
+    sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
+    unistd::dup2_stdout,
+};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
@@ -43,8 +46,8 @@ const PENDING_MAX: usize = 64;
 const PENDING_MS: u64 = 30_000;
 /// Interval between looks for such connections.
 const LOOK: rustix::time::Timespec = rustix::time::Timespec { tv_sec: 1, tv_nsec: 0 };
-/// Longest wait for the other end of a hand-over.
-const HAND_OVER: Duration = Duration::from_secs(3);
+/// Longest wait for the other end when a connection changes its process.
+const HANDSHAKE: Duration = Duration::from_secs(3);
 /// Exit code of a forward that a server has broken off.
 const RESET: u8 = 1;
 
@@ -64,13 +67,19 @@ pub(crate) fn open(task: &ForwardTask) -> Result<Opened, Refusal> {
         ForwardTask::Unix(path) => connect_unix(path).map(Opened::Stream),
         ForwardTask::Listen { port, name } => listen(*port, name),
         ForwardTask::Accepted { name, connection } => {
-            take_over(name, *connection).map(Opened::Stream).ok_or(Refusal::NoConnection)
+            collect(name, *connection).map(Opened::Stream).ok_or(Refusal::NoConnection)
         }
     }
 }
 
 /// Serves it until its end. Returns the exit code.
 pub(crate) fn run(opened: Opened) -> u8 {
+    // A peer that reads no more is an error of the write, and not the end of this process.
+    let mut pipes = SigSet::empty();
+    pipes.add(Signal::SIGPIPE);
+    if sigprocmask(SigmaskHow::SIG_BLOCK, Some(&pipes), None).is_err() {
+        return RESET;
+    }
     let served = match opened {
         Opened::Stream(socket) => pass(&socket),
         Opened::Listener(listener, takers) => accept(&listener, &takers),
@@ -128,9 +137,9 @@ fn takers(name: &str) -> io::Result<net::SocketAddr> {
 }
 
 /// Takes a connection from the process that listens.
-fn take_over(name: &str, connection: u64) -> Option<OwnedFd> {
+fn collect(name: &str, connection: u64) -> Option<OwnedFd> {
     let mut from = takers(name).and_then(|address| UnixStream::connect_addr(&address)).ok()?;
-    from.set_read_timeout(Some(HAND_OVER)).ok()?;
+    from.set_read_timeout(Some(HANDSHAKE)).ok()?;
     from.write_all(&connection.to_le_bytes()).ok()?;
     sys::receive_fd(&from.into())
 }
@@ -191,7 +200,7 @@ fn accept(listener: &TcpListener, takers: &UnixListener) -> io::Result<u8> {
             return Ok(0);
         }
         if taken && let Ok((taker, _)) = takers.accept() {
-            hand_over(taker, &mut pending);
+            give_to(taker, &mut pending);
         }
         if came && let Ok((stream, _)) = listener.accept() {
             let number = pending.add(stream);
@@ -204,12 +213,12 @@ fn accept(listener: &TcpListener, takers: &UnixListener) -> io::Result<u8> {
 }
 
 /// Hands a connection over to a process of the same user that names it.
-fn hand_over(mut taker: UnixStream, pending: &mut Pending) {
+fn give_to(mut taker: UnixStream, pending: &mut Pending) {
     let own = socket_peercred(&taker).is_ok_and(|peer| peer.uid == rustix::process::getuid());
     let mut number = [0; 8];
     let asked = own
         && taker.set_nonblocking(false).is_ok()
-        && taker.set_read_timeout(Some(HAND_OVER)).is_ok()
+        && taker.set_read_timeout(Some(HANDSHAKE)).is_ok()
         && taker.read_exact(&mut number).is_ok();
     if asked && let Some(stream) = pending.take(u64::from_le_bytes(number)) {
         // Whoever has gone does not get it, and nobody else does.

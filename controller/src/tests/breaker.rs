@@ -41,6 +41,16 @@ async fn ask(lab: &Lab, call: Call, sandbox: &Sandbox) -> bool {
             let request = StatFileRequest { id, path: "/etc".into(), ..StatFileRequest::default() };
             api.stat_file(request).await.is_err()
         }
+        Call::Forward => {
+            let target = Some(forward_open::Target::UnixPath("/run/a.sock".into()));
+            let open = forward_request::Message::Open(ForwardOpen { id, target });
+            let first = ForwardRequest { message: Some(open) };
+            api.forward(futures_util::stream::iter([first])).await.is_err()
+        }
+        Call::ForwardListen => {
+            api.forward_listen(ForwardListenRequest { id, port: 80 }).await.is_err()
+        }
+        Call::ListPorts => api.list_ports(ListPortsRequest { id }).await.is_err(),
         // A node without an answer leaves the other nodes' figures.
         Call::GetUsage => {
             api.get_usage(GetUsageRequest { ids: vec![id], ..Default::default() }).await.is_ok()

@@ -94,7 +94,7 @@ async fn lost_node_ends_a_forward_with_an_error() {
     let beat = answer.next().await.expect("a message").expect("alive");
     assert_eq!(beat.message, Some(Said::Data(Bytes::new())), "no silence of more than 20 s");
     let agent = lab.holder(&sandbox.id);
-    lab.net.cut(&agent.name());
+    lab.net.cut(agent.name());
     assert_eq!(heard(answer).await.2, Some(Reason::ForwardLost));
 }
 

@@ -50,24 +50,14 @@ pub(super) async fn short_commands_do_not_end_a_long_one(stage: &dyn Stage) -> S
 }
 
 async fn burst(host: Arc<dyn Host>, calls: usize) {
-    let dir = tempfile::tempdir().expect("a directory");
-    let shim = Arc::new(Shim { socket: dir.path().join("shim.sock") });
-    let listener = UnixListener::bind(&shim.socket).expect("a socket");
-    let parts = Parts {
-        host,
-        image: image::sealed("pve-sandbox-helper", image::HELPER).expect("an image"),
-        dir: dir.path().to_owned(),
-        output_bytes_max: OUTPUT_BYTES_MAX,
-        ids: dir.path().join("ids"),
-        socket: shim.socket.clone(),
-    };
-    let serving = tokio::spawn(serve(listener, parts));
+    let serving = Serving::start(host);
+    let shim = &serving.shim;
 
     let mut long = shim.start(program("read x; exit 9")).await;
     let next = Arc::new(AtomicUsize::new(0));
     let mut callers = tokio::task::JoinSet::new();
     for _ in 0..CALLERS {
-        let (shim, next) = (Arc::clone(&shim), Arc::clone(&next));
+        let (shim, next) = (Arc::clone(shim), Arc::clone(&next));
         callers.spawn(async move {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
@@ -87,7 +77,6 @@ async fn burst(host: Arc<dyn Host>, calls: usize) {
     let line = Stdin { data: "end\n".into(), eof: true, ..Stdin::default() };
     long.input.send(request::Message::Stdin(line)).await.expect("it runs");
     assert_eq!(end(long).await.code, 9, "the long one has run through it all");
-    serving.abort();
 }
 
 fn program(line: &str) -> Task {
@@ -110,8 +99,39 @@ fn short(number: usize) -> (Task, u32) {
     }
 }
 
-struct Shim {
-    socket: std::path::PathBuf,
+/// Socket of a shim.
+pub(super) struct Shim {
+    pub(super) socket: std::path::PathBuf,
+}
+
+/// Shim of the suite's own, which ends with it.
+pub(super) struct Serving {
+    pub(super) shim: Arc<Shim>,
+    task: tokio::task::JoinHandle<std::io::Result<()>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Serving {
+    pub(super) fn start(host: Arc<dyn Host>) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let shim = Arc::new(Shim { socket: dir.path().join("shim.sock") });
+        let listener = UnixListener::bind(&shim.socket).expect("a socket");
+        let parts = Parts {
+            host,
+            image: image::sealed("pve-sandbox-helper", image::HELPER).expect("an image"),
+            dir: dir.path().to_owned(),
+            output_bytes_max: OUTPUT_BYTES_MAX,
+            ids: dir.path().join("ids"),
+            socket: shim.socket.clone(),
+        };
+        Self { shim, task: tokio::spawn(serve(listener, parts)), _dir: dir }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Shim {
@@ -162,7 +182,8 @@ async fn end(mut running: Attachment) -> ExecExit {
             other @ (response::Message::Started(_)
             | response::Message::Refused(_)
             | response::Message::Execs(_)
-            | response::Message::Outputs(_)) => panic!("it was lost: {other:?}"),
+            | response::Message::Outputs(_)
+            | response::Message::Eof(_)) => panic!("it was lost: {other:?}"),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod clone;
 mod destroy;
 mod exec;
+mod forward;
 mod lifecycle;
 mod pause;
 mod quorum;
@@ -63,6 +64,7 @@ behaviours! {
     pause::paused_container_can_be_stopped_started_and_destroyed,
     pause::container_is_frozen_and_thawed_without_quorum,
     exec::short_commands_do_not_end_a_long_one,
+    forward::bytes_pass_between_two_ends_inside,
     quorum::changes_are_refused_without_quorum,
     quorum::reads_and_changes_are_refused_without_pmxcfs,
 }

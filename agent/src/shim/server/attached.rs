@@ -11,7 +11,7 @@ use proto::{
 };
 use tokio::sync::mpsc;
 
-use super::refused;
+use super::refusals::refused;
 use crate::shim::{
     Window,
     frames::Frames,

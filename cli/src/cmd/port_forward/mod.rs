@@ -7,6 +7,7 @@ mod stream;
 use std::{
     io::Read as _,
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
     sync::Arc,
     time::Duration,
 };
@@ -17,6 +18,7 @@ use proto::{Reason, sandbox::v1::forward_open::Target};
 use rustix::net::sockopt::set_socket_linger;
 use serde_json::json;
 use tokio::{
+    fs::File,
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
@@ -86,17 +88,18 @@ pub(super) async fn run(
         }
         return stdio(&controller, &id, remote.target()).await;
     }
+    let specs: Option<Vec<Spec>> = ports.into_iter().map(Word::forward).collect();
+    let specs = specs.ok_or_else(|| {
+        let next = "write `sandboxctl port-forward ID - PORT`";
+        Failure::usage("`-` must come first, with one port after it", next)
+    })?;
     let mut stops = Stops::listen()?;
     // So that a wrong id is told now, and not at the first connection.
     fetch(&controller, id.clone()).await?;
     let (fatal, mut failed) = mpsc::channel(1);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let shared = Shared { controller, id, output, places, fatal };
-    for word in ports {
-        let Word::Forward(spec) = word else {
-            let next = "write `sandboxctl port-forward ID - PORT`";
-            return Err(Failure::usage("`-` must come first, with one port after it", next));
-        };
+    for spec in specs {
         if reverse {
             reverse::begin(&shared, spec, address).await?;
         } else {
@@ -123,7 +126,9 @@ async fn stdio(controller: &Controller, id: &str, target: Target) -> Result<u8, 
             }
         }
     });
-    connection.carry(bytes, tokio::io::stdout()).await?;
+    // A file of tokio: a slow reader of ours must not delay the connection's pings.
+    let stdout = std::io::stdout().as_fd().try_clone_to_owned()?;
+    connection.carry(bytes, File::from_std(stdout.into())).await?;
     Ok(0)
 }
 
@@ -214,8 +219,12 @@ impl Shared {
             // One failure is enough.
             self.fatal.try_send(failure).ok();
         } else if self.output.json {
-            let mut value = failure.to_json();
-            value["connection"] = json!(what);
+            let value = json!({
+                "connection": what,
+                "reason": failure.reason,
+                "message": failure.message,
+            });
+            // A closed stdout ends nothing: the forwards go on.
             self.output.value(&value).ok();
         } else {
             self.output.note(format!("{what}: {}", failure.message));

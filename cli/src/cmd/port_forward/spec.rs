@@ -16,6 +16,16 @@ pub(crate) enum Word {
     Forward(Spec),
 }
 
+impl Word {
+    /// Returns the ports; `None` for stdin and stdout.
+    pub(crate) fn forward(self) -> Option<Spec> {
+        match self {
+            Self::Forward(spec) => Some(spec),
+            Self::Stdio => None,
+        }
+    }
+}
+
 /// A forward.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Spec {

@@ -53,12 +53,17 @@ pub(super) async fn open(
     Ok(Connection { to, from })
 }
 
-/// Reads the bytes of a local end, up to its end.
+/// Reads the bytes of a local end, up to its end or until nobody takes them.
 pub(super) fn pump(mut from: impl AsyncRead + Unpin + Send + 'static) -> mpsc::Receiver<Bytes> {
     let (sender, bytes) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         let mut chunk = vec![0; CHUNK];
-        while let Ok(length @ 1..) = from.read(&mut chunk).await {
+        loop {
+            let read = tokio::select! {
+                () = sender.closed() => return,
+                read = from.read(&mut chunk) => read,
+            };
+            let Ok(length @ 1..) = read else { return };
             if sender.send(Bytes::copy_from_slice(&chunk[..length])).await.is_err() {
                 return;
             }

@@ -6,6 +6,7 @@ mod background;
 mod burst;
 mod entered;
 mod files;
+mod forward;
 mod given_up;
 mod hostile;
 mod refused;
