@@ -16,6 +16,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use daemon::text::read_if_there;
+
 use super::{CLIENT_CA, CLIENT_CA_FILES, Error, Files, Result, load, make, write};
 
 /// Most old CAs that are kept beside the new one.
@@ -103,13 +105,10 @@ impl<'a> Rotation<'a> {
         }
         for name in CLIENT_CA_FILES {
             let from = self.current().join(name);
-            match fs::read_to_string(&from) {
-                // An earlier version had none.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                text => {
-                    let mode = if name.ends_with(".key") { 0o600 } else { 0o644 };
-                    write(&self.draft().join(name), &text.map_err(in_file(&from))?, mode)?;
-                }
+            // An earlier version had none.
+            if let Some(text) = read_if_there(&from).map_err(in_file(&from))? {
+                let mode = if name.ends_with(".key") { 0o600 } else { 0o644 };
+                write(&self.draft().join(name), &text, mode)?;
             }
         }
         Ok(())

@@ -300,7 +300,6 @@ async fn list_holds_behind_the_bridge_of_pves_firewall() {
     }
     let wired = Wired::new();
     let net = tempfile::tempdir().expect("a directory");
-    let firewall = NftFirewall::of(net.path(), &wired.host.nft());
     let list = Entry { egress: "allow=a.b".parse().expect("an egress"), ..entry(2) };
     let switch = wired.host.inside(|| Path::new(CALL_INET).exists());
     let values: &[&str] = if switch { &["0", "1"] } else { &["0"] };
@@ -308,6 +307,8 @@ async fn list_holds_behind_the_bridge_of_pves_firewall() {
         if switch {
             wired.host.inside(|| fs::write(CALL_INET, value).expect("switched"));
         }
+        // One that has given no addresses yet.
+        let firewall = NftFirewall::of(net.path(), &wired.host.nft());
         wired.forget();
         firewall
             .apply(&rules([(100_002, list.clone()), (100_003, entry(3))]))

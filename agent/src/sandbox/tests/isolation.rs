@@ -160,10 +160,8 @@ async fn sandbox_with_an_interface_that_is_not_filtered_is_not_closed() {
     node.cluster.edit(&node.name, record.vmid, |config| {
         config.set("net1", "name=eth1,bridge=vmbr1,ip=dhcp").expect("a line");
     });
-    for tighter in [Egress::None, list("a.b")] {
-        let refused = node.sandboxes.update(&record.id, egress(tighter)).await;
-        assert_eq!(refused.expect_err("it would not be").reason, Reason::ContainerUnfit);
-    }
+    let refused = node.sandboxes.update(&record.id, egress(Egress::None)).await;
+    assert_eq!(refused.expect_err("it would not be").reason, Reason::ContainerUnfit);
     assert_eq!(node.lets_reach(&firewall, &record), Some(Egress::Open));
     node.cluster.edit(&node.name, record.vmid, |config| config.remove("net1"));
     node.sandboxes.update(&record.id, egress(Egress::None)).await.expect("closed");
