@@ -1,6 +1,10 @@
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
-use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::TcpStream,
+    time::{Instant, sleep},
+};
 
 use crate::{
     http::{Request, get, once},
@@ -94,5 +98,12 @@ async fn new_sandbox_at_an_address_gets_no_old_connection() {
             assert_eq!(get(node.public, &host, "/").await.status, 200);
         }
         assert_eq!(sandbox.got().len(), 4);
+        let address = sandbox.address;
+        drop(sandbox);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect(address).await.is_ok() {
+            assert!(Instant::now() < deadline, "the sandbox ends");
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 }

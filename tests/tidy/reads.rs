@@ -12,6 +12,7 @@ const WHOLE: &[(&str, &str)] = &[
 /// Whoever lists a directory, and why that ends. A directory of a container's file system is listed
 /// inside of the container alone.
 const LISTS: &[(&str, &str)] = &[
+    ("agent/src/ingress/listeners.rs", "the descriptors of the host's own processes"),
     ("agent/src/sys/proc.rs", "/proc, where each entry is one process"),
     ("agent/src/pve/block_device.rs", "file systems of btrfs in sysfs, and the disks of each"),
     ("agent/src/pve/cgroup.rs", "cgroups of a container, with a bound"),

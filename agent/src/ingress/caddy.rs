@@ -115,7 +115,7 @@ pub fn put(path: &Path, text: &str, group: Option<&str>) -> io::Result<()> {
 
 /// Returns true when Caddy's configuration has these settings and the agent's current proof.
 ///
-/// It may be in the form for any version of Caddy.
+/// A configuration in the form for any version of Caddy counts.
 ///
 /// # Errors
 /// When the configuration or the proof cannot be read.

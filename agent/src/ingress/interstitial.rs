@@ -111,7 +111,7 @@ impl Refusal {
 }
 
 /// Builds the answer, 503 in the form that the client asks for. Scripts can read it from any page.
-pub fn reply(refusal: Refusal, intent: Intent, asked: &HeaderMap) -> Response<Full<Bytes>> {
+pub(super) fn reply(refusal: Refusal, intent: Intent, asked: &HeaderMap) -> Response<Full<Bytes>> {
     let seconds = refusal.again().as_millis().div_ceil(1000);
     let wants = |kind: &str| {
         let in_it = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.contains(kind));

@@ -96,8 +96,11 @@ fn ports(record: &Record) -> BTreeMap<Port, OpenPort> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::visibility::Visibility;
+
     use crate::{
         ingress::owner_resolver::Sources,
+        sandbox::access::expose::Reach,
         sandbox::tests::{LONG, Node, id, order},
     };
 
@@ -128,7 +131,8 @@ mod tests {
             assert!(target.ip.is_some() && target.ports.contains_key(&port(80)));
         }
         let api = "api".parse().expect("a name");
-        node.sandboxes.expose(&id(1), api, port(81), Reach::default()).await.expect("exposed");
+        let reach = Reach { wanted: None, default: Visibility::Public };
+        node.sandboxes.expose(&id(1), api, port(81), reach).await.expect("exposed");
         assert!(find(SandboxRef::Id(id(1))).ports.contains_key(&port(81)));
         node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
         assert_eq!(find(SandboxRef::Id(id(1))).state, State::Paused { wakes: true });

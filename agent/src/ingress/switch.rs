@@ -63,7 +63,7 @@ pub struct View<'a> {
     pub green: Service,
     /// Whether a boot starts Caddy: an operator who has disabled the service wants none.
     pub enabled: bool,
-    /// What is known of the last start.
+    /// Record of the last start, if one can be read.
     pub record: Option<&'a Record>,
     /// Digest of what Caddy should run with.
     pub digest: &'a str,

@@ -5,7 +5,7 @@
 /// Unit of Debian's package.
 pub const UNIT: &str = "caddy.service";
 
-/// What is known of Debian's Caddy on this node.
+/// Observations of Debian's Caddy on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// Output of `systemctl is-enabled caddy.service`; empty where there is no such unit.

@@ -304,7 +304,7 @@ impl AgentService for Rpc {
         request: Request<UpdateSandboxRequest>,
     ) -> Answer<UpdateSandboxResponse> {
         let request = request.into_inner();
-        self.call_about_one(request.id.clone(), self.update(request)).await
+        Box::pin(self.call_about_one(request.id.clone(), self.update(request))).await
     }
 
     async fn collect_garbage(

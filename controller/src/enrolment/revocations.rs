@@ -23,7 +23,7 @@ const NODES_MAX: usize = 4096;
 /// Revoked nodes: each with the time from which on certificates of it are accepted again; 0: none is.
 type Revoked = Vec<(NodeName, u64)>;
 
-/// What each node has been told, and when.
+/// List that each node was told last, and the time.
 type Told = BTreeMap<NodeName, (Revoked, Instant)>;
 
 /// Returns the nodes that are revoked, or were. What such a node was given before its last join is refused.

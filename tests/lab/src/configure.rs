@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    daemons::{AGENT_CONFIG, CADDY_CONFIG, CONTROLLER_CONFIG},
+    daemons::{AGENT_CONFIG, CONTROLLER_CONFIG},
     image::{IMAGES, TOOLS},
     lab::{Lab, Node},
     layout::{BOOT_ID, DOMAIN, HUB_IP, Layout, NodeId},
@@ -118,15 +118,6 @@ pub fn node(lab: &Lab, node: &Node) -> Result<bool> {
     let config = agent_config(id, &root);
     let changed = fs::read_to_string(there(AGENT_CONFIG)).is_ok_and(|old| old != config);
     fs::write(there(AGENT_CONFIG), config)?;
-    if changed || !there(CADDY_CONFIG).exists() {
-        let output =
-            node.exec(["/usr/bin/pve-sandbox-agent", "render-caddy", "--config", AGENT_CONFIG])?;
-        ensure!(
-            output.status.success(),
-            "render-caddy in {id}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
     Ok(changed)
 }
 

@@ -160,8 +160,12 @@ pub fn on_a_node(node: NodeId, root: &Path) -> Vec<Service> {
         agent.notify = true;
         services.push(agent);
     }
-    if there("/usr/bin/caddy") && there(CADDY_CONFIG) {
-        let mut caddy = in_node(CADDY, &["/usr/bin/caddy", "run", "--config", CADDY_CONFIG]);
+    if there("/usr/bin/caddy") && there(AGENT_CONFIG) {
+        // The agent writes the configuration before it is ready. No systemd runs a node, so the lab owns Caddy.
+        let script = format!(
+            "until [ -s {CADDY_CONFIG} ]; do sleep 0.1; done; exec /usr/bin/caddy run --config {CADDY_CONFIG}"
+        );
+        let mut caddy = in_node(CADDY, &["/bin/sh", "-c", &script]);
         caddy.notify = true;
         services.push(caddy);
     }

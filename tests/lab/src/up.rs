@@ -199,8 +199,15 @@ fn programs_in(lab: &Lab, node: &Node, options: &UpOptions) -> Result<()> {
     }
     let daemons = daemons::on_a_node(node.id(), &root);
     let services = node.services()?;
+    let caddy = || fs::read(root.join(daemons::CADDY_CONFIG.trim_start_matches('/'))).ok();
+    let before = caddy();
     services.put(daemons.clone())?;
-    ready(&services, &daemons, &changed)
+    ready(&services, &daemons, &changed)?;
+    // A new agent may have another configuration for Caddy.
+    if before.is_some() && before != caddy() {
+        services.restart(daemons::CADDY, DAEMON_WITHIN)?;
+    }
+    Ok(())
 }
 
 /// Restarts the daemons whose program changed, and waits until every daemon is ready.
