@@ -226,8 +226,8 @@ impl server::Handler for Connection {
             login,
             peer: self.peer,
             closed: self.closed.clone(),
-            counted,
-            open,
+            _counted: counted,
+            _open: open,
         }));
         Ok(())
     }

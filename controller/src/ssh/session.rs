@@ -27,9 +27,9 @@ pub(super) struct Session {
     /// Cancelled when the connection closes.
     pub(super) closed: CancellationToken,
     /// Place among the connections of the team.
-    pub(super) counted: CountGuard,
+    pub(super) _counted: CountGuard,
     /// Keeps the key under watch.
-    pub(super) open: OpenCall,
+    pub(super) _open: OpenCall,
 }
 
 impl Session {
