@@ -296,6 +296,7 @@ fn value(token: &Token) -> Value {
         "team": token.team,
         "user": token.user,
         "certificate": token.certificate,
+        "ssh_key": token.ssh_key,
         "scopes": scopes.iter().map(Scope::name).collect::<Vec<_>>(),
         "state": state(token).0,
         "created_at": time::rfc3339(token.created_at),

@@ -18,9 +18,9 @@ use russh::{
 };
 
 use super::{
-    connection::Session,
     inputs::{Input, Inputs},
     record::Action,
+    session::Session,
 };
 use crate::sandbox::{Error, Result};
 

@@ -12,11 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use proto::{
-    Reason,
-    name::Team,
-    sandbox::v1::{Phase, WindowSize},
-};
+use proto::{id::Invalid, sandbox::v1::WindowSize};
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Disconnect, Pty, Sig,
     server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, VerifiedPublicKey},
@@ -26,19 +22,18 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     Shared,
-    capacity::CountGuard,
     command::{self, Ends, Program, Requested, signal_number},
     forward,
     inputs::{Input, InputSender, Inputs, inputs},
     login::{self, Login},
     protocol::{SMALL_WINDOW, WINDOW},
-    record::{self, Action, Entry},
+    record,
+    session::Session,
     transport::Gate,
 };
 use crate::{
     access::OpenCall,
-    rpc::Permit,
-    sandbox::{Error, ForwardTarget, Result},
+    sandbox::{ForwardTarget, Result},
 };
 
 /// Most channels of a connection at the same time.
@@ -49,73 +44,6 @@ const ENV_MAX: usize = 32;
 const VALUE_MAX: usize = 1024;
 /// Time in which a client may read why its connection ends.
 const LAST_WORDS: Duration = Duration::from_millis(300);
-
-/// Logged-in client, which its channels share.
-#[derive(Debug)]
-pub(super) struct Session {
-    shared: Arc<Shared>,
-    login: Login,
-    peer: SocketAddr,
-    closed: CancellationToken,
-    _counted: CountGuard,
-    _open: OpenCall,
-}
-
-impl Session {
-    pub(super) fn shared(&self) -> &Shared {
-        &self.shared
-    }
-
-    pub(super) fn team(&self) -> &Team {
-        &self.login.caller.team
-    }
-
-    /// Returns the id of the sandbox.
-    pub(super) fn sandbox(&self) -> String {
-        self.login.sandbox.to_string()
-    }
-
-    /// Returns the names under which the sandbox knows itself.
-    pub(super) fn names(&self) -> Vec<String> {
-        let mut names = vec![self.sandbox()];
-        if let Ok(view) = self.shared.sandboxes.get(self.team(), &self.sandbox()) {
-            names.extend([view.ip, view.name].into_iter().filter(|name| !name.is_empty()));
-        }
-        names
-    }
-
-    /// Begins an entry of the audit log.
-    pub(super) fn begin(&self, action: Action) -> Entry {
-        record::begin(&self.shared, &self.login, self.peer, action)
-    }
-
-    /// Does some work, unless the connection closes before it is done.
-    pub(super) async fn until_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        self.closed.run_until_cancelled(work).await
-    }
-
-    /// Prepares to enter the sandbox: wakes it where its rule says so, and takes a place among the team's
-    /// streams.
-    pub(super) async fn enter(&self) -> Result<Permit> {
-        let (sandboxes, id) = (&self.shared.sandboxes, self.sandbox());
-        let view = sandboxes.get(self.team(), &id)?;
-        if view.phase() == Phase::Paused {
-            if !view.wake_on.unwrap_or_default().ssh {
-                let message = format!(
-                    "{id} is paused, and an SSH connection does not wake it; \
-                     `sandboxctl resume {id}` does, or `sandboxctl wake-on {id} --ssh on` lets connections do it"
-                );
-                return Err(Error::new(Reason::SandboxPaused, message));
-            }
-            sandboxes.resume(&self.login.caller, &id).await?;
-        }
-        let own = sandboxes.streams_max(self.team());
-        self.shared.permits.take_stream(self.team(), own).ok_or_else(|| {
-            let message = "too many streams of the team are open; try again when some have ended";
-            Error::new(Reason::TooManyCalls, message)
-        })
-    }
-}
 
 /// Place of an open channel among those of its connection.
 struct Place(Arc<AtomicUsize>);
@@ -218,7 +146,7 @@ impl Connection {
     async fn forward(
         &mut self,
         channel: Channel<Msg>,
-        target: impl FnOnce(&Session) -> Result<ForwardTarget, proto::id::Invalid>,
+        target: impl FnOnce(&Session) -> Result<ForwardTarget, Invalid>,
         reply: ChannelOpenHandle,
     ) {
         let (Some((place, to, inputs)), Some(own)) = (self.admit(), self.session.clone()) else {

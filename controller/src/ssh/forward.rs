@@ -11,9 +11,9 @@ use russh::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::{
-    connection::Session,
     inputs::{Input, Inputs},
     record::Action,
+    session::Session,
 };
 use crate::sandbox::{ForwardTarget, Result};
 

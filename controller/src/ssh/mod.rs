@@ -18,6 +18,7 @@ mod inputs;
 mod login;
 mod protocol;
 mod record;
+mod session;
 mod transport;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

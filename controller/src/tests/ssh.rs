@@ -16,7 +16,7 @@ use russh::keys::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, unix::pipe},
+    net::{TcpListener, TcpStream, UnixStream, unix::pipe},
     process::Command,
     time::{Instant, timeout},
 };
@@ -419,6 +419,60 @@ async fn forwards_end_in_the_sandbox_alone_and_nothing_is_forwarded_back() {
     );
     let ran = output(door.ssh(1, &door.id).args(["-A", "-X"]).arg("echo in")).await;
     assert_eq!(text(&ran.stdout), "in\n", "agent and X11 are refused, and the session goes on");
+}
+
+/// Connects, says something and reads it back.
+async fn echoes<S>(connected: std::io::Result<S>) -> bool
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let Ok(mut stream) = connected else { return false };
+    let mut answer = [0; 5];
+    stream.write_all(b"hello").await.is_ok()
+        && matches!(timeout(STEP, stream.read_exact(&mut answer)).await, Ok(Ok(_)))
+        && &answer == b"hello"
+}
+
+/// Waits for a client that listens.
+async fn until<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
+    let wait = async {
+        while !done().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(STEP, wait).await.unwrap_or_else(|_| panic!("{what} in time"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_and_sockets_of_the_sandbox_are_reached() {
+    let door = Door::open().await;
+    // The fake's servers: 7 echoes, and so does every socket; nothing listens on 81.
+    for host in ["localhost", "127.0.0.1", door.id.as_str()] {
+        let mut ssh = door.ssh(1, &door.id);
+        let child = ssh.arg("-W").arg(format!("{host}:7")).stdin(Stdio::piped()).spawn();
+        let mut child = child.expect("ssh");
+        let mut stdin = child.stdin.take().expect("one");
+        stdin.write_all(b"hello").await.expect("sent");
+        drop(stdin);
+        let ended = timeout(STEP, child.wait_with_output()).await.expect("in time").expect("ended");
+        assert_eq!(text(&ended.stdout), "hello", "{host}: {}", text(&ended.stderr));
+    }
+    let closed = output(door.ssh(1, &door.id).args(["-W", "localhost:81"])).await;
+    assert!(!closed.status.success());
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
+    let near = free.local_addr().expect("an address");
+    drop(free);
+    let socket = door.path("near");
+    let mut ssh = door.ssh(1, &door.id);
+    ssh.arg("-N").arg("-L").arg(format!("{near}:localhost:7"));
+    let _listens = ssh.arg("-L").arg(format!("{}:/run/x", socket.display())).spawn().expect("ssh");
+    until("the port", || async { echoes(TcpStream::connect(near).await).await }).await;
+    until("the socket", || async { echoes(UnixStream::connect(&socket).await).await }).await;
+    // Many at once, beside one whose server never stops writing.
+    let mut unread = door.ssh(1, &door.id);
+    let _unread = unread.args(["-W", "localhost:19"]).spawn().expect("ssh");
+    let many = (0..20).map(|_| async { echoes(TcpStream::connect(near).await).await });
+    assert!(futures_util::future::join_all(many).await.into_iter().all(|echoed| echoed));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,89 @@
+//! Client that is logged in, which the channels of its connection share.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use proto::{Reason, name::Team, sandbox::v1::Phase};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Shared,
+    capacity::CountGuard,
+    login::Login,
+    record::{self, Action, Entry},
+};
+use crate::{
+    access::OpenCall,
+    rpc::Permit,
+    sandbox::{Error, Result},
+};
+
+/// Logged-in client, which its channels share.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) shared: Arc<Shared>,
+    pub(super) login: Login,
+    /// Address of the client.
+    pub(super) peer: SocketAddr,
+    /// Cancelled when the connection closes.
+    pub(super) closed: CancellationToken,
+    /// Place among the connections of the team.
+    pub(super) _counted: CountGuard,
+    /// Keeps the key under watch.
+    pub(super) _open: OpenCall,
+}
+
+impl Session {
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(super) fn team(&self) -> &Team {
+        &self.login.caller.team
+    }
+
+    /// Returns the id of the sandbox.
+    pub(super) fn sandbox(&self) -> String {
+        self.login.sandbox.to_string()
+    }
+
+    /// Returns the names under which the sandbox knows itself.
+    pub(super) fn names(&self) -> Vec<String> {
+        let mut names = vec![self.sandbox()];
+        if let Ok(view) = self.shared.sandboxes.get(self.team(), &self.sandbox()) {
+            names.extend([view.ip, view.name].into_iter().filter(|name| !name.is_empty()));
+        }
+        names
+    }
+
+    /// Begins an entry of the audit log.
+    pub(super) fn begin(&self, action: Action) -> Entry {
+        record::begin(&self.shared, &self.login, self.peer, action)
+    }
+
+    /// Does some work, unless the connection closes before it is done.
+    pub(super) async fn until_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.closed.run_until_cancelled(work).await
+    }
+
+    /// Prepares to enter the sandbox: wakes it where its rule says so, and takes a place among the team's
+    /// streams.
+    pub(super) async fn enter(&self) -> Result<Permit> {
+        let (sandboxes, id) = (&self.shared.sandboxes, self.sandbox());
+        let view = sandboxes.get(self.team(), &id)?;
+        if view.phase() == Phase::Paused {
+            if !view.wake_on.unwrap_or_default().ssh {
+                let message = format!(
+                    "{id} is paused, and an SSH connection does not wake it; \
+                     `sandboxctl resume {id}` does, or `sandboxctl wake-on {id} --ssh on` lets connections do it"
+                );
+                return Err(Error::new(Reason::SandboxPaused, message));
+            }
+            sandboxes.resume(&self.login.caller, &id).await?;
+        }
+        let own = sandboxes.streams_max(self.team());
+        self.shared.permits.take_stream(self.team(), own).ok_or_else(|| {
+            let message = "too many streams of the team are open; try again when some have ended";
+            Error::new(Reason::TooManyCalls, message)
+        })
+    }
+}
