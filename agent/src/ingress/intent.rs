@@ -210,7 +210,8 @@ mod tests {
     fn requests_are_told_apart_by_the_table() {
         use super::{Background::*, Follower::*, Intent::*};
         let html = ("accept", "text/html,application/xhtml+xml,*/*;q=0.8");
-        let table: &[(&str, &str, &[(&str, &str)], Intent)] = &[
+        type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], Intent);
+        let table: &[Row<'_>] = &[
             // Programs.
             ("GET", "/", &[], WAKES),
             ("GET", "/api", &[("accept", "*/*"), ("user-agent", "curl/8")], WAKES),

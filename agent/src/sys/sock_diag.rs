@@ -188,7 +188,10 @@ fn dump(
                 }
                 NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
-                other => return Err(unexpected(&other)),
+                other @ (NetlinkPayload::Noop
+                | NetlinkPayload::Overrun(_)
+                | NetlinkPayload::InnerMessage(_)
+                | _) => return Err(unexpected(&other)),
             }
         }
     }

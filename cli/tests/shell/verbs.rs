@@ -303,7 +303,8 @@ async fn lifetime_shows_and_sets_the_rules() {
     let ran = fake.run(&["lifetime", ID, "--idle", "5m"]).await;
     let text = ran.text();
     assert_eq!(text, format!("{ID} does not expire; idle after 5m (pause)\n"));
-    let text = fake.run(&["lifetime", ID, "--idle", "5m", "--idle-cpu", "20"]).await.text();
+    let ran = fake.run(&["lifetime", ID, "--idle", "5m", "--idle-cpu", "20"]).await;
+    let text = ran.text();
     let rule = "idle after 5m below 20 % of a core (pause)";
     assert_eq!(text, format!("{ID} does not expire; {rule}\n"));
     for wrong in [["--ttl", "soon"], ["--ttl", "0"], ["--idle", "-1"], ["--ttl-action", "hide"]] {

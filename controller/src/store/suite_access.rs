@@ -138,9 +138,9 @@ async fn ssh_keys(store: &dyn Store) -> Result<()> {
     assert_eq!(found, [first.token.clone(), other.token.clone()]);
     assert_eq!(store.tokens_by_hash(&[9; 33], at + 2).await?, []);
     let of = |team: &str| TokenFilter { team: team.parse().ok(), living_ms: Some(at + 2) };
-    assert_eq!(store.ssh_keys(of("ssha"), None, 10).await?, [first.clone()]);
+    assert_eq!(store.ssh_keys(of("ssha"), None, 10).await?, std::slice::from_ref(&first));
     let all = TokenFilter { team: None, living_ms: Some(at + 2) };
-    assert_eq!(store.ssh_keys(all.clone(), None, 1).await?, [first.clone()]);
+    assert_eq!(store.ssh_keys(all.clone(), None, 1).await?, std::slice::from_ref(&first));
     let after = Some((first.token.created_ms, first.token.id.clone()));
     assert_eq!(store.ssh_keys(all, after, 10).await?, [other]);
     // An ended one frees the key, and goes with its token.

@@ -234,7 +234,7 @@ async fn terminal_has_its_kind_and_its_size() {
     assert!(ran.status.success(), "{}", text(&ran.stderr));
     let (start, _) = door.lab.holder(&door.id).last_command().expect("one");
     assert!(start.tty && start.window.is_some(), "{start:?}");
-    assert_eq!(text(&ran.stdout).trim().is_empty(), false);
+    assert!(!text(&ran.stdout).trim().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -567,7 +567,13 @@ proptest! {
                     prop_assert!(visibility != Visibility::Private);
                 }
                 Verdict::Unavailable(Unavailable::Paused) => prop_assert!(paused),
-                other => prop_assert!(false, "{:?}", other),
+                other @ (Verdict::Redirect(_)
+                | Verdict::Wake
+                | Verdict::Peer { .. }
+                | Verdict::NotExposed(_)
+                | Verdict::Gone
+                | Verdict::Unavailable(_)
+                | Verdict::Misdirected) => prop_assert!(false, "{:?}", other),
             }
         }
     }

@@ -411,7 +411,13 @@ impl SandboxService for Service {
     async fn list_ports(&self, request: Request<ListPortsRequest>) -> Answer<ListPortsResponse> {
         known(&request.into_inner().id, Phase::Running)?;
         let url = "http://port-8080.sandbox.localhost".to_owned();
-        let web = HttpService { name: "web".into(), port: 8080, url };
+        let web = HttpService {
+            name: "web".into(),
+            port: 8080,
+            url,
+            visibility: Visibility::Public.into(),
+            ..HttpService::default()
+        };
         let port = |port, address: &str, services| ListeningPort {
             port,
             address: address.into(),
