@@ -193,6 +193,9 @@ mod tests {
 
     const WAKES: Intent = Intent::Request;
 
+    /// Method, target, headers, and what the request is.
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], Intent);
+
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
@@ -210,8 +213,7 @@ mod tests {
     fn requests_are_told_apart_by_the_table() {
         use super::{Background::*, Follower::*, Intent::*};
         let html = ("accept", "text/html,application/xhtml+xml,*/*;q=0.8");
-        type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], Intent);
-        let table: &[Row<'_>] = &[
+        let table: &[Case<'_>] = &[
             // Programs.
             ("GET", "/", &[], WAKES),
             ("GET", "/api", &[("accept", "*/*"), ("user-agent", "curl/8")], WAKES),
