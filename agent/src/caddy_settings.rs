@@ -1,12 +1,15 @@
 //! Settings of Caddy, from the agent's configuration.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 
 use crate::{
-    config::Config,
-    ingress::settings::{Peers, Settings},
+    config::{Config, Wake},
+    ingress::{
+        hold::{HOLD_MAX, Limits},
+        settings::{Peers, Settings},
+    },
 };
 
 /// Builds the settings of Caddy's configuration; `None` without a domain.
@@ -33,4 +36,27 @@ pub fn of(config: &Config) -> Result<Option<Settings>> {
 /// Returns the path of the agent's socket for route questions.
 pub fn socket(config: &Config) -> std::path::PathBuf {
     config.ingress.socket.clone().unwrap_or_else(|| config.run_dir.join("ingress.sock"))
+}
+
+/// Returns the bounds of the requests that wait for their sandbox.
+pub fn holds(wake: &Wake) -> Limits {
+    Limits {
+        hold: Duration::from_secs(wake.hold_s).min(HOLD_MAX),
+        page_after: Duration::from_millis(wake.page_after_ms),
+        team_wakes: wake.team_wakes_per_min,
+        team_held: wake.team_held_max,
+        node_held: wake.held_max,
+        rest: Duration::from_secs(wake.rest_s),
+        followers_wake: wake.followers,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_of_the_file_are_those_of_the_ingress() {
+        assert_eq!(holds(&Wake::default()), Limits::default());
+    }
 }

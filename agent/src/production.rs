@@ -14,6 +14,7 @@ use agent::{
     ingress::{
         caddy::{self as files, Provided},
         check::IngressCheck,
+        hold::Holds,
         owner_resolver::{Owners, Sources},
         probe::Probe,
         routes::NodeRoutes,
@@ -277,6 +278,7 @@ fn ingress(
         domain: settings.domain,
         proof,
         probe: Probe::default(),
+        holds: Holds::new(caddy_settings::holds(&config.ingress.wake)),
     };
     let listener = server::listen(&socket, config.ingress.group.as_deref())
         .with_context(|| format!("listen on {}", socket.display()))?;

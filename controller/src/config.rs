@@ -20,7 +20,7 @@ use crate::{
     events, node,
     placement::{BEST, Limits},
     sandbox,
-    url::UrlTemplate,
+    url::{AddressPrefix, Suffix, UrlTemplate, Urls},
 };
 
 /// The whole configuration.
@@ -33,8 +33,16 @@ pub struct Config {
     /// Directory of the database, the CA and the certificates.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,
-    /// URL of an open port, with `{port}` and `{vmid}` or `{id}`.
+    /// URL of an open port, with `{port}` and `{vmid}` or `{id}`. While it is empty, or the example of
+    /// the package, URLs are those of the containers themselves.
+    #[serde(default)]
     pub url_template: String,
+    /// DNS suffix of the containers' names, for URLs of their own; empty: no DNS knows them.
+    #[serde(default)]
+    pub container_suffix: String,
+    /// First numbers of the containers' addresses that URLs of their own may have; empty: any.
+    #[serde(default)]
+    pub container_ip_prefix: String,
     /// Whether the members of an agent's cluster are used as nodes too.
     #[serde(default)]
     pub discover: bool,
@@ -302,13 +310,31 @@ pub enum Error {
     Wrong(Vec<String>),
 }
 
+/// Variable of older setups with the first numbers of the addresses that URLs may have.
+const IP_PREFIX: &str = "PVE_CONTAINER_IP_PREFIX";
+
+/// Reads a variable of this process's environment. Called when the configuration is read.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
     /// With all mistakes in it.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        daemon::config::load::<Self>(path)?.checked()
+        let mut config = daemon::config::load::<Self>(path)?;
+        config.complete(&environment);
+        config.checked()
+    }
+
+    /// Takes what the file does not say from variables of older setups.
+    fn complete(&mut self, env: &dyn Fn(&str) -> Option<String>) {
+        if self.container_ip_prefix.is_empty() {
+            self.container_ip_prefix = env(IP_PREFIX).unwrap_or_default();
+        }
     }
 
     /// Parses and checks a file's content.
@@ -331,8 +357,8 @@ impl Config {
                 mistakes.push(what);
             }
         };
-        if let Err(why) = UrlTemplate::new(&self.url_template) {
-            must(false, format!("url_template {why}"));
+        if let Err(why) = self.read_urls() {
+            must(false, why);
         }
         must(self.data_dir.is_absolute(), "data_dir must be an absolute path".into());
         must(
@@ -412,9 +438,29 @@ impl Config {
         mistakes
     }
 
-    /// Returns the URL template, which `load` has checked.
-    pub fn urls(&self) -> UrlTemplate {
-        UrlTemplate::new(&self.url_template).expect("checked when it was loaded")
+    /// Returns the rules of URLs, which `load` has checked.
+    pub fn urls(&self) -> Urls {
+        self.read_urls().expect("checked when it was loaded")
+    }
+
+    fn read_urls(&self) -> Result<Urls, String> {
+        fn given<T>(
+            name: &str,
+            text: &str,
+            read: impl FnOnce(&str) -> Result<T, String>,
+        ) -> Result<Option<T>, String> {
+            let read = (!text.is_empty()).then(|| read(text)).transpose();
+            read.map_err(|why| format!("{name} {why}"))
+        }
+        Ok(Urls {
+            template: given("url_template", &self.url_template, UrlTemplate::new)?,
+            suffix: given("container_suffix", &self.container_suffix, str::parse::<Suffix>)?,
+            prefix: given(
+                "container_ip_prefix",
+                &self.container_ip_prefix,
+                str::parse::<AddressPrefix>,
+            )?,
+        })
     }
 
     /// Returns the options of the node registry.

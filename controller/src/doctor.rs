@@ -286,7 +286,7 @@ fn owner(config: &Config, facts: &Facts) -> Check {
 
 fn domain(path: &Path, config: &Config) -> Check {
     let template = &config.url_template;
-    if template.contains("example.com") {
+    if config.urls().without_ingress() {
         let option = match path == Path::new("/etc/pve-sandbox/controller.toml") {
             true => String::new(),
             false => format!(" --config {}", path.display()),
@@ -294,7 +294,8 @@ fn domain(path: &Path, config: &Config) -> Check {
         return Check::warning(
             "url-template",
             template,
-            "the package's example: the addresses of open ports lead nowhere",
+            "no domain: URLs of open ports lead to the containers, past the access rules, and only their \
+             nodes reach these",
             format!("pve-sandbox-controller setup{option} --domain sandbox.example.org; {RESTART}"),
         );
     }

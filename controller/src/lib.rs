@@ -54,7 +54,7 @@ use enrolment::Enrolment;
 use node::{Connector, Nodes};
 use sandbox::Sandboxes;
 use store::Store;
-use url::UrlTemplate;
+use url::Urls;
 
 /// Longest time that `stop` waits for calls under way.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -81,7 +81,7 @@ pub struct Parts {
     /// Bounds of the API.
     pub limits: ApiLimits,
     /// Template of the URLs of open ports.
-    pub urls: UrlTemplate,
+    pub urls: Urls,
 }
 
 /// A running controller. Dropping it without `stop` is a crash: the next controller over the same

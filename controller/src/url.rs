@@ -1,4 +1,8 @@
-//! URLs of open ports.
+//! URLs of open ports: of the ingress, where it has a domain; else the container's own name or address.
+
+use std::{net::Ipv4Addr, str::FromStr};
+
+use proto::sandbox::v1::Sandbox;
 
 /// Checked template such as `https://port-{port}-vm-{vmid}.sandbox.example.com`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +29,12 @@ impl UrlTemplate {
         Ok(Self(text.to_owned()))
     }
 
+    /// True for the example of the package, which leads nowhere.
+    pub fn is_example(&self) -> bool {
+        let host = self.host();
+        host == "example.com" || host.ends_with(".example.com")
+    }
+
     /// Returns whether the URLs are https.
     pub fn is_https(&self) -> bool {
         self.0.starts_with("https:")
@@ -33,10 +43,13 @@ impl UrlTemplate {
     /// Returns the domain below which the host names are; `None` for the example of the package, and when
     /// the first label is the whole name.
     pub fn domain(&self) -> Option<String> {
-        let rest = self.0.split_once("://").map(|(_, rest)| rest)?;
-        let host = rest.split(':').next()?;
-        let (_, domain) = host.split_once('.')?;
-        (!domain.is_empty() && !domain.ends_with("example.com")).then(|| domain.to_owned())
+        let (_, domain) = self.host().split_once('.')?;
+        (!domain.is_empty() && !self.is_example()).then(|| domain.to_owned())
+    }
+
+    fn host(&self) -> &str {
+        let rest = self.0.split_once("://").map_or("", |(_, rest)| rest);
+        rest.split(':').next().unwrap_or_default()
     }
 
     /// Returns the URL of a port.
@@ -45,6 +58,131 @@ impl UrlTemplate {
             .replace("{port}", &port.to_string())
             .replace("{vmid}", &vmid.to_string())
             .replace("{id}", id)
+    }
+}
+
+/// DNS suffix below which the containers' host names are known, such as `lan`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suffix(String);
+
+impl FromStr for Suffix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let label = |label: &str| {
+            let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+            (1..=63).contains(&label.len())
+                && label.bytes().all(plain)
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        // The host name of a container and its dot come in front.
+        if text.len() <= 253 - 64 && text.split('.').all(label) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err("must be a DNS suffix in lower case, without a dot in front, such as `lan`".to_owned())
+    }
+}
+
+/// First numbers of the addresses that may be given, such as `10.100.`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressPrefix(Vec<u8>);
+
+impl AddressPrefix {
+    /// True when the address begins with these numbers.
+    fn holds(&self, address: Ipv4Addr) -> bool {
+        address.octets().starts_with(&self.0)
+    }
+}
+
+impl FromStr for AddressPrefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.strip_suffix('.').unwrap_or(text).split('.');
+        let number = |text: &str| {
+            let plain = text.bytes().all(|byte| byte.is_ascii_digit());
+            let number = text.parse::<u8>().ok().filter(|_| plain)?;
+            (text == "0" || !text.starts_with('0')).then_some(number)
+        };
+        let numbers: Option<Vec<u8>> = numbers.map(number).collect();
+        numbers.filter(|numbers| (1..=4).contains(&numbers.len())).map(Self).ok_or_else(|| {
+            "must be the first numbers of an IPv4 address, such as `10.100.`".to_owned()
+        })
+    }
+}
+
+/// URL of a port.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Url {
+    /// The URL; empty while there is none.
+    pub text: String,
+    /// True when it leads to the container itself, past the ingress and its rules.
+    pub bypasses_access: bool,
+}
+
+/// Rules by which URLs are made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Urls {
+    /// URLs of the ingress; `None` while it has no domain.
+    pub template: Option<UrlTemplate>,
+    /// Suffix of the containers' names; `None` where no DNS knows them.
+    pub suffix: Option<Suffix>,
+    /// Addresses that may be given; `None`: all.
+    pub prefix: Option<AddressPrefix>,
+}
+
+impl From<UrlTemplate> for Urls {
+    fn from(template: UrlTemplate) -> Self {
+        Self { template: Some(template), ..Self::default() }
+    }
+}
+
+impl Urls {
+    /// Returns the domain of the ingress.
+    pub fn domain(&self) -> Option<String> {
+        self.template()?.domain()
+    }
+
+    /// Returns whether the URLs of the ingress are https.
+    pub fn is_https(&self) -> bool {
+        self.template.as_ref().is_none_or(UrlTemplate::is_https)
+    }
+
+    /// True while URLs are those of the containers themselves.
+    pub fn without_ingress(&self) -> bool {
+        self.template().is_none()
+    }
+
+    fn template(&self) -> Option<&UrlTemplate> {
+        self.template.as_ref().filter(|template| !template.is_example())
+    }
+
+    /// Returns the URL of a port: of the ingress, else by the container's name, else by its address.
+    pub fn of(&self, sandbox: &Sandbox, port: u32) -> Url {
+        if let Some(template) = self.template() {
+            let text = template.url(port, sandbox.vmid, &sandbox.id);
+            return Url { text, bypasses_access: false };
+        }
+        let host = self.name(sandbox).or_else(|| self.address(&sandbox.ip));
+        host.map_or_else(Url::default, |host| Url {
+            text: format!("http://{host}:{port}"),
+            bypasses_access: true,
+        })
+    }
+
+    /// Name of the container in the operator's DNS. The host name of one that was adopted is not known.
+    fn name(&self, sandbox: &Sandbox) -> Option<String> {
+        let Suffix(suffix) = self.suffix.as_ref()?;
+        let ours = !sandbox.id.is_empty() && sandbox.snapshot_id != "adopted";
+        ours.then(|| format!("{}.{suffix}", sandbox.id))
+    }
+
+    /// Address of the container: the first of those that are given that begins as it should.
+    fn address(&self, addresses: &str) -> Option<String> {
+        let mut all = addresses.split([',', ' ']).filter_map(|one| one.parse::<Ipv4Addr>().ok());
+        let fits = |address: &Ipv4Addr| self.prefix.as_ref().is_none_or(|p| p.holds(*address));
+        all.find(fits).map(|address| address.to_string())
     }
 }
 
@@ -66,6 +204,95 @@ mod tests {
         assert_eq!(example.expect("good").domain(), None);
         for bad in ["port-{port}-vm-{vmid}.x", "https://{port}.x", "https://{port}-{vmid}.x/path"] {
             assert!(UrlTemplate::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    fn sandbox() -> Sandbox {
+        Sandbox {
+            id: "pvelxc-01".into(),
+            vmid: 100_001,
+            ip: "10.100.1.7".into(),
+            snapshot_id: "small".into(),
+            ..Sandbox::default()
+        }
+    }
+
+    fn urls(template: &str, suffix: &str, prefix: &str) -> Urls {
+        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        Urls {
+            template: given(template).map(|text| UrlTemplate::new(&text).expect("a template")),
+            suffix: given(suffix).map(|text| text.parse().expect("a suffix")),
+            prefix: given(prefix).map(|text| text.parse().expect("a prefix")),
+        }
+    }
+
+    const INGRESS: &str = "https://port-{port}-vm-{vmid}.sbx.test";
+    const EXAMPLE: &str = "https://port-{port}-vm-{vmid}.sandbox.example.com";
+
+    #[test]
+    fn url_is_that_of_the_ingress_then_the_name_then_the_address() {
+        let (ingress, name, address) = (
+            "https://port-80-vm-100001.sbx.test",
+            "http://pvelxc-01.lan:80",
+            "http://10.100.1.7:80",
+        );
+        for (template, suffix, prefix, expected, past) in [
+            (INGRESS, "", "", ingress, false),
+            (INGRESS, "lan", "10.", ingress, false),
+            ("", "lan", "", name, true),
+            (EXAMPLE, "lan", "", name, true),
+            ("", "lan", "192.168.", name, true),
+            ("", "", "", address, true),
+            (EXAMPLE, "", "", address, true),
+            ("", "", "10.100.", address, true),
+            ("", "", "10.100.1.7", address, true),
+            ("", "", "10.1", "", false),
+            ("", "", "192.168.", "", false),
+        ] {
+            let url = urls(template, suffix, prefix).of(&sandbox(), 80);
+            let expected = Url { text: expected.into(), bypasses_access: past };
+            assert_eq!(url, expected, "{template:?} {suffix:?} {prefix:?}");
+        }
+    }
+
+    #[test]
+    fn address_is_chosen_by_its_first_numbers() {
+        let several = Sandbox { ip: "192.168.1.9, 10.1.0.4, 10.100.1.7".into(), ..sandbox() };
+        for (prefix, expected) in [
+            ("", "192.168.1.9"),
+            ("10.", "10.1.0.4"),
+            ("10.1", "10.1.0.4"),
+            ("10.100.", "10.100.1.7"),
+            ("10.100.1.7", "10.100.1.7"),
+        ] {
+            let url = urls("", "", prefix).of(&several, 80).text;
+            assert_eq!(url, format!("http://{expected}:80"), "{prefix:?}");
+        }
+    }
+
+    #[test]
+    fn sandbox_without_a_known_name_or_address_has_the_next_or_none() {
+        let adopted = Sandbox { snapshot_id: "adopted".into(), ..sandbox() };
+        assert_eq!(urls("", "lan", "").of(&adopted, 80).text, "http://10.100.1.7:80");
+        let placed = Sandbox { ip: String::new(), ..sandbox() };
+        assert_eq!(urls("", "", "").of(&placed, 80), Url::default());
+        let odd = Sandbox { ip: "fe80::1".into(), ..sandbox() };
+        assert_eq!(urls("", "", "").of(&odd, 80), Url::default());
+    }
+
+    #[test]
+    fn suffixes_and_prefixes_are_checked() {
+        for good in ["lan", "home.arpa", "a-1.b"] {
+            assert!(good.parse::<Suffix>().is_ok(), "{good}");
+        }
+        for bad in ["", ".lan", "lan.", "a..b", "LAN", "a b", "a/b", "-a", "{id}", "a:1"] {
+            assert!(bad.parse::<Suffix>().is_err(), "{bad}");
+        }
+        for good in ["10", "10.", "10.100.", "10.0.1", "192.168.1.254"] {
+            assert!(good.parse::<AddressPrefix>().is_ok(), "{good}");
+        }
+        for bad in ["", ".", "10..", "256", "10.0.0.1.2", "10.01", "a", "10.0/16", "::1", "-1"] {
+            assert!(bad.parse::<AddressPrefix>().is_err(), "{bad}");
         }
     }
 }

@@ -10,6 +10,8 @@ use crate::{duration, id::Invalid, sandbox::v1 as wire};
 pub const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Shortest time without use that counts as idle.
 pub const IDLE_MIN: Duration = Duration::from_secs(10);
+/// Largest rate of CPU time that a rule may look for, percent of one core: 64 cores.
+pub const IDLE_CPU_MAX: u32 = 6400;
 /// Longest time that a sandbox gets to shut down by itself.
 pub const GRACE_MAX: Duration = Duration::from_secs(600);
 
@@ -58,6 +60,8 @@ pub struct LifetimePatch {
     pub idle: Option<Duration>,
     /// Action when the sandbox is idle.
     pub idle_action: Option<Action>,
+    /// CPU use beyond which the sandbox is not idle, percent of one core; zero: it is not looked at.
+    pub idle_cpu: Option<u32>,
 }
 
 impl TryFrom<&wire::Lifetime> for LifetimePatch {
@@ -73,11 +77,16 @@ impl TryFrom<&wire::Lifetime> for LifetimePatch {
             let rule = "must be 10 s to 10 years; 0 is never";
             return Err(Invalid::new("lifetime.idle", rule));
         }
+        if asked.idle_cpu.is_some_and(|percent| percent > IDLE_CPU_MAX) {
+            let rule = "must be at most 6400, percent of one core; 0 does not look at it";
+            return Err(Invalid::new("lifetime.idle_cpu", rule));
+        }
         Ok(Self {
             ttl,
             ttl_action: action(asked.ttl_action, "lifetime.ttl_action")?,
             idle,
             idle_action: action(asked.idle_action, "lifetime.idle_action")?,
+            idle_cpu: asked.idle_cpu,
         })
     }
 }
@@ -109,7 +118,9 @@ mod tests {
         let asked = wire::Lifetime { ttl: seconds(0), idle: seconds(600), ..Default::default() };
         let patch = LifetimePatch::try_from(&asked).expect("valid");
         assert_eq!((patch.ttl, patch.ttl_action), (Some(Duration::ZERO), None));
-        assert_eq!(patch.idle, Some(Duration::from_secs(600)));
+        assert_eq!((patch.idle, patch.idle_cpu), (Some(Duration::from_secs(600)), None));
+        let asked = wire::Lifetime { idle_cpu: Some(0), ..Default::default() };
+        assert_eq!(LifetimePatch::try_from(&asked).expect("valid").idle_cpu, Some(0), "off");
     }
 
     #[test]
@@ -122,5 +133,6 @@ mod tests {
         refused("lifetime.idle", wire::Lifetime { idle: seconds(9), ..Default::default() });
         refused("lifetime.ttl_action", wire::Lifetime { ttl_action: 9, ..Default::default() });
         refused("lifetime.idle_action", wire::Lifetime { idle_action: -1, ..Default::default() });
+        refused("lifetime.idle_cpu", wire::Lifetime { idle_cpu: Some(6401), ..Default::default() });
     }
 }

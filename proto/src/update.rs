@@ -12,8 +12,8 @@ use crate::{
 
 /// Fields that can change, as the error of a wrong mask lists them.
 const FIELDS: &str = "must name fields of: name, metadata, metadata.KEY, lifetime, lifetime.ttl, \
-    lifetime.ttl_action, lifetime.idle, lifetime.idle_action, wake_on, wake_on.http, wake_on.ssh, \
-    wake_on.exec, egress, size, size.cpu_cores, size.memory_mib, size.disk_gib";
+    lifetime.ttl_action, lifetime.idle, lifetime.idle_action, lifetime.idle_cpu, wake_on, \
+    wake_on.http, wake_on.ssh, wake_on.exec, egress, size, size.cpu_cores, size.memory_mib, size.disk_gib";
 
 /// Change of a sandbox's fields. What is `None` stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -103,6 +103,7 @@ impl TryFrom<&wire::UpdateSandboxRequest> for Update {
                         ttl_action: rules.ttl_action.or(Some(Action::default())),
                         idle: rules.idle.or(Some(Duration::ZERO)),
                         idle_action: rules.idle_action.or(Some(Action::default())),
+                        idle_cpu: rules.idle_cpu.or(Some(0)),
                     }
                 }
                 "lifetime.ttl" => lifetime.ttl = rules.ttl.or(Some(Duration::ZERO)),
@@ -113,6 +114,7 @@ impl TryFrom<&wire::UpdateSandboxRequest> for Update {
                 "lifetime.idle_action" => {
                     lifetime.idle_action = rules.idle_action.or(Some(Action::default()));
                 }
+                "lifetime.idle_cpu" => lifetime.idle_cpu = rules.idle_cpu.or(Some(0)),
                 "wake_on" => {
                     let wire::WakeOn { http, ssh, exec } = wake_on;
                     let (http, ssh, exec) = (Some(http), Some(ssh), Some(exec));
@@ -198,6 +200,10 @@ mod tests {
         assert_eq!(ttl, LifetimePatch { ttl: Some(Duration::from_secs(60)), ..Default::default() });
         let all = update(&["lifetime"]).lifetime;
         assert_eq!((all.idle, all.ttl_action), (Some(Duration::ZERO), Some(Action::Pause)));
+        assert_eq!(
+            (all.idle_cpu, update(&["lifetime.idle_cpu"]).lifetime.idle_cpu),
+            (Some(0), Some(0))
+        );
         let http = WakeOnPatch { http: Some(true), ..WakeOnPatch::default() };
         assert_eq!(update(&["wake_on.http"]).wake_on, http);
         assert_eq!(update(&["wake_on"]).wake_on.ssh, Some(false));

@@ -16,6 +16,7 @@ mod isolation;
 mod pause;
 mod placement;
 mod recovery;
+mod wake;
 mod world;
 
 use std::time::Duration;
@@ -36,11 +37,12 @@ const BURST_S: u64 = 180;
 const KNOWN: usize = 50;
 
 /// Parts that can be measured alone, in the order of a full run.
-const PARTS: [&str; 10] = [
+const PARTS: [&str; 11] = [
     "create",
     "exec",
     "inside",
     "pause",
+    "wake",
     "burst",
     "abuse",
     "isolation",
@@ -84,6 +86,7 @@ async fn main() -> Result<()> {
             "exec" => exec_true(&world, &mut figures).await?,
             "inside" => inside::measure(&world, &mut figures).await?,
             "pause" => pause::pause_and_resume(&world, &mut figures).await?,
+            "wake" => wake::measure(&world, &mut figures).await?,
             "isolation" => isolation::measure(&world, &mut figures).await?,
             "abuse" => abuse::measure(&world, &mut figures).await?,
             RECOVERY => recovery::measure(&mut figures).await?,

@@ -15,7 +15,7 @@ use clap::{Command, CommandFactory as _, Subcommand as _};
 const OTHERS: &[&str] = &["apt", "chown", "cp", "mv", "pct", "systemctl", "tar", "vzdump"];
 
 /// Pages with blocks of commands for operators.
-const PAGES: &[&str] = &["install.md", "operations.md", "templates.md"];
+const PAGES: &[&str] = &["install.md", "local.md", "operations.md", "templates.md"];
 
 fn read(page: &str) -> String {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");

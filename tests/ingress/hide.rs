@@ -26,7 +26,7 @@ async fn hiding_a_port_closes_its_open_connections() {
 
     node.table.put(100_001, ip(10), State::Running, &[8001]);
     assert_eq!(get(node.public, &host(8000, 100_001), "/").await.status, 403);
-    let cut = kill_connections::connections(sandbox.address).await.expect("ss works here");
+    let cut = kill_connections::connections(sandbox.address).await.expect("the kernel can");
     assert!(cut >= 1, "{cut}");
     let end = timeout(Duration::from_secs(2), hidden.next()).await.expect("closed at once");
     assert!(!matches!(end, Some(Ok(Message::Text(_) | Message::Binary(_)))), "{end:?}");

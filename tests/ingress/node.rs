@@ -15,6 +15,7 @@ use std::{
 use agent::ingress::{
     Owner, Routes, State, Target,
     caddy::{self, Proof},
+    hold::{Holds, Limits},
     probe::Probe,
     server::{self, Ingress},
     settings::{Peers, PlainPath, Settings},
@@ -73,6 +74,10 @@ pub(crate) struct Table {
     local: Mutex<HashMap<Vmid, Target>>,
     owners: Mutex<HashMap<Vmid, Owner>>,
     wakes: AtomicU32,
+    /// Time that a wake takes, ms; 0 stands for 50.
+    thaw_ms: AtomicU32,
+    /// Uses that were recorded.
+    uses: AtomicU32,
     /// Ports that a container listens on for itself.
     loopback: Mutex<BTreeSet<(Vmid, u16)>>,
 }
@@ -92,18 +97,28 @@ impl Routes for Table {
         self.owners.lock().expect("no panic").get(&vmid).cloned().unwrap_or(Owner::Nobody)
     }
 
-    fn used(&self, _: &SandboxId) {}
+    fn used(&self, _: &SandboxId) {
+        self.uses.fetch_add(1, Ordering::Relaxed);
+    }
 
     async fn on_loopback(&self, vmid: Vmid, port: u16) -> bool {
         self.loopback.lock().expect("no panic").contains(&(vmid, port))
     }
 
     async fn wake(&self, sandbox: SandboxRef) {
-        // A thaw takes a moment, too.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let SandboxRef::Vmid(vmid) = sandbox else { return };
         self.wakes.fetch_add(1, Ordering::Relaxed);
-        if let Some(target) = self.local.lock().expect("no panic").get_mut(&vmid) {
+        // A thaw takes a moment, too.
+        let thaw_ms = match self.thaw_ms.load(Ordering::Relaxed) {
+            0 => 50,
+            thaw_ms => u64::from(thaw_ms),
+        };
+        tokio::time::sleep(Duration::from_millis(thaw_ms)).await;
+        let mut local = self.local.lock().expect("no panic");
+        let named = |target: &&mut Target| match sandbox {
+            SandboxRef::Vmid(vmid) => target.vmid == vmid,
+            SandboxRef::Id(id) => target.id == id,
+        };
+        if let Some(target) = local.values_mut().find(named) {
             target.state = State::Running;
         }
     }
@@ -125,6 +140,17 @@ impl Table {
         self.wakes.load(Ordering::Relaxed)
     }
 
+    /// Returns the number of uses.
+    pub(crate) fn uses(&self) -> u32 {
+        self.uses.load(Ordering::Relaxed)
+    }
+
+    /// Sets the time that a wake takes.
+    pub(crate) fn thaw_in(&self, time: Duration) {
+        let thaw_ms = u32::try_from(time.as_millis()).expect("short");
+        self.thaw_ms.store(thaw_ms, Ordering::Relaxed);
+    }
+
     /// Makes a container listen on a port for itself alone.
     pub(crate) fn listen_on_loopback(&self, number: u32, port: u16) {
         self.loopback.lock().expect("no panic").insert((vmid(number), port));
@@ -136,6 +162,7 @@ impl Table {
         let target = Target {
             id: id(number),
             vmid: vmid(number),
+            team: "red".parse().expect("a team"),
             state,
             ip: Some(IpAddr::V4(ip)),
             ports: ports.iter().map(port).collect::<BTreeSet<_>>(),
@@ -157,7 +184,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    fn start(dir: &Path, table: Arc<Table>) -> Self {
+    fn start(dir: &Path, table: Arc<Table>, limits: &Limits) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -169,6 +196,7 @@ impl Agent {
             domain: DOMAIN.parse().expect("a domain"),
             proof: Proof::read(&dir.join("caddy.json")).expect("a proof"),
             probe: Probe::default(),
+            holds: Holds::new(limits.clone()),
         });
         let listener = {
             let _inside = runtime.enter();
@@ -203,6 +231,8 @@ pub(crate) struct Node {
     pub(crate) table: Arc<Table>,
     /// Directory of its files.
     pub(crate) dir: PathBuf,
+    /// Bounds of held requests.
+    limits: Limits,
     agent: Agent,
     old: Vec<Agent>,
     caddy: Child,
@@ -215,10 +245,24 @@ impl Node {
         Self::start_with(last, None, |_| {}).await
     }
 
+    /// Starts a node without peers that holds requests within these bounds.
+    pub(crate) async fn holding(last: u8, limits: Limits) -> Self {
+        Self::start_within(last, None, limits, |_| {}).await
+    }
+
     /// Starts a node with the certificates in `pki`, and a change to its configuration.
     pub(crate) async fn start_with(
         last: u8,
         pki: Option<&Path>,
+        change: impl FnOnce(&mut serde_json::Value),
+    ) -> Self {
+        Self::start_within(last, pki, Limits::default(), change).await
+    }
+
+    async fn start_within(
+        last: u8,
+        pki: Option<&Path>,
+        limits: Limits,
         change: impl FnOnce(&mut serde_json::Value),
     ) -> Self {
         let temp = tempfile::tempdir().expect("a directory");
@@ -244,9 +288,10 @@ impl Node {
         change(&mut json);
         std::fs::write(&config, json.to_string()).expect("writable");
         let table = Arc::new(Table::default());
-        let agent = Agent::start(&dir, Arc::clone(&table));
+        let agent = Agent::start(&dir, Arc::clone(&table), &limits);
         let caddy = run_caddy(&config, &dir);
-        let node = Self { public, peer, table, dir, agent, old: Vec::new(), caddy, _temp: temp };
+        let old = Vec::new();
+        let node = Self { public, peer, table, dir, limits, agent, old, caddy, _temp: temp };
         node.listens().await;
         node
     }
@@ -273,7 +318,7 @@ impl Node {
     /// Stops the route server in an orderly way, and starts another one.
     pub(crate) fn restart_agent(&mut self) {
         self.agent.stop.cancel();
-        let fresh = Agent::start(&self.dir, Arc::clone(&self.table));
+        let fresh = Agent::start(&self.dir, Arc::clone(&self.table), &self.limits);
         // The old one still finishes its requests.
         self.old.push(std::mem::replace(&mut self.agent, fresh));
     }
@@ -285,7 +330,7 @@ impl Node {
 
     /// Starts a route server again.
     pub(crate) fn start_agent(&mut self) {
-        self.agent = Agent::start(&self.dir, Arc::clone(&self.table));
+        self.agent = Agent::start(&self.dir, Arc::clone(&self.table), &self.limits);
     }
 
     /// Ends Caddy.

@@ -75,7 +75,7 @@ impl World {
             creates: Default::default(),
             events: Default::default(),
             limits: ApiLimits::default(),
-            urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test").expect("template"),
+            urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test").expect("template").into(),
         })
         .await
         .expect("a controller");

@@ -39,8 +39,14 @@ pub(crate) fn status(node: &str, host: &str) -> Option<u16> {
 
 /// Returns status and body of a GET through a node.
 pub(crate) fn get(node: &str, host: &str) -> (u16, String) {
+    ask(node, host, "GET / HTTP/1.1")
+}
+
+/// Returns status and body of a request through a node; `line` is its first line, and may be followed by
+/// headers.
+pub(crate) fn ask(node: &str, host: &str, line: &str) -> (u16, String) {
     let mut stream = connect(node);
-    write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("send");
+    write!(stream, "{line}\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("send");
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).expect("answer");
     let answer = String::from_utf8_lossy(&answer).into_owned();

@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// A WebSocket echo server in the template's own Python, without a library.
-const ECHO: &str = r#"
+pub(crate) const ECHO: &str = r#"
 import socket, hashlib, base64, threading
 def serve(c):
     head = b""
@@ -62,6 +62,41 @@ fn a_websocket_survives_other_sandboxes_and_ends_with_hide() {
     world.json(&["hide", id, "9000"]);
     wait("hide to cut the open socket", || socket.echo("x").is_err());
     assert_eq!(get(node, &host).0, 403);
+    world.finish();
+}
+
+#[test]
+fn url_works_as_soon_as_an_answer_gave_it() {
+    let Some(world) = world() else { return };
+    let sandbox = world.create(&["--node", "node2", "--expose", "web=8000"]);
+    let (id, vmid) = (id(&sandbox), vmid(&sandbox));
+    let given = world.json(&["url", id, "web"]);
+    assert_eq!(given["bypasses_access"], false);
+    let host = crate::http::host(given["url"].as_str().expect("a URL"));
+    for node in ["node2", "node1"] {
+        let (status, body) = get(node, &host);
+        assert_eq!(status, 200, "{node}: {body}");
+    }
+    // A port that is opened now: nothing listens there, but it is open at once.
+    let port = format!("port-8001-vm-{vmid}.sandbox.localhost");
+    assert_eq!(get("node2", &port).0, 403);
+    world.json(&["expose", id, "8001"]);
+    assert_eq!(get("node2", &port).0, 502);
+    world.finish();
+}
+
+#[test]
+fn address_of_a_container_answers_its_own_node_alone() {
+    let Some(world) = world() else { return };
+    // No port is exposed: the node itself reaches it anyway.
+    let sandbox = world.create(&["--node", "node2"]);
+    let ip = sandbox["ip"].as_str().expect("an address");
+    let reaches = |node: &str| {
+        let line = format!("timeout 3 bash -c 'exec 3<>/dev/tcp/{ip}/8000' 2>/dev/null; echo $?");
+        world.shell(node, &line).trim() == "0"
+    };
+    assert!(reaches("node2"), "{ip}");
+    assert!(!reaches("node1"), "{ip}");
     world.finish();
 }
 

@@ -1,10 +1,14 @@
 //! Sandboxes that expire on a node whose controller is down.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lab::daemons::CONTROLLER;
 
-use crate::world::{PATIENCE, id, node, vmid, wait, world};
+use crate::{
+    http::Socket,
+    ingress::ECHO,
+    world::{PATIENCE, id, node, vmid, wait, world},
+};
 
 #[test]
 fn sandboxes_expire_while_the_controller_is_down() {
@@ -57,5 +61,51 @@ fn idle_sandbox_is_paused_and_one_with_an_active_command_is_not() {
     for sandbox in [&writes, &works] {
         assert_eq!(world.get(id(sandbox))["phase"], "running", "a command is active in it");
     }
+    world.finish();
+}
+
+#[test]
+fn silent_websocket_keeps_no_sandbox_awake_but_bytes_and_cpu_use_do() {
+    let Some(world) = world() else { return };
+    let rule = ["--idle", "10s", "--idle-action", "pause", "--expose", "echo=9000"];
+    let [silent, busy] = [(); 2].map(|()| world.create(&rule));
+    let works = world.create(&["--idle", "10s", "--idle-cpu", "20"]);
+    // None of these is a command that the API knows of: each leaves its session.
+    let detached = |sandbox: &serde_json::Value, line: &str| {
+        let line = format!("setsid {line} >/dev/null 2>&1 </dev/null & exit 0");
+        let ran = world.ctl(&["exec", id(sandbox), "--shell", &line]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    };
+    detached(&works, "sh -c 'while :; do :; done'");
+    let sockets = [&silent, &busy].map(|sandbox| {
+        let write = ["exec", "-i", id(sandbox), "--", "tee", "/root/echo.py"];
+        assert_eq!(world.ctl_with(&write, ECHO.as_bytes()).code, 0);
+        detached(sandbox, "python3 /root/echo.py");
+        let listens = "exec 3<>/dev/tcp/127.0.0.1/9000";
+        wait("the echo to listen", || {
+            world.ctl(&["exec", id(sandbox), "--shell", listens]).code == 0
+        });
+        let host = format!("port-9000-vm-{}.sandbox.localhost", vmid(sandbox));
+        Socket::open(node(sandbox), &host)
+    });
+    let [mut forgotten, mut typed] = sockets;
+    assert_eq!(forgotten.echo("once").expect("alive"), "once");
+    let text = "x".repeat(120);
+    let begun = Instant::now();
+    wait("the sandbox with the silent socket to be paused", || {
+        for _ in 0..10 {
+            assert_eq!(typed.echo(&text).expect("alive"), text);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        world.get(id(&silent))["phase"] == "paused"
+    });
+    assert!(begun.elapsed() > Duration::from_secs(5), "not at once");
+    assert_eq!(world.get(id(&silent))["cause"], "idle");
+    for sandbox in [&busy, &works] {
+        assert_eq!(world.get(id(sandbox))["phase"], "running");
+    }
+    // The socket outlives the pause, and it does not wake the sandbox.
+    world.json(&["resume", id(&silent)]);
+    assert_eq!(forgotten.echo("again").expect("alive"), "again");
     world.finish();
 }

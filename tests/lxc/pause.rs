@@ -3,7 +3,7 @@
 use lab::daemons::AGENT;
 
 use crate::{
-    http::get,
+    http::{ask, get},
     stuck::Stuck,
     world::{PATIENCE, World, id, node, vmid, wait, world},
 };
@@ -103,6 +103,14 @@ fn http_request_wakes_a_paused_sandbox_unless_it_is_switched_off() {
     world.json(&["pause", id]);
     let closed = format!("port-8001-vm-{}.sandbox.localhost", vmid(&sandbox));
     assert_eq!(get("node2", &closed).0, 403);
+    // Nor does what nobody made: a tab's icon, its socket, a look whether it is there.
+    for line in [
+        "GET /favicon.ico HTTP/1.1",
+        "HEAD / HTTP/1.1",
+        "GET /ws HTTP/1.1\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x",
+    ] {
+        assert_eq!(ask("node2", &host, line).0, 503, "{line}");
+    }
     assert_eq!(world.get(id)["phase"], "paused", "a closed port wakes nobody");
     // Through another node, too.
     assert_eq!(get("node1", &host).0, 200);

@@ -95,7 +95,8 @@ impl World {
             events: controller::events::Options::default(),
             limits: controller::config::ApiLimits::default(),
             urls: controller::url::UrlTemplate::new("http://port-{port}-vm-{vmid}.test")
-                .expect("a template"),
+                .expect("a template")
+                .into(),
         });
         let controller = controller.await.expect("a controller");
         let (dial, dialled) = mpsc::channel(16);

@@ -130,7 +130,8 @@ impl Cluster {
             events: controller::events::Options::default(),
             limits: controller::config::ApiLimits::default(),
             urls: controller::url::UrlTemplate::new("http://port-{port}-vm-{vmid}.test")
-                .expect("a template"),
+                .expect("a template")
+                .into(),
         })
         .await
         .expect("a controller");

@@ -12,6 +12,7 @@ use proto::{
 };
 use serde::Deserialize;
 
+use super::Wake;
 use crate::{
     pve::{HostPaths, interface::Rate, template_mark::TemplateMark},
     sandbox::{OnReboot, Probe, exec::shims::Backend},
@@ -334,7 +335,7 @@ impl Default for Shim {
 }
 
 /// Default lifetime of sandboxes, and how long they are kept paused or stopped. 0 means for ever.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lifetime {
     /// Default time to live of a sandbox, in seconds.
@@ -345,12 +346,34 @@ pub struct Lifetime {
     pub idle_s: u64,
     /// Action when a sandbox is idle.
     pub idle_action: Action,
+    /// Default CPU use beyond which a sandbox is not idle, percent of one core; 0: not looked at.
+    pub idle_cpu: u32,
+    /// Bytes that a TCP connection must move within a minute to count as a use; 0: each open
+    /// connection counts.
+    pub silent_bytes: u64,
     /// Time after which a paused sandbox is stopped, in seconds.
     pub paused_max_s: u64,
     /// Time after which a stopped sandbox is deleted, in seconds.
     pub stopped_max_s: u64,
     /// Metadata that exempts a sandbox from the last two limits: `key=value`.
     pub exempt: String,
+}
+
+impl Default for Lifetime {
+    fn default() -> Self {
+        Self {
+            ttl_s: 0,
+            ttl_action: Action::default(),
+            idle_s: 0,
+            idle_action: Action::default(),
+            idle_cpu: 0,
+            // The pings and keep-alives of an editor that nobody touches are some 400 bytes a minute.
+            silent_bytes: 1024,
+            paused_max_s: 0,
+            stopped_max_s: 0,
+            exempt: String::new(),
+        }
+    }
 }
 
 impl Lifetime {
@@ -397,6 +420,8 @@ pub struct Ingress {
     pub caddy_config: PathBuf,
     /// Certificates for connections between the nodes' Caddys.
     pub tls: Tls,
+    /// Bounds of requests that wait for their sandbox.
+    pub wake: Wake,
 }
 
 impl Default for Ingress {
@@ -410,6 +435,7 @@ impl Default for Ingress {
             group: None,
             caddy_config: "/etc/pve-sandbox/caddy.json".into(),
             tls: Tls::named("ingress-"),
+            wake: Wake::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ mod isolation;
 mod network;
 mod options;
 mod pool;
+mod wake;
 
 use std::{
     fmt,
@@ -25,6 +26,7 @@ pub use file::{File, Ingress, Limits, Load, Shim, Template, Tls};
 pub use isolation::{Isolation, Reach};
 pub use network::{Network, pool_of_host};
 pub use pool::Pool;
+pub use wake::Wake;
 
 use crate::{
     detect::{self, Roots},
@@ -307,6 +309,7 @@ impl Config {
         checks::limits(&mut from, &file.limits);
         let lifetimes = lifetimes(&mut from, &file.lifetime);
         checks::shim(&mut from, &file.shim);
+        ingress.wake.check(&mut from);
 
         let (Some(node), Some(vmids), Some(network), []) =
             (node, vmids, network, from.mistakes.as_slice())
@@ -390,6 +393,9 @@ fn lifetimes(from: &mut Sources<'_>, file: &file::Lifetime) -> Lifetimes {
     if (1..proto::lifetime::IDLE_MIN.as_secs()).contains(&file.idle_s) {
         from.mistake("lifetime.idle_s", "must be 10 or more; 0 is never");
     }
+    if file.idle_cpu > proto::lifetime::IDLE_CPU_MAX {
+        from.mistake("lifetime.idle_cpu", "must be at most 6400, percent of one core; 0 is off");
+    }
     let exempt = file.exemption().unwrap_or_else(|why| {
         from.mistake("lifetime.exempt", why);
         None
@@ -400,7 +406,9 @@ fn lifetimes(from: &mut Sources<'_>, file: &file::Lifetime) -> Lifetimes {
             ttl_action: Some(file.ttl_action),
             idle: Some(Duration::from_secs(file.idle_s)),
             idle_action: Some(file.idle_action),
+            idle_cpu: Some(file.idle_cpu),
         },
+        silent_bytes: file.silent_bytes,
         paused_max: Duration::from_secs(file.paused_max_s),
         stopped_max: Duration::from_secs(file.stopped_max_s),
         exempt,

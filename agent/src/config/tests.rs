@@ -226,3 +226,27 @@ fn snapshot_can_configure_its_own_link() {
         assert!(toml::from_str::<File>(&file).is_err(), "{line}");
     }
 }
+
+#[test]
+fn bounds_of_waiting_requests_and_idle_rules_are_checked() {
+    let config = complete(&Host::new(), "", &Flags::default(), &[]).expect("complete");
+    assert_eq!(config.lifetimes.silent_bytes, 1024);
+    assert_eq!(config.lifetimes.default.idle_cpu, Some(0));
+    let file = "[ingress.wake]\nhold_s = 90\nteam_held_max = 10\nheld_max = 10\nfollowers = true\n\
+                [lifetime]\nidle_cpu = 6400\nsilent_bytes = 0\n";
+    let config = complete(&Host::new(), file, &Flags::default(), &[]).expect("complete");
+    assert!(config.ingress.wake.followers);
+    let file = "[ingress.wake]\nhold_s = 91\nteam_wakes_per_min = 0\nteam_held_max = 11\nheld_max = 10\n\
+                rest_s = 3601\n[lifetime]\nidle_cpu = 6401\n";
+    let wrong = mistakes(complete(&Host::new(), file, &Flags::default(), &[]));
+    for name in ["hold_s", "team_wakes_per_min", "team_held_max", "rest_s", "lifetime.idle_cpu"] {
+        assert!(wrong.contains(name), "{name}: {wrong}");
+    }
+    let wrong = mistakes(complete(
+        &Host::new(),
+        "[ingress.wake]\nheld_max = 3001\n",
+        &Flags::default(),
+        &[],
+    ));
+    assert!(wrong.contains("held_max: must be 1 to 3000"), "{wrong}");
+}

@@ -117,6 +117,7 @@ mod tests {
         ingress::{
             Owner, Routes, Target,
             caddy::Proof,
+            hold::{Holds, Limits},
             owner_resolver::{Owners, Sources},
             probe::Probe,
             routes::NodeRoutes,
@@ -159,6 +160,7 @@ mod tests {
             domain: "sbx.test".parse().expect("a domain"),
             proof: Proof::read(&config).expect("a proof"),
             probe: Probe::default(),
+            holds: Holds::new(Limits::default()),
         };
         let stop = CancellationToken::new();
         tokio::spawn(server::serve(listener, Arc::new(ingress), stop.clone()));

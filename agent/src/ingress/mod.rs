@@ -3,7 +3,9 @@
 //! Caddy runs one static configuration (`render`, `headers`, `caddy`) and asks the agent for the
 //! upstream of each request, over a unix socket (`server`). The answer is decided (`decide`, pure)
 //! from the request's host, this node's sandboxes, and the owners of sandboxes on other nodes
-//! (`peer_directory`, `owner_resolver`). So no request waits for a reload, a port is open only while it is exposed, and
+//! (`peer_directory`, `owner_resolver`). A request for a sandbox that is paused or boots is held
+//! (`hold`), if it is one that wakes (`intent`), and is told when it has to wait for long
+//! (`interstitial`). So no request waits for a reload, a port is open only while it is exposed, and
 //! changes to other sandboxes do not disturb an open WebSocket.
 //!
 //! Depends on `sandbox` and `pve`, not on `rpc` or `reconcile`.
@@ -12,6 +14,9 @@ pub mod caddy;
 pub mod check;
 pub mod decide;
 mod headers;
+pub mod hold;
+pub mod intent;
+mod interstitial;
 pub mod owner_resolver;
 pub mod peer_directory;
 pub mod probe;
@@ -27,7 +32,7 @@ use std::{
 
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
-    name::{NodeName, Port},
+    name::{NodeName, Port, Team},
 };
 
 /// Sandbox of this node, as a route question needs it.
@@ -35,6 +40,8 @@ use proto::{
 pub struct Target {
     pub id: SandboxId,
     pub vmid: Vmid,
+    /// Team that owns the sandbox.
+    pub team: Team,
     /// State that decides whether it can answer.
     pub state: State,
     /// IP address, once it has one.

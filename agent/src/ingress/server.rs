@@ -30,6 +30,9 @@ use super::{
     Owner, Routes, Target,
     caddy::Proof,
     decide::{self, Domain, Name, Unavailable, Verdict, Via},
+    hold::Holds,
+    intent::{self, Intent},
+    interstitial,
     probe::{Answer, Probe},
 };
 
@@ -49,7 +52,7 @@ const QUESTIONS_MAX: usize = 4096;
 const ABOUT_ONE_MAX: usize = 512;
 /// Longest time for a question to arrive.
 const ARRIVAL: Duration = Duration::from_secs(5);
-/// Longest time for an answer, whatever it waits for.
+/// Longest time for an answer, whatever it waits for, beside the time that a request is held.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Longest time for the last answers when the agent stops.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -64,6 +67,8 @@ pub struct Ingress {
     pub proof: Proof,
     /// Prober that tests whether something listens.
     pub probe: Probe,
+    /// Requests that wait for their sandbox.
+    pub holds: Holds,
 }
 
 /// Creates the socket, for the group that Caddy runs as. An existing socket is replaced in one
@@ -139,6 +144,7 @@ fn begin(asked: &Asked, sandbox: SandboxRef) -> Option<Counted<String>> {
 }
 
 async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>, asked: Asked) {
+    let longest = ARRIVAL + DEADLINE + ingress.holds.longest();
     let service = service_fn(move |request| {
         let (ingress, asked) = (Arc::clone(&ingress), asked.clone());
         async move { Ok::<_, std::convert::Infallible>(ingress.answer(&request, &asked).await) }
@@ -149,7 +155,7 @@ async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>, asked: Asked) {
         .timer(TokioTimer::new())
         .header_read_timeout(ARRIVAL)
         .serve_connection(TokioIo::new(stream), service);
-    match timeout(ARRIVAL + DEADLINE, connection).await {
+    match timeout(longest, connection).await {
         Ok(Ok(())) => {}
         // A client that goes away cancels its question.
         Ok(Err(error)) => tracing::debug!(%error, "a route question was aborted"),
@@ -169,7 +175,8 @@ impl Ingress {
         else {
             return later("too many requests wait for this sandbox");
         };
-        let reply = match timeout(DEADLINE, self.route(via, name)).await {
+        let longest = DEADLINE + self.holds.longest();
+        let reply = match timeout(longest, self.route(via, name, request.headers())).await {
             Ok(reply) => reply,
             Err(_) => later("the node did not find out where this sandbox is in time"),
         };
@@ -182,14 +189,16 @@ impl Ingress {
         reply
     }
 
-    async fn route(&self, via: Via, name: Option<Name>) -> Reply {
+    async fn route(&self, via: Via, name: Option<Name>, asked: &HeaderMap) -> Reply {
         let look = || name.and_then(|name| self.routes.local(name.sandbox));
-        let mut local = look();
+        let (mut local, intent) = (look(), intent_of(asked));
         // Once: a sandbox that is paused again by then was paused on purpose.
-        if let Some(name) = name
-            && decide::decide(Some(name), via, local.as_ref(), &Owner::Nobody) == Verdict::Wake
+        if let Some(target) = &local
+            && decide::decide(name, via, Some(target), &Owner::Nobody).waits()
         {
-            self.routes.wake(name.sandbox).await;
+            if let Err(refusal) = self.holds.wait(&self.routes, target, intent).await {
+                return interstitial::reply(refusal, intent, asked);
+            }
             local = look();
         }
         let owner = match name {
@@ -201,7 +210,7 @@ impl Ingress {
         match decide::decide(name, via, local.as_ref(), &owner) {
             Verdict::Local { upstream, host } => match self.probe.ask(upstream).await {
                 Answer::Open => {
-                    if let Some(target) = &local {
+                    if let Some(target) = local.as_ref().filter(|_| intent.is_use()) {
                         self.routes.used(&target.id);
                     }
                     self.go("local", upstream, &host)
@@ -282,6 +291,13 @@ fn via<B>(request: &Request<B>) -> Option<Via> {
         ("via", "peer") => Some(Via::Peer),
         _ => None,
     }
+}
+
+/// Returns what the client's request is, from what Caddy says of it.
+fn intent_of(asked: &HeaderMap) -> Intent {
+    let said = |name: &str| asked.get(name).and_then(|value| value.to_str().ok());
+    let method = said("x-forwarded-method").unwrap_or("GET");
+    intent::of(method, said("x-forwarded-uri").unwrap_or("/"), asked)
 }
 
 /// Returns the Host of a request, if there is exactly one.

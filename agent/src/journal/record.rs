@@ -141,6 +141,8 @@ pub struct Lifetime {
     pub idle_ms: u64,
     /// Action when idle.
     pub idle_action: Action,
+    /// CPU use beyond which it is not idle, percent of one core; 0: not looked at.
+    pub idle_cpu: u32,
 }
 
 impl Lifetime {
@@ -154,6 +156,7 @@ impl Lifetime {
         self.ttl_action = patch.ttl_action.unwrap_or(self.ttl_action);
         self.idle_ms = patch.idle.map_or(self.idle_ms, millis);
         self.idle_action = patch.idle_action.unwrap_or(self.idle_action);
+        self.idle_cpu = patch.idle_cpu.unwrap_or(self.idle_cpu);
         self
     }
 

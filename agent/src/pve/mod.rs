@@ -56,6 +56,8 @@ pub use mark::Mark;
 pub use process_limit::Limited;
 pub use volume::OwnVolumes;
 
+pub use crate::sys::sock_diag::Connection;
+
 /// Reason of a failure, by what a caller can do about it; the text is `pct`'s last line or ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ErrorKind {
@@ -387,9 +389,9 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// Resource usage of a container; `None` when it does not run.
     async fn usage(&self, vmid: Vmid) -> Option<Usage>;
 
-    /// True when the container has an open TCP connection with a peer outside of it, or when that
-    /// is unknown; false when it does not run.
-    async fn connected(&self, vmid: Vmid) -> bool;
+    /// Open TCP connections of the container with peers outside of it, and what they have moved so
+    /// far; `None` when it may have some and that cannot be known. None of them when it does not run.
+    async fn connections(&self, vmid: Vmid) -> Option<Vec<Connection>>;
 
     /// True when something in the container listens on this TCP port of its loopback interface, which
     /// nobody else reaches; false when that is unknown.

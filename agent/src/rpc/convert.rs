@@ -53,7 +53,8 @@ pub(super) fn wait(wait: Option<prost_types::Duration>) -> Result<Duration, Inva
 }
 
 pub(super) fn service(name: &ServiceName, port: Port) -> wire::HttpService {
-    wire::HttpService { name: name.to_string(), port: port.into(), url: String::new() }
+    let (name, port) = (name.to_string(), port.into());
+    wire::HttpService { name, port, ..wire::HttpService::default() }
 }
 
 pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
@@ -105,6 +106,7 @@ fn lifetime(lifetime: &Lifetime) -> wire::Lifetime {
         ttl_action: wire::ExpiryAction::from(lifetime.ttl_action).into(),
         idle: duration(lifetime.idle_ms),
         idle_action: wire::ExpiryAction::from(lifetime.idle_action).into(),
+        idle_cpu: Some(lifetime.idle_cpu),
     }
 }
 

@@ -17,3 +17,4 @@ pub mod proc;
 pub mod psi;
 pub mod read;
 pub mod seqpacket;
+pub mod sock_diag;

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     lifecycle::settled,
+    url::note_bypass,
     wanted::{self, Wanted},
 };
 use crate::{
@@ -103,6 +104,7 @@ fn show(sandbox: &Sandbox, output: Output) -> Result<(), Failure> {
     for service in &sandbox.services {
         output.note(format!("{}: {}", service.name, service.url));
     }
+    note_bypass(&sandbox.services, output);
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use clap::Args;
 use proto::sandbox::v1::ExposeHttpServiceRequest;
 use serde_json::json;
 
+use super::url::note_bypass;
 use crate::{
     client::{Controller, patient, promised},
     failure::Failure,
@@ -44,9 +45,11 @@ pub(super) async fn run(
     if output.json {
         output.value(&json!({
             "id": id, "name": service.name, "port": service.port, "url": service.url,
+            "bypasses_access": service.bypasses_access,
         }))?;
     } else {
         output.line(&service.url)?;
+        note_bypass(std::slice::from_ref(&service), output);
     }
     Ok(0)
 }

@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn service_name_wins_over_its_port() {
         let service =
-            |name: &str, port| HttpService { name: name.into(), port, url: String::new() };
+            |name: &str, port| HttpService { name: name.into(), port, ..HttpService::default() };
         let services = [service("web", 80), service("80", 81)];
         assert_eq!(find(&services, "80").map(|found| found.port), Some(81));
         assert_eq!(find(&services, "81").map(|found| found.name.as_str()), Some("80"));

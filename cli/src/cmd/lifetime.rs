@@ -22,6 +22,8 @@ Examples:
   sandboxctl lifetime ID                        show when it expires
   sandboxctl lifetime ID --ttl 2h               two hours from now on
   sandboxctl lifetime ID --ttl never --idle 30m --idle-action pause
+  sandboxctl lifetime ID --idle 30m --idle-cpu 20
+                        a fifth of a core, without traffic, is no idleness
 
 What is not named stays as it is. A node keeps to these rules whether or not the controller is there.
 What was paused or stopped by its ttl gets as much time again when it is resumed or started.")]
@@ -42,12 +44,15 @@ pub(crate) struct Lifetime {
     /// Action when it has expired
     #[arg(long, value_name = "ACTION")]
     ttl_action: Option<Then>,
-    /// Idle after so long without a request, a command or a connection; `never`, or at least 10s
+    /// Idle after so long without a request, a command or traffic; `never`, or at least 10s
     #[arg(long, value_name = "TIME", value_parser = span)]
     idle: Option<Span>,
     /// Action when it is idle
     #[arg(long, value_name = "ACTION")]
     idle_action: Option<Then>,
+    /// Not idle while it uses more than so many percent of one core; 0 does not look at it
+    #[arg(long, value_name = "PERCENT")]
+    idle_cpu: Option<u32>,
 }
 
 impl Lifetime {
@@ -68,6 +73,7 @@ impl Lifetime {
             ttl_action: action(self.ttl_action),
             idle: duration(self.idle),
             idle_action: action(self.idle_action),
+            idle_cpu: self.idle_cpu,
         })
     }
 }
@@ -106,6 +112,7 @@ pub(super) async fn run(
                 ("lifetime.ttl_action", args.lifetime.ttl_action.is_some()),
                 ("lifetime.idle", args.lifetime.idle.is_some()),
                 ("lifetime.idle_action", args.lifetime.idle_action.is_some()),
+                ("lifetime.idle_cpu", args.lifetime.idle_cpu.is_some()),
             ];
             let fields = asked.iter().filter(|(_, asked)| *asked).map(|(field, _)| *field);
             let change = Sandbox { id: args.id, lifetime, ..Sandbox::default() };
@@ -121,7 +128,7 @@ pub(super) async fn run(
     Ok(0)
 }
 
-/// Text such as `expires 2026-01-01T00:00:00Z (pause); idle after 30m (stop)`.
+/// Text such as `expires 2026-01-01T00:00:00Z (pause); idle after 30m below 20 % of a core (stop)`.
 pub(super) fn words(sandbox: &Sandbox) -> String {
     let rules = sandbox.lifetime.unwrap_or_default();
     let expires = match time::rfc3339(sandbox.expires_at) {
@@ -131,7 +138,12 @@ pub(super) fn words(sandbox: &Sandbox) -> String {
     match time_of(rules.idle) {
         Some(idle) => {
             let after = time::seconds(idle.as_secs());
-            format!("{expires}; idle after {after} ({})", json::expiry_action(rules.idle_action()))
+            let cpu = match rules.idle_cpu() {
+                0 => String::new(),
+                percent => format!(" below {percent} % of a core"),
+            };
+            let action = json::expiry_action(rules.idle_action());
+            format!("{expires}; idle after {after}{cpu} ({action})")
         }
         None => expires,
     }

@@ -1,6 +1,7 @@
 //! `url`: prints the addresses of open ports.
 
 use clap::Args;
+use proto::sandbox::v1::HttpService;
 
 use super::hide::find;
 use crate::{
@@ -36,6 +37,7 @@ pub(super) async fn run(controller: Controller, url: Url, output: Output) -> Res
             ));
         } else {
             sandbox.services.iter().try_for_each(|service| output.line(&service.url))?;
+            note_bypass(&sandbox.services, output);
         }
         return Ok(0);
     };
@@ -48,6 +50,17 @@ pub(super) async fn run(controller: Controller, url: Url, output: Output) -> Res
         output.value(&json::service(service))?;
     } else {
         output.line(&service.url)?;
+        note_bypass(std::slice::from_ref(service), output);
     }
     Ok(0)
+}
+
+/// Says on stderr if URLs lead past the ingress.
+pub(super) fn note_bypass(services: &[HttpService], output: Output) {
+    if services.iter().any(|service| service.bypasses_access) {
+        output.note(
+            "note: there is no ingress; this URL leads to the container itself, past the rules of \
+             access, and only its node reaches that (docs/local.md)",
+        );
+    }
 }

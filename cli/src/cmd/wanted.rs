@@ -138,7 +138,7 @@ pub(super) async fn request(
     let service = |service: Service| HttpService {
         name: service.name,
         port: service.port,
-        url: String::new(),
+        ..HttpService::default()
     };
     Ok(CreateSandboxRequest {
         request_id,

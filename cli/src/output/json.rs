@@ -45,6 +45,7 @@ pub struct Lifetime {
     ttl_action: &'static str,
     idle_s: u64,
     idle_action: &'static str,
+    idle_cpu: u32,
 }
 
 /// JSON of the events that wake a paused sandbox.
@@ -69,6 +70,7 @@ pub struct Service<'a> {
     name: &'a str,
     port: u32,
     url: &'a str,
+    bypasses_access: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,7 +104,8 @@ fn size(size: Option<wire::Size>) -> Size {
 
 /// Converts an open port.
 pub fn service(service: &wire::HttpService) -> Service<'_> {
-    Service { name: &service.name, port: service.port, url: &service.url }
+    let wire::HttpService { name, port, url, bypasses_access, .. } = service;
+    Service { name, port: *port, url, bypasses_access: *bypasses_access }
 }
 
 /// Converts a sandbox.
@@ -177,6 +180,7 @@ fn lifetime(lifetime: Option<wire::Lifetime>) -> Lifetime {
         ttl_action: expiry_action(rules.ttl_action()),
         idle_s: seconds(rules.idle),
         idle_action: expiry_action(rules.idle_action()),
+        idle_cpu: rules.idle_cpu(),
     }
 }
 

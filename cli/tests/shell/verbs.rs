@@ -129,12 +129,15 @@ async fn get_shows_all_details_of_a_sandbox() {
         "snapshot_id": "small", "size": { "cpu_cores": 1, "memory_mib": 512, "disk_gib": 20 }, "ip": "10.100.2.7",
         "services": [{
             "name": "web", "port": 8080, "url": format!("http://port-8080-{ID}.sandbox.localhost"),
+            "bypasses_access": false,
         }],
         "metadata": { "user": "ada" }, "created_at": "2023-11-14T22:13:20Z", "started_at": null,
         "boot": 1, "attempt": 1, "revision": 7, "request_id": "r-1", "failure": null,
         "wake_on": { "http": true, "ssh": false, "exec": true },
         "cause": "", "stop_result": "", "expires_at": null,
-        "lifetime": { "ttl_s": 0, "ttl_action": "pause", "idle_s": 0, "idle_action": "pause" },
+        "lifetime": {
+            "ttl_s": 0, "ttl_action": "pause", "idle_s": 0, "idle_action": "pause", "idle_cpu": 0,
+        },
         "egress": "open",
         "egress_names": [],
     });
@@ -259,11 +262,16 @@ async fn lifetime_shows_and_sets_the_rules() {
     let ran = ran.json();
     let expected = json!({
         "ttl_s": 172_800, "ttl_action": "delete", "idle_s": 1800, "idle_action": "stop",
+        "idle_cpu": 0,
     });
     assert_eq!(ran["lifetime"], expected);
     let ran = fake.run(&["lifetime", ID, "--idle", "5m"]).await;
     let text = ran.text();
     assert_eq!(text, format!("{ID} does not expire; idle after 5m (pause)\n"));
+    let ran = fake.run(&["lifetime", ID, "--idle", "5m", "--idle-cpu", "20"]).await;
+    let text = ran.text();
+    let rule = "idle after 5m below 20 % of a core (pause)";
+    assert_eq!(text, format!("{ID} does not expire; {rule}\n"));
     for wrong in [["--ttl", "soon"], ["--ttl", "0"], ["--idle", "-1"], ["--ttl-action", "hide"]] {
         assert_eq!(
             fake.run(&["lifetime", ID, wrong[0], wrong[1]]).await.code,
@@ -364,7 +372,10 @@ async fn ports_are_exposed_listed_and_hidden() {
     let url = format!("http://port-9000-{ID}.sandbox.localhost");
     assert_eq!(fake.run(&["expose", ID, "9000"]).await.text(), format!("{url}\n"));
     let value = fake.run(&["expose", "--json", ID, "9000", "--name", "api"]).await.json();
-    assert_eq!(value, json!({ "id": ID, "name": "api", "port": 9000, "url": url }));
+    assert_eq!(
+        value,
+        json!({ "id": ID, "name": "api", "port": 9000, "url": url, "bypasses_access": false })
+    );
     let web = format!("http://port-8080-{ID}.sandbox.localhost\n");
     for args in [&["url", ID][..], &["url", ID, "8080"], &["url", ID, "web"]] {
         assert_eq!(fake.run(args).await.text(), web, "{args:?}");

@@ -3,7 +3,7 @@
 
 use proto::{
     Cause,
-    sandbox::v1::{EventKind, ExpiryAction, HttpService, Phase, Sandbox, WakeOn},
+    sandbox::v1::{EventKind, ExpiryAction, HttpService, Lifetime, Phase, Sandbox, WakeOn},
 };
 
 use crate::store::Why;
@@ -142,11 +142,18 @@ fn of_lifetime(old: &Sandbox, new: &Sandbox) -> Option<Change> {
             seconds => format!("{what} {seconds} s ({action})"),
         }
     };
-    (before != now || extended).then(|| Change {
+    // An agent of an earlier version does not say that CPU use is not looked at.
+    let complete = |rules: &Lifetime| Lifetime { idle_cpu: Some(rules.idle_cpu()), ..*rules };
+    let cpu = match now.idle_cpu() {
+        0 => String::new(),
+        percent => format!(", idle below {percent} % of a core"),
+    };
+    (complete(before) != complete(now) || extended).then(|| Change {
         kind: EventKind::LifetimeSet,
         why: Why::Unsaid,
         detail: [rule("ttl", now.ttl, now.ttl_action()), rule("idle", now.idle, now.idle_action())]
-            .join(", "),
+            .join(", ")
+            + &cpu,
         unasked: false,
     })
 }
@@ -268,6 +275,9 @@ mod tests {
         let [change] = derive(Some(&with(60, 100)), &with(90, 130)).try_into().expect("one");
         assert_eq!(change.detail, "ttl 90 s (stop), idle never");
         assert_eq!(kinds(&with(60, 100), &with(60, 150)), [EventKind::LifetimeSet], "extended");
+        let mut newer = with(60, 100);
+        newer.lifetime.get_or_insert_default().idle_cpu = Some(0);
+        assert_eq!(kinds(&with(60, 100), &newer), [], "an agent that was upgraded");
         let resumed = with(60, 200);
         let paused = Sandbox { phase: Phase::Paused.into(), ..with(60, 100) };
         assert_eq!(kinds(&paused, &resumed), [EventKind::Resumed]);
@@ -294,7 +304,7 @@ mod tests {
     #[test]
     fn derives_events_of_services_and_wake_on() {
         let service =
-            |name: &str, port| HttpService { name: name.into(), port, url: String::new() };
+            |name: &str, port| HttpService { name: name.into(), port, ..HttpService::default() };
         let with = |services: &[HttpService], http| Sandbox {
             services: services.to_vec(),
             wake_on: Some(WakeOn { http, ssh: false, exec: true }),

@@ -240,8 +240,11 @@ impl Client {
         name: &ServiceName,
         port: Port,
     ) -> Result<api::Sandbox> {
-        let service =
-            api::HttpService { name: name.to_string(), port: port.into(), url: String::new() };
+        let service = api::HttpService {
+            name: name.to_string(),
+            port: port.into(),
+            ..api::HttpService::default()
+        };
         let request =
             wire::ExposeHttpServiceRequest { epoch, id: id.to_string(), service: Some(service) };
         let answer =

@@ -10,14 +10,17 @@ use crate::{
     sandbox::Piece,
     store::Event,
     store::Why,
-    url::UrlTemplate,
+    url::{Url, Urls},
 };
 
 /// Fills in the URLs of the sandbox's open ports.
-pub(super) fn sandbox(mut sandbox: wire::Sandbox, urls: &UrlTemplate) -> wire::Sandbox {
-    for service in &mut sandbox.services {
-        service.url = urls.url(service.port, sandbox.vmid, &sandbox.id);
+pub(super) fn sandbox(mut sandbox: wire::Sandbox, urls: &Urls) -> wire::Sandbox {
+    let mut services = std::mem::take(&mut sandbox.services);
+    for service in &mut services {
+        Url { text: service.url, bypasses_access: service.bypasses_access } =
+            urls.of(&sandbox, service.port);
     }
+    sandbox.services = services;
     sandbox
 }
 

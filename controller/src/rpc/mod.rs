@@ -40,7 +40,7 @@ use connections::Connections;
 
 use crate::{
     access::Access, audit::Audit, config::ApiLimits, enrolment::Enrolment, sandbox::Sandboxes,
-    url::UrlTemplate,
+    url::Urls,
 };
 
 /// Time after which a silent caller is pinged; without an answer it is disconnected.
@@ -63,7 +63,7 @@ impl Api {
         sandboxes: Arc<Sandboxes>,
         access: Arc<Access>,
         audit: Audit,
-        urls: UrlTemplate,
+        urls: Urls,
         limits: ApiLimits,
     ) -> Self {
         let own = sandbox::Rpc { sandboxes: sandboxes.clone(), urls: Arc::new(urls) };

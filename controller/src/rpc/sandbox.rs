@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     sandbox::{Caller, Error, EventItem, EventQuery, Sandboxes},
-    url::UrlTemplate,
+    url::Urls,
 };
 
 pub(super) type Answer<T> = Result<Response<T>, Status>;
@@ -26,7 +26,7 @@ pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Sen
 #[derive(Debug)]
 pub(super) struct Rpc {
     pub(super) sandboxes: Arc<Sandboxes>,
-    pub(super) urls: Arc<UrlTemplate>,
+    pub(super) urls: Arc<Urls>,
 }
 
 impl Rpc {
@@ -365,8 +365,13 @@ impl SandboxService for Rpc {
     ) -> Answer<ExposeHttpServiceResponse> {
         let (caller, ask) = split(request)?;
         let (sandbox, name) = self.sandboxes.expose(&caller, &ask.id, &ask.name, ask.port).await?;
-        let url = self.urls.url(ask.port, sandbox.vmid, &sandbox.id);
-        let service = HttpService { name: name.to_string(), port: ask.port, url };
+        let url = self.urls.of(&sandbox, ask.port);
+        let service = HttpService {
+            name: name.to_string(),
+            port: ask.port,
+            url: url.text,
+            bypasses_access: url.bypasses_access,
+        };
         Ok(Response::new(ExposeHttpServiceResponse { service: Some(service) }))
     }
 

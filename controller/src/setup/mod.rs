@@ -152,9 +152,9 @@ impl Setup {
                 Ok(replace(&self.config, text.as_bytes(), Access { mode: 0o644, group: None })?)
             })?;
         }
-        if config.url_template.contains("example.com") {
-            let hint =
-                "sandboxes have no domain yet: --domain sets url_template, which is an example";
+        if config.urls().without_ingress() {
+            let hint = "sandboxes have no domain yet, so URLs lead to their nodes alone \
+                        (docs/local.md); --domain sets url_template";
             report.note(hint)?;
         }
         Ok(config)

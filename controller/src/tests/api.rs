@@ -191,6 +191,25 @@ async fn exposed_ports_get_urls() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn url_without_a_domain_leads_past_the_ingress_and_says_so() {
+    let mut lab = Lab::new().await;
+    lab.urls = Urls::default();
+    lab.start().await;
+    let id = lab.create("r1").await.expect("made").id;
+    let expose = ExposeHttpServiceRequest { id: id.clone(), name: String::new(), port: 3000 };
+    lab.api().expose_http_service(expose.clone()).await.expect("exposed");
+    let sandbox = lab.get(&id).await.expect("known");
+    let [service] = &sandbox.services[..] else { panic!("one service: {sandbox:?}") };
+    // The node has not said where it is.
+    assert_eq!((sandbox.ip.as_str(), service.url.as_str()), ("", ""));
+    lab.urls.suffix = Some("lan".parse().expect("a suffix"));
+    lab.start().await;
+    let again = lab.api().expose_http_service(expose).await.expect("exposed").into_inner();
+    let service = again.service.expect("a service");
+    assert_eq!((service.url, service.bypasses_access), (format!("http://{id}.lan:3000"), true));
+}
+
+#[tokio::test(start_paused = true)]
 async fn snapshots_are_the_union_over_nodes_and_a_dry_run_changes_nothing() {
     let lab = Lab::new().await;
     lab.agents[1].load(|load| {

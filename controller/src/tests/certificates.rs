@@ -56,7 +56,7 @@ impl Site {
             creates: sandbox::Options::default(),
             events: crate::events::Options::default(),
             limits: ApiLimits::default(),
-            urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test").expect("template"),
+            urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test").expect("template").into(),
         })
         .await
         .expect("a controller");

@@ -377,8 +377,15 @@ async fn impossible_request_is_refused_at_once() {
         |r| r.wait = Some(prost_types::Duration { seconds: 21, nanos: 0 }),
         |r| r.wait = Some(prost_types::Duration { seconds: -1, nanos: 0 }),
         |r| drop(r.metadata.insert("k".into(), "a\nb".into())),
-        |r| r.services = vec![HttpService { name: "x".into(), port: 1, url: "http://x".into() }],
-        |r| r.services = vec![HttpService { name: "x\n".into(), port: 1, url: String::new() }],
+        |r| {
+            r.services = vec![HttpService {
+                name: "x".into(),
+                port: 1,
+                url: "http://x".into(),
+                ..Default::default()
+            }]
+        },
+        |r| r.services = vec![HttpService { name: "x\n".into(), port: 1, ..Default::default() }],
     ] {
         assert_eq!(try_it(bad).await, Reason::FieldInvalid);
     }

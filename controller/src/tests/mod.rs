@@ -66,7 +66,7 @@ use crate::{
     sandbox,
     store::{Store, memory::Memory},
     token,
-    url::UrlTemplate,
+    url::{UrlTemplate, Urls},
 };
 
 pub(crate) const SNAPSHOT: &str = "base_v1";
@@ -113,6 +113,7 @@ struct Lab {
     options: sandbox::Options,
     events: crate::events::Options,
     limits: ApiLimits,
+    urls: Urls,
     /// Beginning of the clock, which a restart does not set back.
     born: tokio::time::Instant,
     /// Whether only the first node is configured and the others must be discovered.
@@ -143,6 +144,9 @@ impl Lab {
             options: sandbox::Options::default(),
             events: crate::events::Options::default(),
             limits: ApiLimits::default(),
+            urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test:8480")
+                .expect("template")
+                .into(),
             born: tokio::time::Instant::now(),
             discover: false,
         };
@@ -172,7 +176,7 @@ impl Lab {
             creates: self.options.clone(),
             events: self.events.clone(),
             limits: self.limits.clone(),
-            urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test:8480").expect("template"),
+            urls: self.urls.clone(),
         })
         .await
         .expect("a controller");

@@ -52,7 +52,7 @@ async fn creation_works_over_our_certificates() {
         creates: sandbox::Options::default(),
         events: crate::events::Options::default(),
         limits: ApiLimits::default(),
-        urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test").expect("template"),
+        urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test").expect("template").into(),
     })
     .await
     .expect("a controller");

@@ -131,6 +131,13 @@ pub enum Unavailable {
     Blind,
 }
 
+impl Verdict {
+    /// True when the sandbox may be able to answer soon, so that the request waits.
+    pub fn waits(&self) -> bool {
+        matches!(self, Self::Wake | Self::Unavailable(Unavailable::Booting))
+    }
+}
+
 /// Decides. `owner` is used only when the table alone does not decide (see [`needs_owner`]).
 pub fn decide(name: Option<Name>, via: Via, local: Option<&Target>, owner: &Owner) -> Verdict {
     let Some(name) = name else { return Verdict::NotFound(NO_NAME) };

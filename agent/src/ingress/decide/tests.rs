@@ -116,6 +116,7 @@ fn target(state: State) -> Target {
     Target {
         id: ID.parse().expect("an id"),
         vmid: vmid(100_001),
+        team: "red".parse().expect("a team"),
         state,
         ip: Some([10, 100, 1, 5].into()),
         ports: BTreeSet::from([port(8000)]),

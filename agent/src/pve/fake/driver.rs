@@ -1,6 +1,11 @@
 //! One node of the fake cluster, as the trait `Pve` asks for it.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use proto::{
     id::{SandboxId, Vmid},
@@ -11,8 +16,8 @@ use tokio::time::Instant;
 
 use super::{FakePve, Guest, Mutation, Op, membership::init_with, work::Work, world::missing};
 use crate::pve::{
-    CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, Init, IoLimited, IoMax,
-    Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, cluster,
+    CloneOrder, CloneSite, Cluster, Connection, ContainerConfig, Error, ErrorKind, Init, IoLimited,
+    IoMax, Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, cluster,
 };
 
 /// Deadline of the operations that take none.
@@ -257,14 +262,17 @@ impl Pve for FakePve {
             memory_bytes: guest.memory_bytes,
             memory_max_bytes: u64::from(guest.config.memory_mib()) << 20,
             pids: 3,
+            cpu_us: guest.cpu_us,
             frozen: guest.frozen,
             ..Usage::default()
         })
     }
 
-    async fn connected(&self, vmid: Vmid) -> bool {
+    async fn connections(&self, vmid: Vmid) -> Option<Vec<Connection>> {
         let world = self.shared.world.lock();
-        world.container(&self.node, vmid).is_some_and(|guest| guest.connected)
+        let bytes = world.container(&self.node, vmid).and_then(|guest| guest.connection);
+        let remote = SocketAddr::from(([192, 0, 2, 1], 443));
+        Some(bytes.map(|bytes| Connection { id: 1, remote, bytes }).into_iter().collect())
     }
 
     async fn listens_on_loopback(&self, _: Vmid, _: Port) -> bool {

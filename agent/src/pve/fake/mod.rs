@@ -225,10 +225,24 @@ impl FakeCluster {
         self.0.world.lock().guests.clone()
     }
 
-    /// Sets whether a client is connected to this container.
-    pub fn connect(&self, vmid: Vmid, connected: bool) {
+    /// Opens a connection to this container, or moves bytes on the one that there is.
+    pub fn transfer(&self, vmid: Vmid, bytes: u64) {
         if let Some(guest) = self.0.world.lock().guests.get_mut(&vmid) {
-            guest.connected = connected;
+            *guest.connection.get_or_insert_default() += bytes;
+        }
+    }
+
+    /// Closes the connection to this container.
+    pub fn disconnect(&self, vmid: Vmid) {
+        if let Some(guest) = self.0.world.lock().guests.get_mut(&vmid) {
+            guest.connection = None;
+        }
+    }
+
+    /// Makes this container use CPU time.
+    pub fn use_cpu(&self, vmid: Vmid, time: Duration) {
+        if let Some(guest) = self.0.world.lock().guests.get_mut(&vmid) {
+            guest.cpu_us += u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         }
     }
 

@@ -34,8 +34,10 @@ pub struct Guest {
     pub pid: Option<u32>,
     /// Time from which it has its address.
     pub up_at: Option<Instant>,
-    /// Whether a client is connected to it.
-    pub connected: bool,
+    /// Bytes that a connection to it has moved; `None` while nobody is connected.
+    pub connection: Option<u64>,
+    /// CPU time that it has used, microseconds.
+    pub cpu_us: u64,
     /// Whether it is frozen.
     pub frozen: bool,
     /// Whether its init ignores that it is asked to shut down.
@@ -59,7 +61,8 @@ impl Guest {
             is_vm: false,
             pid: None,
             up_at: None,
-            connected: false,
+            connection: None,
+            cpu_us: 0,
             frozen: false,
             stubborn: false,
             memory_bytes: 64 << 20,

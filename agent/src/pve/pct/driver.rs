@@ -17,9 +17,9 @@ use tokio::time::Instant;
 use super::Pct;
 use crate::{
     pve::{
-        CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, HostPaths, Init,
-        IoLimited, IoMax, Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, cgroup,
-        container, io_limit, pause_lock, process_limit,
+        CloneOrder, CloneSite, Cluster, Connection, ContainerConfig, Error, ErrorKind, HostPaths,
+        Init, IoLimited, IoMax, Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage,
+        cgroup, container, io_limit, pause_lock, process_limit,
     },
     sys::{netns, pidfd, proc},
 };
@@ -241,12 +241,16 @@ impl Pve for Pct {
         read.await.flatten()
     }
 
-    async fn connected(&self, vmid: Vmid) -> bool {
+    async fn connections(&self, vmid: Vmid) -> Option<Vec<Connection>> {
         let read = self.look(move |at| {
-            let pid = container::init_pid(&at.proc, &at.cgroup_root, vmid)?;
-            Some(container::connected(&at.proc, pid))
+            let Some(pid) = container::init_pid(&at.proc, &at.cgroup_root, vmid) else {
+                return Some(Vec::new());
+            };
+            // A kernel without sock_diag still tells whether there is any.
+            let unknown = || (!container::connected(&at.proc, pid)).then(Vec::new);
+            netns::connections(&at.proc, pid).ok().or_else(unknown)
         });
-        read.await.flatten().unwrap_or(false)
+        read.await.unwrap_or_default()
     }
 
     async fn listens_on_loopback(&self, vmid: Vmid, port: Port) -> bool {

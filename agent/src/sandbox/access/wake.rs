@@ -18,9 +18,11 @@ use crate::{
     },
 };
 
-/// Longest wait for a sandbox to wake. A thaw takes a millisecond; only a pause that just fails
-/// takes longer.
+/// Longest wait of a call for a sandbox to wake. A thaw takes a millisecond; only a pause that just
+/// fails takes longer.
 const WAIT: Duration = Duration::from_secs(8);
+/// Longest wait of the ingress, which holds each request for as long as it may itself.
+const WAIT_HTTP: Duration = Duration::from_secs(90);
 
 /// Use that needs the sandbox to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,13 @@ impl Wake {
             Self::Http => by.http,
             Self::Ssh => by.ssh,
             Self::Exec => by.exec,
+        }
+    }
+
+    const fn wait(self) -> Duration {
+        match self {
+            Self::Http => WAIT_HTTP,
+            Self::Ssh | Self::Exec => WAIT,
         }
     }
 
@@ -64,7 +73,7 @@ impl Sandboxes {
         match record.phase {
             // RUNNING is written before the thaw: a caller that comes in between waits too.
             Phase::Running => match self.operations.find(&record.id, OperationKind::Resume) {
-                Some(operation) => match operation.ended(WAIT).await {
+                Some(operation) => match operation.ended(by.wait()).await {
                     OperationState::Done(result) => still_runs(result?),
                     OperationState::UnderWay => Err(slow(&record.id)),
                 },
@@ -72,7 +81,7 @@ impl Sandboxes {
             },
             Phase::Paused if by.allowed(record.wake_on) => {
                 tracing::info!(sandbox_id = %record.id, by = by.word(), "waking sandbox");
-                still_runs(self.resume(&record.id, WAIT).await?)
+                still_runs(self.resume(&record.id, by.wait()).await?)
             }
             Phase::Paused => Err(Error::new(
                 Reason::SandboxPaused,

@@ -56,6 +56,9 @@ pub enum OnReboot {
 pub struct Lifetimes {
     /// Lifetime rules where the creation sets none.
     pub default: LifetimePatch,
+    /// Bytes within a minute that a TCP connection may move and still be silent; zero: an open
+    /// connection is a use, whatever it moves.
+    pub silent_bytes: u64,
     /// Longest time paused, after which a sandbox is stopped; zero: no limit.
     pub paused_max: Duration,
     /// Longest time stopped, after which a sandbox is deleted; zero: no limit.

@@ -25,6 +25,11 @@ impl Sandboxes {
         due(record, now, self.activity.unused(&record.id), &self.options.lifetimes)
     }
 
+    /// Returns the time since the last use that was recorded.
+    pub(in crate::sandbox) fn unused(&self, id: &SandboxId) -> Duration {
+        self.activity.unused(id)
+    }
+
     /// Records that the sandbox is in use now.
     pub fn used(&self, id: &SandboxId) {
         self.activity.used(id, Duration::ZERO);

@@ -10,8 +10,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use proto::{Cause, lifetime::Action};
 
+use super::meter::{self, Reading, Thresholds};
 use crate::{
-    journal::Record,
+    journal::{Phase, Record},
+    pve::Connection,
     sandbox::{Due, Sandboxes, exec::Execs},
 };
 
@@ -35,11 +37,13 @@ pub struct Expiry {
     execs: Execs,
     /// Sandboxes whose expiry failed, and when it is tried again.
     later: HashMap<SandboxId, Instant>,
+    /// Last readings of the running sandboxes that have an idle rule.
+    readings: HashMap<SandboxId, Reading>,
 }
 
 impl Expiry {
     pub fn new(sandboxes: Arc<Sandboxes>, execs: Execs) -> Self {
-        Self { sandboxes, execs, later: HashMap::new() }
+        Self { sandboxes, execs, later: HashMap::new(), readings: HashMap::new() }
     }
 
     /// Runs a pass every second until the agent stops.
@@ -65,6 +69,7 @@ impl Expiry {
     pub async fn pass(&mut self) -> Vec<(SandboxId, Due)> {
         let now = Instant::now();
         self.later.retain(|_, at| *at > now);
+        self.read_meters(now).await;
         let due = self.sandboxes.due();
         let due = due.into_iter().filter(|(record, _)| !self.later.contains_key(&record.id));
         let done: Vec<_> = stream::iter(due)
@@ -83,15 +88,52 @@ impl Expiry {
         done_with
     }
 
+    /// Reads what the sandboxes with an idle rule move and use, each once in its window.
+    async fn read_meters(&mut self, now: Instant) {
+        let live = self.sandboxes.live();
+        let ruled =
+            |record: &Arc<Record>| record.phase == Phase::Running && record.lifetime.idle_ms > 0;
+        let ruled: HashMap<_, _> =
+            live.into_iter().filter(ruled).map(|record| (record.id, record)).collect();
+        self.readings.retain(|id, _| ruled.contains_key(id));
+        let is_due = |record: &Arc<Record>| {
+            let last = self.readings.get(&record.id);
+            last.is_none_or(|last| now.duration_since(last.at) >= meter::window(&record.lifetime))
+        };
+        let due: Vec<_> = ruled.into_values().filter(is_due).collect();
+        let readings: Vec<_> = stream::iter(due)
+            .map(|record| self.look(record))
+            .buffer_unordered(PARALLEL)
+            .collect()
+            .await;
+        self.readings.extend(readings);
+    }
+
+    /// Reads a sandbox's meters, and records a use if they show one since the last reading.
+    async fn look(&self, record: Arc<Record>) -> (SandboxId, Reading) {
+        let (id, pve) = (record.id, self.sandboxes.pve());
+        let cpu_percent = record.lifetime.idle_cpu;
+        let cpu_us = async {
+            let usage = if cpu_percent > 0 { pve.usage(record.vmid).await } else { None };
+            usage.map(|usage| usage.cpu_us)
+        };
+        let (connections, cpu_us) = tokio::join!(pve.connections(record.vmid), cpu_us);
+        let bytes = |all: Vec<Connection>| all.iter().map(|one| (one.id, one.bytes)).collect();
+        let now = Reading { at: Instant::now(), connections: connections.map(bytes), cpu_us };
+        let silent_bytes = self.sandboxes.options().lifetimes.silent_bytes;
+        let rules = Thresholds { silent_bytes, cpu_percent };
+        if let Some(sign) = meter::sign(self.readings.get(&id), &now, rules) {
+            tracing::debug!(sandbox_id = %id, ?sign, "sandbox is in use");
+            self.sandboxes.used(&id);
+        }
+        (id, now)
+    }
+
     /// Expires a sandbox. True when that succeeded, false when it failed, `None` when it was not
     /// due after all.
     async fn expire_one(&self, record: Arc<Record>, due: Due) -> (SandboxId, Due, Option<bool>) {
         let id = record.id;
-        if due.cause == Cause::Idle
-            && let Some(unused) = self.unused(&record).await
-            && unused < Duration::from_millis(record.lifetime.idle_ms)
-        {
-            self.sandboxes.used_before(&id, unused);
+        if due.cause == Cause::Idle && self.is_used(&record).await {
             return (id, due, None);
         }
         tracing::info!(sandbox_id = %id, cause = due.cause.name(), action = ?due.action, "sandbox expired");
@@ -103,17 +145,27 @@ impl Expiry {
         (id, due, Some(done.is_ok()))
     }
 
-    /// Returns the time since the last use that nobody reports: an open connection to or from the
-    /// sandbox, or a command that is active. `None` when there is neither.
-    async fn unused(&self, record: &Record) -> Option<Duration> {
-        if self.sandboxes.pve().connected(record.vmid).await {
-            return Some(Duration::ZERO);
+    /// True when a sandbox that seems idle is in use: it has moved bytes or used CPU time since the
+    /// last reading, or a command is active. The use is recorded.
+    async fn is_used(&self, record: &Arc<Record>) -> bool {
+        let idle = Duration::from_millis(record.lifetime.idle_ms);
+        // The reading is not kept: the next one is compared with the one before, over a whole window.
+        self.look(Arc::clone(record)).await;
+        if self.sandboxes.unused(&record.id) < idle {
+            return true;
         }
         let name = SandboxRef::Id(record.id);
-        match timeout(LIST, self.execs.inactive(&name)).await {
+        let unused = match timeout(LIST, self.execs.inactive(&name)).await {
             Ok(Ok(inactive)) => inactive,
             // Its shim exists and does not answer: a command may be active.
             Ok(Err(_)) | Err(_) => Some(Duration::ZERO),
+        };
+        match unused {
+            Some(unused) if unused < idle => {
+                self.sandboxes.used_before(&record.id, unused);
+                true
+            }
+            Some(_) | None => false,
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::sandbox::{
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
 
 fn with(number: u8, patch: LifetimePatch) -> Order {
     let mut order = order(number);
@@ -124,26 +125,102 @@ async fn sandbox_extended_at_the_last_moment_does_not_expire() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sandbox_is_idle_without_use_and_without_connections() {
-    let node = Node::new().await;
+async fn sandbox_is_idle_without_use_and_without_traffic() {
+    let node = Node::with(silent_below(1024), Faults::default()).await;
     let record = node.run(with(1, idle(HOUR, Action::Pause))).await;
     let mut expiry = node.expiry();
     node.pass_time(HOUR / 2).await;
     node.sandboxes.wake(&SandboxRef::Id(id(1)), crate::sandbox::Wake::Exec).await.expect("runs");
     node.pass_time(HOUR / 2 + Duration::from_secs(1)).await;
     assert_eq!(expiry.pass().await, [], "a command was run in it");
-    node.cluster.connect(record.vmid, true);
+    node.cluster.transfer(record.vmid, 9000);
     node.pass_time(HOUR / 2).await;
-    assert_eq!(expiry.pass().await, [], "somebody is connected");
-    node.cluster.connect(record.vmid, false);
+    assert_eq!(expiry.pass().await, [], "a connection moved bytes");
+    node.cluster.disconnect(record.vmid);
     node.pass_time(HOUR - Duration::from_secs(1)).await;
-    assert_eq!(expiry.pass().await, [], "somebody was");
+    assert_eq!(expiry.pass().await, [], "one did");
     node.pass_time(Duration::from_secs(1)).await;
     assert_eq!(expiry.pass().await.len(), 1);
     let record = node.record(1).await;
     assert_eq!((record.phase, record.cause), (Phase::Paused, Cause::Idle));
     node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
     assert_eq!(expiry.pass().await, [], "that was a use");
+}
+
+/// A node whose silent connections move this many bytes a minute at most.
+fn silent_below(bytes: u64) -> impl FnOnce(&mut Options) {
+    move |options: &mut Options| options.lifetimes.silent_bytes = bytes
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_connection_does_not_keep_a_sandbox_from_being_idle() {
+    let node = Node::with(silent_below(1024), Faults::default()).await;
+    let record = node.run(with(1, idle(MINUTE * 10, Action::Pause))).await;
+    let mut expiry = node.expiry();
+    node.cluster.transfer(record.vmid, 50_000);
+    assert_eq!(expiry.pass().await, []);
+    for _ in 0..30 {
+        // Somebody types; pings alone would be less.
+        node.cluster.transfer(record.vmid, 2000);
+        node.pass_time(MINUTE).await;
+        assert_eq!(expiry.pass().await, [], "it moves bytes");
+    }
+    for minute in 1..=10 {
+        node.cluster.transfer(record.vmid, 400);
+        node.pass_time(MINUTE).await;
+        assert_eq!(expiry.pass().await.len(), usize::from(minute == 10), "minute {minute}");
+    }
+    assert_eq!(node.record(1).await.cause, Cause::Idle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn open_connection_counts_where_the_node_says_so() {
+    let node = Node::with(silent_below(0), Faults::default()).await;
+    let record = node.run(with(1, idle(MINUTE * 10, Action::Pause))).await;
+    let mut expiry = node.expiry();
+    node.cluster.transfer(record.vmid, 0);
+    for _ in 0..30 {
+        node.pass_time(MINUTE).await;
+        assert_eq!(expiry.pass().await, [], "it is open");
+    }
+    node.cluster.disconnect(record.vmid);
+    node.pass_time(MINUTE * 10).await;
+    assert_eq!(expiry.pass().await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn cpu_use_keeps_a_sandbox_from_being_idle_if_its_rule_says_so() {
+    let node = Node::with(silent_below(1024), Faults::default()).await;
+    let rule = |number, cpu| {
+        with(number, LifetimePatch { idle_cpu: Some(cpu), ..idle(MINUTE * 10, Action::Pause) })
+    };
+    let works = node.run(rule(1, 20)).await;
+    let unlooked = node.run(rule(2, 0)).await;
+    let mut expiry = node.expiry();
+    assert_eq!(expiry.pass().await, []);
+    let work = async |share: u32| {
+        for vmid in [works.vmid, unlooked.vmid] {
+            node.cluster.use_cpu(vmid, MINUTE * share / 100);
+        }
+        node.pass_time(MINUTE).await;
+    };
+    for minute in 1..=30 {
+        work(30).await;
+        let done = expiry.pass().await;
+        assert_eq!(done.len(), usize::from(minute == 10), "minute {minute}: {done:?}");
+    }
+    assert_eq!(node.record(2).await.phase, Phase::Paused, "its CPU use is not looked at");
+    assert_eq!(node.record(1).await.phase, Phase::Running);
+    for _ in 0..9 {
+        work(10).await;
+        assert_eq!(expiry.pass().await, [], "not long enough");
+    }
+    work(10).await;
+    assert_eq!(expiry.pass().await.len(), 1, "a tenth of a core is below its rule");
+    // The rule can be changed.
+    let off = LifetimePatch { idle_cpu: Some(0), ..LifetimePatch::default() };
+    node.sandboxes.update(&id(1), lives(off)).await.expect("set");
+    assert_eq!(node.record(1).await.lifetime.idle_cpu, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,6 +252,7 @@ async fn sandbox_kept_too_long_is_stopped_then_deleted_unless_exempt() {
     let change = |options: &mut Options| {
         options.lifetimes = Lifetimes {
             default: idle(HOUR, Action::Pause),
+            silent_bytes: 1024,
             paused_max: HOUR * 20,
             stopped_max: HOUR * 24,
             exempt: Some(("keep".into(), "true".into())),

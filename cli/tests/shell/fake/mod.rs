@@ -228,6 +228,7 @@ fn sandbox(phase: Phase, progress: Progress) -> Sandbox {
             name: "web".into(),
             port: 8080,
             url: format!("http://port-8080-{ID}.sandbox.localhost"),
+            ..HttpService::default()
         }],
         metadata: BTreeMap::from([("user".into(), "ada".into())]),
         created_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 }),

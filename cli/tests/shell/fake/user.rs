@@ -397,7 +397,7 @@ impl SandboxService for Service {
         let url = format!("http://port-{port}-{id}.sandbox.localhost");
         let name = if name.is_empty() { format!("port-{port}") } else { name };
         Ok(Response::new(ExposeHttpServiceResponse {
-            service: Some(HttpService { name, port, url }),
+            service: Some(HttpService { name, port, url, ..HttpService::default() }),
         }))
     }
 
@@ -410,7 +410,8 @@ impl SandboxService for Service {
             return Err(refuse(Reason::ServiceNotFound));
         }
         let sandbox = known(&id, Phase::Running)?;
-        let named = |name: &str| HttpService { name: name.into(), port: 8080, url: String::new() };
+        let named =
+            |name: &str| HttpService { name: name.into(), port: 8080, ..HttpService::default() };
         let closed = vec![named("web"), named("www")];
         Ok(Response::new(HideHttpServiceResponse { sandbox, closed }))
     }

@@ -24,8 +24,8 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::{
     journal::Record,
     pve::{
-        CloneOrder, CloneSite, Cluster, ContainerConfig, Error, Init, IoLimited, IoMax, Limited,
-        Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, fake::FakePve,
+        CloneOrder, CloneSite, Cluster, Connection, ContainerConfig, Error, Init, IoLimited, IoMax,
+        Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, fake::FakePve,
     },
     sandbox::exec::shims::Shims,
     shim::{Host, Parts, serve},
@@ -173,8 +173,8 @@ fn listed(dir: &Path, pids: &mut Vec<u32>) {
 
 #[async_trait::async_trait]
 impl Pve for Entered {
-    async fn connected(&self, vmid: Vmid) -> bool {
-        self.fake.connected(vmid).await
+    async fn connections(&self, vmid: Vmid) -> Option<Vec<Connection>> {
+        self.fake.connections(vmid).await
     }
 
     async fn listens_on_loopback(&self, vmid: Vmid, port: Port) -> bool {

@@ -1,0 +1,281 @@
+//! Holds requests while their sandbox wakes or boots, within bounds.
+//!
+//! A sandbox has one flight at a time: a task that wakes it and watches it until it runs. All requests
+//! for it wait for that flight, and one that goes away ends nothing. What a team may hold, and how
+//! often it may wake, is bounded, so that its visitors take nothing from others. A wake that failed is
+//! remembered for a moment, so that retries cost nothing.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use daemon::{keyed_count::KeyedCount, sync::Mutex};
+use proto::{
+    id::{SandboxId, SandboxRef},
+    name::Team,
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    Routes, State, Target,
+    intent::Intent,
+    interstitial::{Refusal, Stage},
+};
+
+/// Longest time that any request may be held: proxies in front give up after 100 s.
+pub const HOLD_MAX: Duration = Duration::from_secs(90);
+/// Interval between looks at a sandbox that boots. They cost a look into memory.
+const LOOK: Duration = Duration::from_millis(50);
+/// Most teams whose wakes are counted; beyond that those that have all of theirs are forgotten.
+const TEAMS_MAX: usize = 10_000;
+/// Most sandboxes whose failed wakes are remembered.
+const FAILED_MAX: usize = 10_000;
+
+/// Bounds of held requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest time that a request is held; at most [`HOLD_MAX`].
+    pub hold: Duration,
+    /// Time after which a person gets a page instead.
+    pub page_after: Duration,
+    /// Most wakes of a team's sandboxes a minute.
+    pub team_wakes: u32,
+    /// Most held requests of a team.
+    pub team_held: usize,
+    /// Most held requests of the node.
+    pub node_held: usize,
+    /// Time for which a failed wake is not tried again.
+    pub rest: Duration,
+    /// True when WebSockets, and other requests of pages that are open, wake a sandbox too.
+    pub followers_wake: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            hold: Duration::from_secs(20),
+            page_after: Duration::from_millis(1500),
+            team_wakes: 60,
+            team_held: 500,
+            node_held: 2000,
+            rest: Duration::from_secs(10),
+            followers_wake: false,
+        }
+    }
+}
+
+/// Held requests of this node. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Holds(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    limits: Limits,
+    room: Semaphore,
+    of_teams: KeyedCount<Team>,
+    state: Mutex<Tables>,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    flights: HashMap<SandboxId, Flight>,
+    /// Sandboxes that failed to wake or boot, and when that was.
+    failed: HashMap<SandboxId, (Stage, Instant)>,
+    budgets: HashMap<Team, Budget>,
+}
+
+/// Way of a sandbox from paused, or booting, to running.
+#[derive(Debug, Clone)]
+struct Flight {
+    begun: Instant,
+    stage: Stage,
+    /// Result: whether it runs, or became something else.
+    end: watch::Receiver<Option<bool>>,
+}
+
+/// Wakes that a team has left, and when that was counted.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    left: f64,
+    at: Instant,
+}
+
+impl Budget {
+    /// Counts one wake; else returns the time until the next one.
+    fn take(&mut self, a_minute: u32, now: Instant) -> Result<(), Duration> {
+        let (most, a_second) = (f64::from(a_minute), f64::from(a_minute) / 60.0);
+        let gained = now.duration_since(self.at).as_secs_f64() * a_second;
+        (self.left, self.at) = ((self.left + gained).min(most), now);
+        if self.left >= 1.0 {
+            self.left -= 1.0;
+            return Ok(());
+        }
+        // A rate is 1 or more: a minute is the longest.
+        Err(Duration::try_from_secs_f64((1.0 - self.left) / a_second).unwrap_or_default())
+    }
+}
+
+impl Holds {
+    pub fn new(limits: Limits) -> Self {
+        let room = Semaphore::new(limits.node_held);
+        let (of_teams, state) = (KeyedCount::default(), Mutex::default());
+        Self(Arc::new(Shared { limits, room, of_teams, state }))
+    }
+
+    /// Returns the longest time that `wait` takes.
+    pub fn longest(&self) -> Duration {
+        self.0.limits.hold
+    }
+
+    /// Holds a request for a sandbox that is paused or boots, and wakes it if it may. `Ok` when the
+    /// sandbox should be looked at again. The caller has found that the request may reach it.
+    ///
+    /// # Errors
+    /// With the reason to give to the client.
+    pub async fn wait(
+        &self,
+        routes: &Arc<dyn Routes>,
+        target: &Target,
+        intent: Intent,
+    ) -> Result<(), Refusal> {
+        let shared = &self.0;
+        let flight = match shared.flight_of(&target.id) {
+            // Somebody else wakes it: this costs nothing more.
+            Some(flight) => flight,
+            None => self.begin(routes, target, intent)?,
+        };
+        let Ok(_room) = shared.room.try_acquire() else { return Err(Refusal::NodeWaits) };
+        let limits = &shared.limits;
+        let Some(_of_team) = shared.of_teams.begin(target.team.clone(), limits.team_held) else {
+            return Err(Refusal::TeamWaits);
+        };
+        let patience = if intent == Intent::Navigation {
+            limits.page_after.min(limits.hold)
+        } else {
+            limits.hold
+        };
+        let Flight { begun, stage, mut end } = flight;
+        let ended = timeout(patience, end.wait_for(Option::is_some)).await;
+        match ended.map(|result| result.is_ok_and(|end| *end == Some(true))) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Refusal::Failed { stage, again: limits.rest }),
+            Err(_) => Err(Refusal::Waits { stage, elapsed: begun.elapsed() }),
+        }
+    }
+
+    /// Begins a flight, unless this request may not, or the team has had too many.
+    fn begin(
+        &self,
+        routes: &Arc<dyn Routes>,
+        target: &Target,
+        intent: Intent,
+    ) -> Result<Flight, Refusal> {
+        let (shared, now) = (&self.0, Instant::now());
+        let wakes = matches!(target.state, State::Paused { .. });
+        let stage = if wakes { Stage::Waking } else { Stage::Booting };
+        let exempt = shared.limits.followers_wake && matches!(intent, Intent::Follows(_));
+        if let Some(kind) = intent.passive().filter(|_| wakes && !exempt) {
+            return Err(Refusal::Passive(kind));
+        }
+        let (tell, end) = watch::channel(None);
+        let flight = Flight { begun: now, stage, end };
+        {
+            let mut tables = shared.state.lock();
+            if let Some(other) = tables.flights.get(&target.id) {
+                return Ok(other.clone());
+            }
+            tables.may_try(&target.id, now, shared.limits.rest)?;
+            if wakes {
+                tables.count_wake(&target.team, shared.limits.team_wakes, now)?;
+            }
+            tables.flights.insert(target.id, flight.clone());
+        }
+        let fly = fly(Arc::clone(routes), target.id);
+        let (shared, id) = (Arc::downgrade(shared), target.id);
+        tokio::spawn(async move {
+            let landed = timeout(HOLD_MAX, fly).await.unwrap_or(false);
+            land(&shared, id, stage, landed);
+            tell.send_replace(Some(landed));
+        });
+        Ok(flight)
+    }
+}
+
+impl Shared {
+    fn flight_of(&self, id: &SandboxId) -> Option<Flight> {
+        self.state.lock().flights.get(id).cloned()
+    }
+}
+
+impl Tables {
+    /// Refuses while the last failure is recent.
+    fn may_try(&mut self, id: &SandboxId, now: Instant, rest: Duration) -> Result<(), Refusal> {
+        let Some((stage, at)) = self.failed.get(id).copied() else { return Ok(()) };
+        match rest.checked_sub(now.duration_since(at)) {
+            Some(again) if !again.is_zero() => Err(Refusal::Failed { stage, again }),
+            Some(_) | None => {
+                self.failed.remove(id);
+                Ok(())
+            }
+        }
+    }
+
+    fn count_wake(&mut self, team: &Team, a_minute: u32, now: Instant) -> Result<(), Refusal> {
+        if self.budgets.len() >= TEAMS_MAX && !self.budgets.contains_key(team) {
+            // One that woke nothing for a minute has all of its wakes again.
+            let minute = Duration::from_secs(60);
+            self.budgets.retain(|_, budget| now.duration_since(budget.at) < minute);
+            if self.budgets.len() >= TEAMS_MAX {
+                return Err(Refusal::NodeWaits);
+            }
+        }
+        let all = Budget { left: f64::from(a_minute), at: now };
+        let budget = self.budgets.entry(team.clone()).or_insert(all);
+        budget.take(a_minute, now).map_err(|again| Refusal::TooManyWakes { again })
+    }
+}
+
+/// Removes a flight that has ended, and remembers a failure.
+fn land(shared: &Weak<Shared>, id: SandboxId, stage: Stage, landed: bool) {
+    let Some(shared) = shared.upgrade() else { return };
+    let (now, rest) = (Instant::now(), shared.limits.rest);
+    let mut tables = shared.state.lock();
+    tables.flights.remove(&id);
+    if !landed {
+        if tables.failed.len() >= FAILED_MAX {
+            tables.failed.retain(|_, (_, at)| now.duration_since(*at) < rest);
+        }
+        if tables.failed.len() < FAILED_MAX {
+            tables.failed.insert(id, (stage, now));
+        }
+    }
+}
+
+/// Brings a sandbox from paused or booting to running; false when it stays paused. True too when it
+/// becomes anything else: the caller looks again.
+async fn fly(routes: Arc<dyn Routes>, id: SandboxId) -> bool {
+    let name = SandboxRef::Id(id);
+    let mut woken = false;
+    loop {
+        let Some(target) = routes.local(name) else { return true };
+        match target.state {
+            // Once: a sandbox that is paused again by then was paused on purpose.
+            State::Paused { wakes: true } if !woken => {
+                woken = true;
+                routes.wake(name).await;
+            }
+            State::Paused { .. } => return false,
+            State::Running if target.ip.is_some() => return true,
+            State::Running | State::Booting => sleep(LOOK).await,
+            State::Stopped | State::Gone => return true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
