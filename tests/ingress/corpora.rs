@@ -38,11 +38,12 @@ impl Chance {
     }
 }
 
-/// Sends bytes on a connection of their own; returns the beginning of all that comes back.
+/// Sends bytes on a connection of their own; returns the beginning of all that comes back. The answer to
+/// an unfinished request never comes: `patience` ends the wait.
 async fn send(
     node: &Node,
     permits: &Arc<Semaphore>,
-    bytes: Vec<u8>,
+    (bytes, patience): (Vec<u8>, Duration),
 ) -> impl Future<Output = String> + use<> {
     let permit = Arc::clone(permits).acquire_owned().await.expect("open");
     let public = node.public;
@@ -51,10 +52,9 @@ async fn send(
         let mut stream = TcpStream::connect(public).await.expect("connected");
         // Caddy may close it early.
         drop(stream.write_all(&bytes).await);
-        drop(stream.shutdown().await);
         let mut answer = Vec::new();
         let mut read = stream.take(16 * 1024);
-        drop(timeout(Duration::from_secs(20), read.read_to_end(&mut answer)).await);
+        drop(timeout(patience, read.read_to_end(&mut answer)).await);
         String::from_utf8_lossy(&answer).into_owned()
     }
 }
@@ -145,13 +145,13 @@ async fn mutated_hosts_reach_a_sandbox_only_by_its_own_name() {
         let mutated = mutate(&mut chance, name);
         let request =
             [b"GET /m HTTP/1.1\r\nHost: ", &mutated[..], b"\r\nConnection: close\r\n\r\n"].concat();
-        let answer = send(&node, &permits, request).await;
+        let answer = send(&node, &permits, (request, Duration::from_secs(20))).await;
         all.spawn(async move { (mutated, answer.await) });
     }
     let mut reached = 0;
     while let Some(done) = all.join_next().await {
         let (host, answer) = done.expect("no panic");
-        let is_served = answer.starts_with("HTTP/1.1 200");
+        let is_served = answer.contains("alpha got");
         assert!(!is_served || is_good(&host), "{:?}: {answer}", String::from_utf8_lossy(&host));
         assert!(!answer.is_empty(), "no answer to {:?}", String::from_utf8_lossy(&host));
         reached += usize::from(is_served);
@@ -229,17 +229,17 @@ async fn smuggled_requests_never_reach_a_sandbox() {
     node.put(100_001, sandbox.address);
     let host = host(8000, 100_001);
     let mut chance = Chance(SEED + 1);
-    let permits = Arc::new(Semaphore::new(AT_ONCE));
+    let permits = Arc::new(Semaphore::new(2 * AT_ONCE));
     let mut all = JoinSet::new();
     for _ in 0..REQUESTS {
         let request = smuggle(&mut chance, &host);
-        let answer = send(&node, &permits, request.clone()).await;
+        let answer = send(&node, &permits, (request.clone(), Duration::from_millis(400))).await;
         all.spawn(async move { (request, answer.await) });
     }
     let mut served = 0;
     while let Some(done) = all.join_next().await {
         let (_, answer) = done.expect("no panic");
-        served += usize::from(answer.starts_with("HTTP/1.1 200"));
+        served += usize::from(answer.contains("alpha got"));
     }
     // Each request that the sandbox got is one that Caddy asked the agent about.
     let got = sandbox.got();

@@ -1,4 +1,4 @@
-use agent::ingress::Owner;
+use agent::ingress::{Owner, version::Generation};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{client::IntoClientRequest, http::HeaderName};
 
@@ -55,8 +55,10 @@ fn assert_clean(got: &Head, host: &str) {
     assert_eq!(got.get("x-forwarded-proto"), Some("https"), "{got:?}");
     assert!(got.get("x-forwarded-for").is_some_and(|chain| chain.starts_with("127.")), "{got:?}");
     assert!(got.get("x-request-id").is_some_and(|id| id.len() == 36), "{got:?}");
-    assert_eq!(got.get("x_requested_with"), Some("kept"), "{got:?}");
-    assert_eq!(got.get("my_header"), Some("kept"), "{got:?}");
+    // Later versions of Caddy drop every header with an underscore.
+    let kept = (crate::node::generation() == Generation::Before).then_some("kept");
+    assert_eq!(got.get("x_requested_with"), kept, "{got:?}");
+    assert_eq!(got.get("my_header"), kept, "{got:?}");
 }
 
 fn forged<'a>(host: &'a str, connection: &'a str) -> Request<'a> {
