@@ -230,9 +230,9 @@ pub fn client_with_certificate(own: &Path, ca: Option<&Path>) -> Result<Arc<Clie
         None => system_roots()?,
     };
     let pem = read(own)?;
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
-        pem::Error::NoItemsFound => file(own, "it has no private key".to_owned()),
-        other => file(own, other.to_string()),
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
+        let is_missing = matches!(error, pem::Error::NoItemsFound);
+        file(own, if is_missing { "it has no private key".to_owned() } else { error.to_string() })
     })?;
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
