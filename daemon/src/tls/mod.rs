@@ -246,8 +246,8 @@ pub fn client_with_certificate(own: &Path, ca: Option<&Path>) -> Result<Arc<Clie
     };
     let pem = read(own)?;
     let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
-        let has_none = matches!(error, pem::Error::NoItemsFound);
-        file(own, if has_none { "it has no private key".to_owned() } else { error.to_string() })
+        let is_missing = matches!(error, pem::Error::NoItemsFound);
+        file(own, if is_missing { "it has no private key".to_owned() } else { error.to_string() })
     })?;
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
