@@ -39,7 +39,7 @@ const BURST_S: u64 = 180;
 const KNOWN: usize = 50;
 
 /// Parts that can be measured alone, in the order of a full run.
-const PARTS: [&str; 11] = [
+const PARTS: [&str; 12] = [
     "create",
     "exec",
     "inside",

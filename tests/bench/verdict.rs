@@ -43,6 +43,7 @@ fn verdict_ns(visibility: Visibility) -> Result<f64> {
     let target = Target {
         id,
         vmid: Vmid::try_from(100_001)?,
+        team: "red".parse()?,
         state: State::Running,
         ip: Some([10, 100, 1, 5].into()),
         ports: BTreeMap::from([(port, open)]),

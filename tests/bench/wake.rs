@@ -11,7 +11,7 @@ use proto::{
         ExposeHttpServiceRequest, HelloRequest, PauseSandboxRequest,
         agent_service_client::AgentServiceClient,
     },
-    sandbox::v1::{HttpService, Phase},
+    sandbox::v1::{HttpService, Phase, Visibility},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -45,7 +45,12 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     let mut agent = world.agent("node1")?;
     let epoch = agent.hello(HelloRequest::default()).await?.into_inner().epoch;
     let service = HttpService { name: "web".into(), port: WEB, ..HttpService::default() };
-    let expose = ExposeHttpServiceRequest { epoch, id: id.clone(), service: Some(service) };
+    let expose = ExposeHttpServiceRequest {
+        epoch,
+        id: id.clone(),
+        service: Some(service),
+        default_visibility: Visibility::Public.into(),
+    };
     agent.expose_http_service(expose).await?;
     let mut running = Vec::new();
     for _ in 0..ROUNDS {

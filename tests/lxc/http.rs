@@ -56,7 +56,7 @@ pub(crate) fn ask(node: &str, host: &str, line: &str) -> (u16, String) {
 }
 
 /// Sends a GET with more header lines through a node; returns the whole answer.
-pub(crate) fn ask(node: &str, host: &str, target: &str, headers: &str) -> String {
+pub(crate) fn exchange(node: &str, host: &str, target: &str, headers: &str) -> String {
     let mut stream = connect(node);
     write!(stream, "GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n")
         .expect("send");

@@ -1,7 +1,7 @@
 //! HTTP access from outside, through the node's own Caddy.
 
 use crate::{
-    http::{Socket, ask, get},
+    http::{Socket, exchange, get},
     world::{id, node, vmid, wait, world},
 };
 
@@ -146,13 +146,13 @@ fn port_lets_in_whom_its_visibility_names() {
     let (_, query) = url.split_once("/?").expect("a query");
     let mut sessions = Vec::new();
     for node in ["node2", "node1"] {
-        let answer = ask(node, &host, &format!("/?{query}&a=1"), "Accept: text/html\r\n");
+        let answer = exchange(node, &host, &format!("/?{query}&a=1"), "Accept: text/html\r\n");
         assert!(answer.starts_with("HTTP/1.1 303"), "{answer}");
         assert!(answer.to_lowercase().contains("\r\nlocation: /?a=1\r\n"), "{answer}");
         let cookie = answer.split("__Host-sbx-8000=").nth(1).expect("a cookie");
         let cookie = cookie.split(';').next().expect("a value");
         let header = format!("Cookie: __Host-sbx-8000={cookie}\r\n");
-        assert!(ask(node, &host, "/", &header).starts_with("HTTP/1.1 200"), "{node}");
+        assert!(exchange(node, &host, "/", &header).starts_with("HTTP/1.1 200"), "{node}");
         sessions.push((node, header));
     }
     // The agent starts again, and believes what it has signed.
@@ -160,21 +160,21 @@ fn port_lets_in_whom_its_visibility_names() {
     services.restart(lab::daemons::AGENT, std::time::Duration::from_secs(60)).expect("restarted");
     for (node, header) in &sessions {
         wait("the session to count again", || {
-            ask(node, &host, "/", header).starts_with("HTTP/1.1 200")
+            exchange(node, &host, "/", header).starts_with("HTTP/1.1 200")
         });
     }
     assert_eq!(world.ctl(&["revoke", id, "8000"]).code, 0);
     for (node, header) in &sessions {
-        assert!(ask(node, &host, "/", header).starts_with("HTTP/1.1 401"), "{node}");
+        assert!(exchange(node, &host, "/", header).starts_with("HTTP/1.1 401"), "{node}");
     }
     world.json(&["expose", id, "8000", "--name", "web", "--visibility", "token"]);
     let token = world.ctl(&["link", id, "8000", "--bare"]).text();
     let header = format!("X-Sbx-Token: {}\r\n", token.trim());
     for node in ["node2", "node1"] {
-        assert!(ask(node, &host, "/", &header).starts_with("HTTP/1.1 200"), "{node}");
+        assert!(exchange(node, &host, "/", &header).starts_with("HTTP/1.1 200"), "{node}");
     }
     world.json(&["expose", id, "8000", "--name", "web", "--visibility", "private"]);
-    assert!(ask("node1", &host, "/", &header).starts_with("HTTP/1.1 403"));
+    assert!(exchange("node1", &host, "/", &header).starts_with("HTTP/1.1 403"));
     assert_eq!(world.refused(&["link", id, "8000"]).0, "ACCESS_KIND");
     world.json(&["expose", id, "8000", "--name", "web", "--public"]);
     assert_eq!(get("node1", &host).0, 200);
