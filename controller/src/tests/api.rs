@@ -200,8 +200,8 @@ async fn url_without_a_domain_leads_past_the_ingress_and_says_so() {
     lab.api().expose_http_service(expose.clone()).await.expect("exposed");
     let sandbox = lab.get(&id).await.expect("known");
     let [service] = &sandbox.services[..] else { panic!("one service: {sandbox:?}") };
-    // The node has not said where it is.
-    assert_eq!((sandbox.ip.as_str(), service.url.as_str()), ("", ""));
+    assert_eq!(service.url, format!("http://{}:3000", sandbox.ip));
+    assert!(service.bypasses_access);
     lab.urls.suffix = Some("lan".parse().expect("a suffix"));
     lab.start().await;
     let again = lab.api().expose_http_service(expose).await.expect("exposed").into_inner();
