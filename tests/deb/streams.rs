@@ -72,7 +72,7 @@ while True:
         c.sendall(bytes([a[0], n]) + bytes(x ^ m[i % 4] for i, x in enumerate(d)))
 "#;
 
-/// What became of all streams.
+/// Losses and delays of all streams.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Outcome {
     /// Bytes that did not arrive.

@@ -317,8 +317,11 @@ async fn reader_gets_the_other_segments_where_one_may_not_be_opened() {
     let dir = tempfile::tempdir().expect("a directory");
     let options = Options { segment_bytes: 2000, ..Options::default() };
     let audit = open(dir.path(), &options).await;
-    add(&audit, 0..40);
-    audit.flush().await;
+    // A segment ends between two groups of entries.
+    for group in 0..6 {
+        add(&audit, group * 8..(group + 1) * 8);
+        audit.flush().await;
+    }
     let all = list(&audit, AuditQuery::default()).await.len();
     let second = segments(dir.path()).remove(1);
     let kept = fs::read_to_string(&second).expect("text");

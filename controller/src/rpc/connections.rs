@@ -359,7 +359,7 @@ mod tests {
         let mut held = std::collections::VecDeque::new();
         for number in 0..20_000 {
             let (connection, far) = connect(&connections);
-            if number % 2 == 0 {
+            if number % 2 == 1 {
                 held.push_back((connection, far));
             }
             if held.len() > 200 {
