@@ -48,6 +48,8 @@ const PENDING_MS: u64 = 30_000;
 const LOOK: rustix::time::Timespec = rustix::time::Timespec { tv_sec: 1, tv_nsec: 0 };
 /// Longest wait for the other end when a connection changes its process.
 const HANDSHAKE: Duration = Duration::from_secs(3);
+/// Signs of a socket that is closed in both directions.
+const CLOSED: PollFlags = PollFlags::ERR.union(PollFlags::HUP);
 /// Exit code of a forward that a server has broken off.
 const RESET: u8 = 1;
 
@@ -292,7 +294,7 @@ fn pass(socket: &OwnedFd) -> io::Result<u8> {
 fn relay(mut ends: Ends<'_>) -> io::Result<u8> {
     let (mut up, mut down, mut code) = (Flow::new(), Flow::new(), 0);
     while !(up.over && down.over) {
-        for what in wait(&ends, &up, &down)? {
+        for (what, seen) in wait(&ends, &up, &down)? {
             match what {
                 // The shim has gone.
                 Look::Stderr => return Ok(code),
@@ -302,6 +304,11 @@ fn relay(mut ends: Ends<'_>) -> io::Result<u8> {
                     if matches!(gone, Some(Done::End)) {
                         return Ok(code);
                     }
+                }
+                // The server has closed both directions; bytes that it did not take are a break.
+                Look::Socket if down.over && seen.intersects(CLOSED) => {
+                    let broken = seen.contains(PollFlags::ERR) || !up.buffer.is_empty();
+                    return Ok(if broken { RESET } else { code });
                 }
                 Look::Socket => {
                     if !up.buffer.is_empty() && matches!(up.buffer.drain(ends.socket), Done::End) {
@@ -331,7 +338,7 @@ fn relay(mut ends: Ends<'_>) -> io::Result<u8> {
 }
 
 /// Waits for descriptors with room or work: an end of file is reported again and again.
-fn wait(ends: &Ends<'_>, up: &Flow, down: &Flow) -> io::Result<Vec<Look>> {
+fn wait(ends: &Ends<'_>, up: &Flow, down: &Flow) -> io::Result<Vec<(Look, PollFlags)>> {
     let mut looks: Vec<(Look, PollFd<'_>)> = Vec::with_capacity(4);
     let mut look = |what, fd, flags| looks.push((what, PollFd::new(fd, flags)));
     look(Look::Stderr, &ends.stderr, PollFlags::empty());
@@ -341,7 +348,8 @@ fn wait(ends: &Ends<'_>, up: &Flow, down: &Flow) -> io::Result<Vec<Look>> {
     let mut of_socket = PollFlags::empty();
     of_socket.set(PollFlags::IN, down.wants_input());
     of_socket.set(PollFlags::OUT, !up.over && !up.buffer.is_empty());
-    if !of_socket.is_empty() {
+    // What is always told ends the stream then, and so is not told again and again.
+    if !of_socket.is_empty() || down.over {
         look(Look::Socket, ends.socket, of_socket);
     }
     if let Some(stdout) = ends.stdout.as_ref().filter(|_| !down.buffer.is_empty()) {
@@ -352,8 +360,8 @@ fn wait(ends: &Ends<'_>, up: &Flow, down: &Flow) -> io::Result<Vec<Look>> {
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
-    let seen = what.into_iter().zip(fds).filter(|(_, fd)| !fd.revents().is_empty());
-    Ok(seen.map(|(what, _)| what).collect())
+    let seen = what.into_iter().zip(fds.iter().map(PollFd::revents));
+    Ok(seen.filter(|(_, seen)| !seen.is_empty()).collect())
 }
 
 #[cfg(test)]
@@ -433,6 +441,35 @@ mod tests {
         assert!(back == expected, "all of it, in order");
         echo.join().expect("no panic");
         assert_eq!(served.join().expect("no panic").expect("no error"), 0);
+    }
+
+    #[test]
+    fn relay_ends_with_a_server_that_has_closed_both_directions() {
+        let pipe = || nix::unistd::pipe().expect("a pipe");
+        let (socket, server) = UnixStream::pair().expect("a pair");
+        let ((stdin, _feed), (_out, stdout), (_err, stderr)) = (pipe(), pipe(), pipe());
+        let socket = OwnedFd::from(socket);
+        rustix::io::ioctl_fionbio(&socket, true).expect("set");
+        drop(server);
+        let ended = relay(Ends { socket: &socket, stdin, stdout: Some(stdout), stderr });
+        assert_eq!(ended.expect("no error"), 0, "the caller's half was still open");
+
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
+        let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("open");
+        drop(listener.accept().expect("accepted"));
+        let ((stdin, feed), (out, stdout), (_err, stderr)) = (pipe(), pipe(), pipe());
+        let socket = OwnedFd::from(client);
+        rustix::io::ioctl_fionbio(&socket, true).expect("set");
+        let late = std::thread::spawn(move || {
+            let mut none = Vec::new();
+            std::fs::File::from(out).read_to_end(&mut none).expect("an end");
+            // The server has gone: the answer to these bytes is a reset.
+            rustix::io::write(&feed, b"x").expect("fed");
+            feed
+        });
+        let ended = relay(Ends { socket: &socket, stdin, stdout: Some(stdout), stderr });
+        assert_eq!(ended.expect("no error"), RESET);
+        drop(late.join().expect("no panic"));
     }
 
     #[test]

@@ -145,7 +145,7 @@ async fn call_that_waits_for_a_sandbox_does_not_trip_the_breaker() {
         let bystander = lab.create(&format!("after-{call:?}")).await.expect("placed");
         lab.get(&bystander.id).await.expect("known");
     }
-    assert_eq!(asked, 3 * 20, "all but those that no request leads to");
+    assert_eq!(asked, 3 * 23, "all but those that no request leads to");
 }
 
 async fn ask_to_expose(lab: &Lab, id: &str) {

@@ -236,6 +236,7 @@ impl Carried {
         let Attachment { output: mut from, input: mut to, .. } = attachment;
         let stopping = self.sandboxes.tasks().stopping().clone();
         let (mut window, mut feeds, mut told) = (FORWARD_WINDOW, true, 0);
+        let mut heard = true;
         let last = loop {
             let message = tokio::select! {
                 biased;
@@ -261,12 +262,12 @@ impl Carried {
                     }
                     continue;
                 }
-                Ok(()) = self.taken.changed() => {
+                Ok(()) = self.taken.changed(), if heard => {
                     let taken = *self.taken.borrow_and_update();
                     let pieces = taken.wrapping_sub(std::mem::replace(&mut told, taken));
                     request::Message::Taken(wire::Taken { pieces })
                 }
-                piece = input.recv(), if feeds && window > 0 => match piece {
+                piece = input.recv(), if heard && feeds && window > 0 => match piece {
                     Some(Piece::Data(data)) => stdin(data, false),
                     Some(Piece::Eof) => stdin(Bytes::new(), true),
                     // The caller sends no more, and has not ended its direction either.
@@ -279,9 +280,8 @@ impl Carried {
             if matches!(message, request::Message::Stdin(_)) {
                 window -= 1;
             }
-            if let Err(error) = to.send(message).await {
-                break self.last(Some(Err(error))).await;
-            }
+            // A shim that has ended the stream hears no more; its last message is still to be read.
+            heard = to.send(message).await.is_ok();
         };
         // A caller that has gone does not get it.
         drop(output.send(last).await);

@@ -202,6 +202,8 @@ impl Shared {
         let carried = connection.carry(stream::pump(read), &mut write).await;
         if carried.is_err() {
             abort(write.as_ref());
+            // Dropping it would tell an end first.
+            write.forget();
         }
         carried
     }
