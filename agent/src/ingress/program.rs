@@ -56,7 +56,7 @@ impl Caddy {
     async fn run(&self, words: Vec<OsString>) -> io::Result<Finished> {
         // It makes directories where these lead. Nothing is to be kept.
         let mut argv: Vec<OsString> = ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"]
-            .map(|name| format!("{name}=/nonexistent").into())
+            .map(|name| format!("{name}=/dev/null").into())
             .into();
         argv.push(self.path.clone().into());
         argv.extend(words);
@@ -122,10 +122,8 @@ mod tests {
     async fn refusal_tells_the_reason_of_caddy() {
         let dir = tempfile::tempdir().expect("a directory");
         let config = dir.path().join("caddy.json");
-        let good = caddy(
-            "test \"$1 $2\" = 'validate --config' && test \"$HOME\" = /nonexistent",
-            dir.path(),
-        );
+        let good =
+            caddy("test \"$1 $2\" = 'validate --config' && test \"$HOME\" = /dev/null", dir.path());
         assert_eq!(good.validate(&config).await, Ok(()));
         let bad = caddy("echo one >&2; echo Error: unknown field >&2; exit 1", dir.path());
         let why = bad.validate(&config).await.expect_err("refused");

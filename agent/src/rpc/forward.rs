@@ -25,6 +25,7 @@ use tonic::{Response, Status, Streaming};
 
 use super::{Answer, exec::Streams, status::refusal};
 use crate::{
+    sandbox::exec::FORWARD_PIECE,
     sandbox::{
         Sandboxes,
         exec::{
@@ -32,7 +33,6 @@ use crate::{
             forward::{Forward, Piece, Pieces},
         },
     },
-    shim::FORWARD_PIECE,
 };
 
 /// Longest wait for the first message.

@@ -1,7 +1,7 @@
 //! Holds requests while their sandbox wakes or boots, within bounds.
 //!
-//! A sandbox has one flight at a time: a task that wakes it and watches it until it runs. All requests
-//! for it wait for that flight, and one that goes away ends nothing. What a team may hold, and how
+//! A sandbox has one startup at a time: a task that wakes it and watches it until it runs. All requests
+//! for it wait for that startup, and one that goes away ends nothing. What a team may hold, and how
 //! often it may wake, is bounded, so that its visitors take nothing from others. A wake that failed is
 //! remembered for a moment, so that retries cost nothing.
 
@@ -83,7 +83,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Tables {
-    flights: HashMap<SandboxId, Flight>,
+    startups: HashMap<SandboxId, Startup>,
     /// Sandboxes that failed to wake or boot, and when that was.
     failed: HashMap<SandboxId, (Stage, Instant)>,
     budgets: HashMap<Team, Budget>,
@@ -91,7 +91,7 @@ struct Tables {
 
 /// Way of a sandbox from paused, or booting, to running.
 #[derive(Debug, Clone)]
-struct Flight {
+struct Startup {
     begun: Instant,
     stage: Stage,
     /// Result: whether it runs, or became something else.
@@ -144,9 +144,9 @@ impl Holds {
         intent: Intent,
     ) -> Result<(), Refusal> {
         let shared = &self.0;
-        let flight = match shared.flight_of(&target.id) {
+        let startup = match shared.startup_of(&target.id) {
             // Somebody else wakes it: this costs nothing more.
-            Some(flight) => flight,
+            Some(startup) => startup,
             None => self.begin(routes, target, intent)?,
         };
         let Ok(_room) = shared.room.try_acquire() else { return Err(Refusal::NodeWaits) };
@@ -159,7 +159,7 @@ impl Holds {
         } else {
             limits.hold
         };
-        let Flight { begun, stage, mut end } = flight;
+        let Startup { begun, stage, mut end } = startup;
         let ended = timeout(patience, end.wait_for(Option::is_some)).await;
         match ended.map(|result| result.is_ok_and(|end| *end == Some(true))) {
             Ok(true) => Ok(()),
@@ -168,13 +168,13 @@ impl Holds {
         }
     }
 
-    /// Begins a flight, unless this request may not, or the team has had too many.
+    /// Begins a startup, unless this request may not, or the team has had too many.
     fn begin(
         &self,
         routes: &Arc<dyn Routes>,
         target: &Target,
         intent: Intent,
-    ) -> Result<Flight, Refusal> {
+    ) -> Result<Startup, Refusal> {
         let (shared, now) = (&self.0, Instant::now());
         let wakes = matches!(target.state, State::Paused { .. });
         let stage = if wakes { Stage::Waking } else { Stage::Booting };
@@ -183,32 +183,32 @@ impl Holds {
             return Err(Refusal::Passive(kind));
         }
         let (tell, end) = watch::channel(None);
-        let flight = Flight { begun: now, stage, end };
+        let startup = Startup { begun: now, stage, end };
         {
             let mut tables = shared.state.lock();
-            if let Some(other) = tables.flights.get(&target.id) {
+            if let Some(other) = tables.startups.get(&target.id) {
                 return Ok(other.clone());
             }
             tables.may_try(&target.id, now, shared.limits.rest)?;
             if wakes {
                 tables.count_wake(&target.team, shared.limits.team_wakes, now)?;
             }
-            tables.flights.insert(target.id, flight.clone());
+            tables.startups.insert(target.id, startup.clone());
         }
-        let fly = fly(Arc::clone(routes), target.id);
+        let come_up = come_up(Arc::clone(routes), target.id);
         let (shared, id) = (Arc::downgrade(shared), target.id);
         tokio::spawn(async move {
-            let landed = timeout(HOLD_MAX, fly).await.unwrap_or(false);
-            land(&shared, id, stage, landed);
-            tell.send_replace(Some(landed));
+            let is_up = timeout(HOLD_MAX, come_up).await.unwrap_or(false);
+            finish(&shared, id, stage, is_up);
+            tell.send_replace(Some(is_up));
         });
-        Ok(flight)
+        Ok(startup)
     }
 }
 
 impl Shared {
-    fn flight_of(&self, id: &SandboxId) -> Option<Flight> {
-        self.state.lock().flights.get(id).cloned()
+    fn startup_of(&self, id: &SandboxId) -> Option<Startup> {
+        self.state.lock().startups.get(id).cloned()
     }
 }
 
@@ -240,13 +240,13 @@ impl Tables {
     }
 }
 
-/// Removes a flight that has ended, and remembers a failure.
-fn land(shared: &Weak<Shared>, id: SandboxId, stage: Stage, landed: bool) {
+/// Removes a startup that has ended, and remembers a failure.
+fn finish(shared: &Weak<Shared>, id: SandboxId, stage: Stage, is_up: bool) {
     let Some(shared) = shared.upgrade() else { return };
     let (now, rest) = (Instant::now(), shared.limits.rest);
     let mut tables = shared.state.lock();
-    tables.flights.remove(&id);
-    if !landed {
+    tables.startups.remove(&id);
+    if !is_up {
         if tables.failed.len() >= FAILED_MAX {
             tables.failed.retain(|_, (_, at)| now.duration_since(*at) < rest);
         }
@@ -258,7 +258,7 @@ fn land(shared: &Weak<Shared>, id: SandboxId, stage: Stage, landed: bool) {
 
 /// Brings a sandbox from paused or booting to running; false when it stays paused. True too when it
 /// becomes anything else: the caller looks again.
-async fn fly(routes: Arc<dyn Routes>, id: SandboxId) -> bool {
+async fn come_up(routes: Arc<dyn Routes>, id: SandboxId) -> bool {
     let name = SandboxRef::Id(id);
     let mut woken = false;
     loop {

@@ -102,7 +102,7 @@ async fn hundred_requests_wake_a_sandbox_once_and_all_go_on() {
     }
     assert!(requests.join_all().await.into_iter().all(|held| held == Ok(())));
     assert_eq!(table.wakes(), 1);
-    assert!(holds.0.state.lock().flights.is_empty());
+    assert!(holds.0.state.lock().startups.is_empty());
     assert_eq!(holds.0.room.available_permits(), holds.0.limits.node_held, "all rooms are free");
 }
 
@@ -118,10 +118,10 @@ async fn person_gets_a_page_soon_and_a_program_is_held_longer() {
     let elapsed = begun.elapsed();
     assert_eq!(elapsed, Duration::from_millis(21_500));
     assert_eq!(held, Err(Refusal::Waits { stage: Stage::Waking, elapsed }));
-    assert_eq!(table.wakes(), 1, "the flight goes on without them");
-    // No flight outlives the longest hold.
+    assert_eq!(table.wakes(), 1, "the startup goes on without them");
+    // No startup outlives the longest hold.
     sleep(HOLD_MAX).await;
-    assert!(holds.0.state.lock().flights.is_empty());
+    assert!(holds.0.state.lock().startups.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

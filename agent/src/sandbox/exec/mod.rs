@@ -37,6 +37,7 @@ use tokio::{
 };
 
 use super::{Error, Known, Sandboxes, Wake, drift::fsck::Finding};
+pub use crate::shim::FORWARD_PIECE;
 use crate::{
     journal::Record,
     shim::client::{self, Attachment, Refused},
