@@ -12,7 +12,7 @@ use std::{
 use clap::{Command, CommandFactory as _, Subcommand as _};
 
 /// Programs of others that docs name, whose words are not checked.
-const OTHERS: &[&str] = &["apt", "chown", "cp", "mv", "pct", "systemctl", "tar", "vzdump"];
+const OTHERS: &[&str] = &["apt", "chown", "cp", "mv", "pct", "rm", "systemctl", "tar", "vzdump"];
 
 /// Pages with blocks of commands for operators.
 const PAGES: &[&str] = &["install.md", "local.md", "operations.md", "templates.md", "tunnel.md"];
