@@ -35,8 +35,11 @@ export async function check({ framed, parent, url }) {
   }
   const read = (path) => parent.evaluate(
     (address) => fetch(address).then((answer) => answer.text(), () => "refused"), `${url}${path}`);
-  const answers = [await read("/no-cors"), await read("/own-cors")];
-  if (answers.join() !== "open,refused") {
-    throw new Error(`across origins: ${answers}, instead of open,refused`);
+  const send = (path) => parent.evaluate(
+    (address) => fetch(address, { method: "PUT", headers: { "X-Own": "1" } })
+      .then((answer) => answer.text(), () => "refused"), `${url}${path}`);
+  const answers = [await read("/no-cors"), await read("/own-cors"), await send("/no-cors"), await send("/own-cors")];
+  if (answers.join() !== "open,refused,open,refused") {
+    throw new Error(`across origins: ${answers}, instead of open,refused,open,refused`);
   }
 }
