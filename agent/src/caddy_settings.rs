@@ -14,6 +14,9 @@ use crate::{
     },
 };
 
+/// Name of the file in which the agent records which Caddy it started last; `uninstall` knows it, too.
+pub const RECORD: &str = "ingress-run";
+
 /// Builds the settings of Caddy's configuration, in the form for every version; `None` without a domain.
 ///
 /// # Errors
@@ -33,6 +36,7 @@ pub fn of(config: &Config) -> Result<Option<Settings>> {
         route_socket: path(&socket(config))?,
         https: ingress.https,
         frames: ingress.frames,
+        cors: ingress.cors,
         peers: ingress.peer.map(peers).transpose()?,
         access_log: has_log.then(|| path(&ingress.access_log)).transpose()?,
         generation: Generation::Before,
@@ -53,7 +57,7 @@ pub fn rules(config: &Config) -> Result<Option<Rules>> {
 
 /// Returns the file in which the agent records which Caddy it started last.
 pub fn record(config: &Config) -> std::path::PathBuf {
-    config.state_dir.join("ingress-run")
+    config.state_dir.join(RECORD)
 }
 
 /// Returns the file in which the agent leaves why Caddy is not as it should be.

@@ -18,7 +18,7 @@ use agent::{
     pve::pmxcfs,
     sandbox::exec::shims::Shims as _,
     tunnel::{UNIT as TUNNEL_UNIT, node as tunnel_node},
-    uninstall::{self, Ask, Choice, Found, Plan},
+    uninstall::{self, Ask, Choice, Found, MASKED_CADDY, Plan},
 };
 use anyhow::{Context, Result};
 use daemon::{chain::Chain, systemctl};
@@ -26,7 +26,7 @@ use futures_util::{StreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    node_setup::{DNS_UNIT, GREEN_UNIT, MASKED_CADDY, UNITS},
+    node_setup::{DNS_UNIT, GREEN_UNIT, UNITS},
     production::{self, Assembled},
 };
 
@@ -44,6 +44,8 @@ const ROUNDS: usize = 2;
 const DRAIN: Duration = Duration::from_secs(40);
 /// Directory of the agent's own keys and configuration.
 const CONFIG_DIR: &str = "/etc/pve-sandbox";
+/// Endings of what renewals and crashes leave beside a file: daemon/src/key_files.rs, daemon/src/replace.rs.
+const BESIDE: [&str; 6] = ["new", "lock", "next", "next.new", "next.for", "next.for.new"];
 /// Network interfaces of the host.
 const NET: &str = "/sys/class/net";
 /// Caddy's own state.
@@ -246,10 +248,16 @@ fn with_next(path: &Path) -> Vec<PathBuf> {
     let beside =
         path.parent().and_then(|dir| fs::read_dir(dir).ok()).into_iter().flatten().flatten();
     let is_next = |entry: &fs::DirEntry| {
-        entry.file_name().to_str().is_some_and(|other| other.starts_with(&format!("{name}.")))
+        entry.file_name().to_str().is_some_and(|other| is_beside(name, other))
     };
     all.extend(beside.filter(is_next).map(|entry| entry.path()));
     all
+}
+
+/// True for a file that a renewal of the first one has made. An operator's copy is none.
+fn is_beside(name: &str, other: &str) -> bool {
+    let ending = other.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
+    ending.is_some_and(|ending| BESIDE.contains(&ending))
 }
 
 /// Removes what may be gone already, and says so.
@@ -262,4 +270,19 @@ fn gone(path: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_of_an_operator_are_not_left_by_a_renewal() {
+        for other in ["agent.key.next", "agent.key.next.for", "agent.key.lock", "agent.key.new"] {
+            assert!(is_beside("agent.key", other), "{other}");
+        }
+        for other in ["agent.key.backup", "agent.key", "agent.keys.next", "agent.key-next"] {
+            assert!(!is_beside("agent.key", other), "{other}");
+        }
+    }
 }

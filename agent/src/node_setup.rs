@@ -12,6 +12,7 @@ use agent::{
     pve::worker,
     run::Runner,
     template::{self, Order, Source},
+    uninstall::{MASKED_CADDY, TEMPLATE},
 };
 use anyhow::{Context, Result};
 use daemon::systemctl;
@@ -24,8 +25,6 @@ use crate::production::{self, NET};
 pub(crate) const UNITS: &[&str; 2] = &["pve-sandbox-agent", "pve-sandbox-ingress"];
 /// Second unit of the ingress, which the agent starts when it needs it.
 pub(crate) const GREEN_UNIT: &str = "pve-sandbox-ingress-green";
-/// File in the agent's directory that says that `join` has masked Debian's caddy.service.
-pub(crate) const MASKED_CADDY: &str = "masked-caddy";
 /// Unit of the name server on the sandboxes' bridge.
 pub(crate) const DNS_UNIT: &str = "pve-sandbox-dns";
 /// Program of ifupdown2 that brings one interface up.
@@ -200,7 +199,7 @@ pub(crate) fn name_server(config: &Config) -> Option<std::net::Ipv4Addr> {
 pub(crate) fn make_template(config: &Config, order: &Order) -> Result<()> {
     let begun = Instant::now();
     let say = |step: &str| println!("{:>4} s  {step}", begun.elapsed().as_secs());
-    let (node, work) = (&config.node.value, config.state_dir.join("template"));
+    let (node, work) = (&config.node.value, config.state_dir.join(TEMPLATE));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(async {
         let runner = Runner::new(work.join("output"), config.pve.proc.clone(), worker::is_task, 1)

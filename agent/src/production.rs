@@ -43,6 +43,7 @@ use agent::{
     sys::apart,
     tasks::Tasks,
     tunnel::{self, keep::Keeper as TunnelKeeper},
+    uninstall,
 };
 use anyhow::{Context, Result};
 use daemon::{
@@ -90,7 +91,7 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let live = LiveIdentity::new(&identity).context("certificates")?;
     let server = live.server(ClientAuth::Required).context("certificates")?;
     let Assembled { agent, pve, clock, shims } = assemble(&config, &stop).await?;
-    let revoked = Revoked::load(config.state_dir.join("revoked-nodes"));
+    let revoked = Revoked::load(config.state_dir.join(uninstall::REVOKED_NODES));
     let revoked = Arc::new(revoked.context("the list of revoked nodes")?);
     agent.keep_revoked(Arc::clone(&revoked));
     agent.tasks().spawn(outputs::keep(
@@ -288,7 +289,7 @@ async fn ingress(
     agent.tasks().spawn(Arc::new(keeper).keep(Arc::clone(&changed), stop));
     let sources = Sources {
         root: config.pve.root.clone(),
-        memory: config.state_dir.join("owners"),
+        memory: config.state_dir.join(uninstall::OWNERS),
         peer_port: config.ingress.peer.map_or(PEER_PORT, |peer| peer.port()),
     };
     let owners = Arc::new(Owners::new(pve, Arc::clone(&clock), sources));

@@ -27,7 +27,15 @@ type Nodes = BTreeMap<NodeName, u64>;
 #[derive(Debug)]
 pub struct Revoked {
     file: PathBuf,
-    nodes: Mutex<Nodes>,
+    held: Mutex<Held>,
+}
+
+/// List in memory.
+#[derive(Debug)]
+struct Held {
+    nodes: Nodes,
+    /// Whether the file has it, too: a list that could not be written is written when it comes again.
+    saved: bool,
 }
 
 impl Revoked {
@@ -41,7 +49,7 @@ impl Revoked {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Nodes::new(),
             Err(error) => return Err(error),
         };
-        Ok(Self { file, nodes: Mutex::new(nodes) })
+        Ok(Self { file, held: Mutex::new(Held { nodes, saved: true }) })
     }
 
     /// Takes over the controller's list in place of the one before, durably. Blocks.
@@ -49,21 +57,23 @@ impl Revoked {
     /// # Errors
     /// When the file cannot be written; the list in memory is the new one then, too.
     pub fn replace(&self, nodes: Nodes) -> io::Result<()> {
-        let mut held = self.nodes.lock();
-        if *held == nodes {
+        let mut held = self.held.lock();
+        if held.saved && held.nodes == nodes {
             return Ok(());
         }
         let named = nodes.iter().map(|(node, from)| (node.as_str(), *from));
         let bytes = serde_json::to_vec(&named.collect::<BTreeMap<_, _>>())?;
-        *held = nodes;
-        daemon::replace::replace(&self.file, &bytes, Access::PRIVATE)
+        *held = Held { nodes, saved: false };
+        daemon::replace::replace(&self.file, &bytes, Access::PRIVATE)?;
+        held.saved = true;
+        Ok(())
     }
 
     /// Returns true when a peer's certificate (DER, base64), which its TLS connection has proved, is revoked,
     /// or cannot be judged. Nothing is judged while no node is revoked.
     pub fn refuses(&self, certificate: &[u8]) -> bool {
-        let nodes = self.nodes.lock();
-        !nodes.is_empty() && judge(&nodes, certificate).unwrap_or(true)
+        let held = self.held.lock();
+        !held.nodes.is_empty() && judge(&held.nodes, certificate).unwrap_or(true)
     }
 }
 
@@ -123,6 +133,21 @@ mod tests {
         assert!(again.refuses(&first) && !again.refuses(&second));
         again.replace(Nodes::new()).expect("written");
         assert!(!again.refuses(&first));
+    }
+
+    #[test]
+    fn list_that_could_not_be_written_is_written_when_it_comes_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("missing/revoked");
+        let revoked = Revoked::load(path.clone()).expect("none");
+        let first = certificate("n1", 1_700_000_000);
+        for _ in 0..2 {
+            revoked.replace([(node("n1"), 0)].into()).expect_err("there is no directory");
+            assert!(revoked.refuses(&first), "it counts at once all the same");
+        }
+        std::fs::create_dir(dir.path().join("missing")).expect("made");
+        revoked.replace([(node("n1"), 0)].into()).expect("written");
+        assert!(Revoked::load(path).expect("kept").refuses(&first));
     }
 
     #[test]

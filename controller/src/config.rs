@@ -628,7 +628,7 @@ mod tests {
 
     #[test]
     fn limits_of_teams_are_those_of_the_file() {
-        let text = "url_template = \"http://{port}.{id}.x\"\n[quota]\nrunning_execs = 3\n\
+        let text = "url_template = \"http://{port}-{id}.x\"\n[quota]\nrunning_execs = 3\n\
                     output_mib = 64\nevents = 5000\n[rates]\nexecs = \"600/1m\"\n\
                     changes = \"60/1m\"\n";
         let config = Config::parse(Path::new("c.toml"), text).expect("valid");

@@ -16,6 +16,7 @@ use daemon::{
     peer::CONTROLLER_NAME,
 };
 use nix::unistd;
+use proto::visibility::Visibility;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use crate::{
@@ -299,7 +300,22 @@ fn domain(path: &Path, config: &Config) -> Check {
             format!("pve-sandbox-controller setup{option} --domain sandbox.example.org; {RESTART}"),
         );
     }
+    let has_sessions = config.ingress.default_visibility != Visibility::Public;
+    if has_sessions && !config.urls().is_https() && !is_on_this_machine(config) {
+        return Check::warning(
+            "url-template",
+            template,
+            "http: a browser keeps no session without https, so links to ports with visibility team do not work",
+            format!("edit {}: url_template = \"https://...\"; {RESTART}", path.display()),
+        );
+    }
     Check::ok("url-template", template, "addresses of open ports are made from it")
+}
+
+/// Returns whether the domain is one of `localhost`, which a browser trusts without https.
+fn is_on_this_machine(config: &Config) -> bool {
+    let domain = config.urls().domain().unwrap_or_default();
+    domain == "localhost" || domain.ends_with(".localhost")
 }
 
 fn listening(config: &Config, facts: &Facts) -> Option<Check> {
@@ -355,6 +371,25 @@ mod tests {
         );
         assert!(public.replace.contains("where it comes from"), "{}", public.replace);
         assert!(public.replace.contains(RESTART), "it is read at the start: {}", public.replace);
+    }
+
+    #[test]
+    fn sessions_of_browsers_need_https() {
+        for (scheme, domain, visibility, is_right) in [
+            ("https", "x.test", "team", true),
+            ("http", "x.test", "team", false),
+            ("http", "x.test", "token", false),
+            ("http", "x.test", "public", true),
+            ("http", "sandbox.localhost:8480", "team", true),
+        ] {
+            let text = format!(
+                "url_template = \"{scheme}://port-{{port}}-{{id}}.{domain}\"\n\
+                 [ingress]\ndefault_visibility = \"{visibility}\"\n"
+            );
+            let path = Path::new("controller.toml");
+            let check = super::domain(path, &Config::parse(path, &text).expect("valid"));
+            assert_eq!(check.remedy.is_none(), is_right, "{text} {check:?}");
+        }
     }
 
     #[test]

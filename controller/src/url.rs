@@ -4,6 +4,10 @@ use std::{net::Ipv4Addr, str::FromStr};
 
 use proto::sandbox::v1::Sandbox;
 
+/// First labels of the host names that the ingress of the nodes answers.
+const LABELS: [&str; 4] =
+    ["port-{port}-vm-{vmid}", "port-{port}-{id}", "{port}-{id}", "{port}-vm-{vmid}"];
+
 /// Checked template such as `https://port-{port}-vm-{vmid}.sandbox.example.com`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UrlTemplate(String);
@@ -25,6 +29,14 @@ impl UrlTemplate {
         let filled = rest.replace("{port}", "1").replace("{vmid}", "1").replace("{id}", "1");
         if !filled.chars().all(plain) {
             return Err("must be a host name, and a port where it is not the usual one".into());
+        }
+        let (label, domain) = rest.split_at(rest.find(['.', ':']).unwrap_or(rest.len()));
+        let is_answered = LABELS.iter().any(|known| known.eq_ignore_ascii_case(label));
+        if !is_answered || domain.contains('{') {
+            let forms = LABELS.join(", ");
+            return Err(format!(
+                "must be one of {forms}, and then the domain: nodes answer no other"
+            ));
         }
         Ok(Self(text.to_owned()))
     }
@@ -204,6 +216,27 @@ mod tests {
         assert_eq!(example.expect("good").domain(), None);
         for bad in ["port-{port}-vm-{vmid}.x", "https://{port}.x", "https://{port}-{vmid}.x/path"] {
             assert!(UrlTemplate::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn url_template_has_a_form_that_nodes_answer() {
+        for label in LABELS {
+            for template in [format!("https://{label}.x.test"), format!("http://{label}.x:8480")] {
+                assert!(UrlTemplate::new(&template).is_ok(), "{template}");
+            }
+        }
+        for bad in [
+            "https://{id}-{port}.x",
+            "https://{port}.{id}.x",
+            "https://{port}-{vmid}.x",
+            "https://p-{port}-{id}.x",
+            "https://port-{port}-{id}-app.x",
+            "https://port-{port}-{id}.{id}.x",
+            "https://x.port-{port}-{id}.x",
+        ] {
+            let why = UrlTemplate::new(bad).expect_err(bad);
+            assert!(why.contains("port-{port}-vm-{vmid}, port-{port}-{id}, "), "{bad}: {why}");
         }
     }
 

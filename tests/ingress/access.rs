@@ -135,12 +135,19 @@ async fn link_begins_a_session_that_hide_ends() {
         .with("Sec-Fetch-Site", "cross-site")
         .with("Sec-Fetch-Dest", "iframe");
     assert_eq!(once(node.public, &frame).await.expect("an answer").status, 200);
-    // A preflight has no cookie, and reaches the application.
-    let preflight = Request { method: "OPTIONS", ..Request::get(&host, "/") }
-        .with("Origin", PARENT)
-        .with("Access-Control-Request-Method", "PUT");
-    assert_eq!(once(node.public, &preflight).await.expect("an answer").status, 200);
-    assert_told(&sandbox, None);
+    // A preflight has no cookie, and does not reach the application, whatever it brings along.
+    let before = sandbox.got().len();
+    for (origin, allowed) in [(PARENT, PARENT), ("https://other.test", "*")] {
+        let preflight = Request { method: "OPTIONS", body: b"x", ..Request::get(&host, "/") }
+            .with("Origin", origin)
+            .with("Authorization", "Basic eDp5")
+            .with("Access-Control-Request-Method", "PUT");
+        let answer = once(node.public, &preflight).await.expect("an answer");
+        assert_eq!(answer.status, 204);
+        assert_eq!(answer.head.get("access-control-allow-origin"), Some(allowed));
+        assert!(!answer.head.any("x-sbx-"), "{:?}", answer.head);
+    }
+    assert_eq!(sandbox.got().len(), before);
 
     // The port was hidden and opened again.
     let served = sandbox.got().len();

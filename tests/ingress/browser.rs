@@ -6,10 +6,11 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use agent::ingress::version::Generation;
 use serde_json::json;
 use tokio::{net::TcpStream, time::Instant};
 
-use crate::node::{Node, at, caddy, host, ip, need_caddy};
+use crate::node::{Node, at, caddy, generation, host, ip, need_caddy};
 
 /// Ports of the applications in tests/browser/apps.
 const PORTS: [u16; 9] = [3000, 5173, 8001, 8888, 9776, 39378, 39380, 39383, 50051];
@@ -34,6 +35,7 @@ async fn real_applications_work_in_a_frame_of_another_site() {
         "host": host(0, VMID).replace("port-0-", "port-{port}-"),
         "certificate": node.dir.join("edge.crt"),
         "parent": parent.to_string(),
+        "without": if generation() == Generation::Fixed { vec![] } else { vec!["grpc"] },
     });
     std::fs::write(&config, settings.to_string()).expect("writable");
     let passed = tokio::task::spawn_blocking(move || look(&config)).await.expect("it ran");

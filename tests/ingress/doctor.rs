@@ -48,6 +48,7 @@ fn settings(node: &Node) -> Settings {
         route_socket: PlainPath::try_from(socket.as_path()).expect("a plain path"),
         https: true,
         frames: true,
+        cors: true,
         peers: None,
         access_log: None,
         generation: node::generation(),

@@ -407,6 +407,7 @@ pub(crate) fn settings(dir: &Path, last: u8, pki: Option<&Path>) -> Settings {
         route_socket: plain(dir.join("route.sock")),
         https: true,
         frames: true,
+        cors: true,
         peers: pki.map(|pki| Peers {
             listen: at(last, 8481),
             ca: plain(pki.join("ca.crt")),

@@ -20,6 +20,7 @@ fn caddy_accepts_the_rendered_configuration() {
         route_socket: plain(pki.path().join("route.sock")),
         https: true,
         frames: true,
+        cors: true,
         peers: None,
         access_log: Some(plain(pki.path().join("access.log"))),
         generation: node::generation(),
@@ -30,9 +31,10 @@ fn caddy_accepts_the_rendered_configuration() {
         cert: plain(pki.path().join("node.crt")),
         key: plain(pki.path().join("node.key")),
     };
-    for settings in
-        [alone.clone(), Settings { peers: Some(peers), https: false, frames: false, ..alone }]
-    {
+    for settings in [
+        alone.clone(),
+        Settings { peers: Some(peers), https: false, frames: false, cors: false, ..alone },
+    ] {
         let path = pki.path().join("caddy.json");
         let proof = Proof::ensure(&path).expect("a proof");
         caddy::put(&path, &caddy::text(&settings, &proof), None).expect("written");
@@ -60,6 +62,7 @@ fn controller_certificates_and_agent_files_make_a_valid_ingress() {
         route_socket: plain(dir.path().join("ingress.sock")),
         https: true,
         frames: true,
+        cors: true,
         peers: Some(Peers {
             listen: node::at(1, 8481),
             ca: plain(tls.join("ingress-ca.crt")),

@@ -24,7 +24,8 @@ use rustix::{
     io::Errno,
     net::{
         AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, shutdown,
-        socket_with, sockopt::socket_peercred,
+        socket_with,
+        sockopt::{set_socket_linger, socket_peercred},
     },
 };
 
@@ -297,11 +298,15 @@ fn relay(mut ends: Ends<'_>) -> io::Result<u8> {
         for (what, seen) in wait(&ends, &up, &down)? {
             match what {
                 // The shim has gone.
-                Look::Stderr => return Ok(code),
+                Look::Stderr => {
+                    abandon(ends.socket, &up);
+                    return Ok(code);
+                }
                 Look::Stdin => up.reads = !matches!(up.buffer.fill(&ends.stdin), Done::End),
                 Look::Stdout => {
                     let gone = ends.stdout.as_ref().map(|out| down.buffer.drain(out));
                     if matches!(gone, Some(Done::End)) {
+                        abandon(ends.socket, &up);
                         return Ok(code);
                     }
                 }
@@ -335,6 +340,14 @@ fn relay(mut ends: Ends<'_>) -> io::Result<u8> {
         }
     }
     Ok(code)
+}
+
+/// Lets the server see a reset and not an end, which would look like the whole of the caller's half, unless that
+/// has ended. A unix socket knows no reset.
+fn abandon(socket: &OwnedFd, up: &Flow) {
+    if !up.over {
+        set_socket_linger(socket, Some(Duration::ZERO)).ok();
+    }
 }
 
 /// Waits for descriptors with room or work: an end of file is reported again and again.
@@ -470,6 +483,35 @@ mod tests {
         let ended = relay(Ends { socket: &socket, stdin, stdout: Some(stdout), stderr });
         assert_eq!(ended.expect("no error"), RESET);
         drop(late.join().expect("no panic"));
+    }
+
+    #[test]
+    fn server_sees_a_reset_when_the_caller_goes_before_the_end_of_its_half() {
+        let pipe = || nix::unistd::pipe().expect("a pipe");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
+        let last = |ended: bool| {
+            let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("open");
+            let (mut server, _) = listener.accept().expect("accepted");
+            let ((stdin, feed), (_out, stdout), (err, stderr)) = (pipe(), pipe(), pipe());
+            let socket = OwnedFd::from(client);
+            rustix::io::ioctl_fionbio(&socket, true).expect("set");
+            let relayed = std::thread::spawn(move || {
+                relay(Ends { socket: &socket, stdin, stdout: Some(stdout), stderr })
+            });
+            rustix::io::write(&feed, b"x").expect("fed");
+            server.read_exact(&mut [0]).expect("it came");
+            let mut feed = Some(feed);
+            if ended {
+                feed = None;
+                assert_eq!(server.read(&mut [0]).expect("an end"), 0);
+            }
+            drop(err);
+            relayed.join().expect("no panic").expect("no error");
+            drop(feed);
+            server.read(&mut [0])
+        };
+        assert_eq!(last(true).expect("an end"), 0);
+        last(false).expect_err("a reset");
     }
 
     #[test]

@@ -414,6 +414,8 @@ pub struct Ingress {
     pub https: bool,
     /// True when pages of sandboxes may be shown in frames of other sites, whatever they say themselves.
     pub frames: bool,
+    /// True when scripts of other sites may read and call servers that say nothing about that.
+    pub cors: bool,
     /// Pages of other sites that may send requests in the name of a user who has a session for a sandbox, and not
     /// only show it in a frame: origins such as `https://app.example.com`.
     pub parent_origins: Vec<String>,
@@ -439,6 +441,7 @@ impl Default for Ingress {
             peer: None,
             https: true,
             frames: true,
+            cors: true,
             parent_origins: Vec::new(),
             socket: None,
             group: None,

@@ -255,6 +255,7 @@ mod tests {
             route_socket: path("/run/pve-sandbox/route.sock"),
             https: true,
             frames: true,
+            cors: true,
             access_log: Some(path("/var/log/pve-sandbox-ingress/access.log")),
             generation: Generation::Before,
             peers: Some(Peers {

@@ -1,7 +1,9 @@
 //! What Caddy does to requests and answers so that pages of sandboxes work inside pages of other sites. Pure.
 //!
 //! A backend shows an editor, a terminal or a preview in a frame, and talks to servers in sandboxes from its own
-//! page. None of this gives anybody more than a request without a browser has: who may reach a port is decided before.
+//! page. Who may reach a port is decided before, and browsers send no cookies with what is allowed to all. Where the
+//! ingress is reached from a local network alone, a page that somebody there visits reaches what he does:
+//! `ingress.cors` switches it off.
 
 use serde_json::{Value, json};
 
@@ -38,23 +40,42 @@ pub(super) fn is_preflight() -> Value {
     json!([{ "method": ["OPTIONS"], "header": { "Access-Control-Request-Method": ["*"] } }])
 }
 
-/// Renders the answer to such a question for a server that does not know it. One that answers it is asked first,
-/// and its answer counts.
-pub(super) fn preflight_answer() -> Value {
-    json!([{
+/// Renders what becomes of a server's answer to such a question. One that says anything about other sites counts, and
+/// so does a refusal; else the ingress allows the request.
+pub(super) fn preflight_answers() -> Value {
+    let keep = |matched: Value| json!({ "match": matched, "routes": [{ "handle": [{ "handler": "copy_response" }] }] });
+    let allow = json!({
         "match": { "headers": { ALLOW_ORIGIN: null } },
-        "routes": [{ "handle": [{
-            "handler": "static_response",
-            "status_code": 204,
-            "headers": {
-                ALLOW_ORIGIN: ["*"],
-                "Access-Control-Allow-Methods": ["GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"],
-                "Access-Control-Allow-Headers": ["{http.request.header.Access-Control-Request-Headers}"],
-                "Access-Control-Max-Age": ["600"],
-                "Vary": ["Access-Control-Request-Headers"],
-            },
-        }] }],
-    }])
+        "routes": [{ "handle": [allowance("*", "false")] }],
+    });
+    json!([
+        keep(json!({ "status_code": [401, 403] })),
+        keep(json!({ "headers": { "Vary": ["*Origin*"] } })),
+        keep(json!({ "headers": { "Access-Control-Allow-Methods": ["*"] } })),
+        keep(json!({ "headers": { "Access-Control-Allow-Headers": ["*"] } })),
+        allow,
+    ])
+}
+
+/// Renders the answer to such a question about a port that is not public. Its server is not asked: the question has no
+/// credential. The agent says which origin is allowed.
+pub(super) fn preflight_of_a_guarded_port() -> Value {
+    allowance("{http.vars.sbx_access}", "true")
+}
+
+fn allowance(origin: &str, credentials: &str) -> Value {
+    json!({
+        "handler": "static_response",
+        "status_code": 204,
+        "headers": {
+            ALLOW_ORIGIN: [origin],
+            "Access-Control-Allow-Credentials": [credentials],
+            "Access-Control-Allow-Methods": ["GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"],
+            "Access-Control-Allow-Headers": ["{http.request.header.Access-Control-Request-Headers}"],
+            "Access-Control-Max-Age": ["600"],
+            "Vary": ["Origin, Access-Control-Request-Headers"],
+        },
+    })
 }
 
 /// Matches a request of gRPC, which needs HTTP/2 up to its server. gRPC-Web does not.
@@ -62,7 +83,15 @@ pub(super) fn is_grpc() -> Value {
     json!([{ "header_regexp": { "Content-Type": { "pattern": r"(?i)^application/grpc($|[+;])" } } }])
 }
 
-/// Renders the transport to a server of gRPC: HTTP/2 without TLS.
+/// Renders the transport to a server of gRPC: HTTP/2 without TLS. Versions of Caddy before [`Generation::Fixed`] would keep
+/// its connections for ever, so they have no such route.
+///
+/// [`Generation::Fixed`]: super::version::Generation::Fixed
 pub(super) fn grpc_transport() -> Value {
-    json!({ "protocol": "http", "versions": ["h2c", "2"], "dial_timeout": "3s" })
+    json!({
+        "protocol": "http",
+        "versions": ["h2c", "2"],
+        "keep_alive": { "enabled": false },
+        "dial_timeout": "3s",
+    })
 }

@@ -50,18 +50,29 @@ pub fn render(settings: &Settings, proof: &str) -> Value {
     apps["http"] = json!({ "grace_period": "10s", "servers": servers });
     let mut all =
         json!({ "admin": { "disabled": true, "config": { "persist": false } }, "apps": apps });
-    if let Some(file) = &settings.access_log {
-        all["logging"] = access_log(file);
-    }
+    all["logging"] = logs(settings.access_log.as_ref());
     all
 }
 
-/// Renders the logs: one for requests, and Caddy's own on stderr without them.
-fn access_log(file: &PlainPath) -> Value {
+/// Renders the logs: one for requests, and Caddy's own on stderr. Caddy's own also names requests, those that break off:
+/// both leave out headers and queries, which hold credentials.
+fn logs(access: Option<&PlainPath>) -> Value {
     let delete = json!({ "filter": "delete" });
-    json!({ "logs": {
-        "default": { "exclude": [ACCESS_LOGGER] },
-        "access": {
+    let encoder = json!({
+        "format": "filter",
+        "wrap": { "format": "json", "time_format": "rfc3339_nano" },
+        "fields": {
+            "headers": delete,
+            "request>headers": delete,
+            "request>tls": delete,
+            "resp_headers": delete,
+            "request>uri": { "filter": "regexp", "regexp": "[?].*$", "value": "" },
+        },
+    });
+    let mut logs = json!({ "default": { "encoder": encoder } });
+    if let Some(file) = access {
+        logs["default"]["exclude"] = json!([ACCESS_LOGGER]);
+        logs["access"] = json!({
             "include": [ACCESS_LOGGER],
             "writer": {
                 "output": "file",
@@ -70,18 +81,10 @@ fn access_log(file: &PlainPath) -> Value {
                 "roll_keep": 8,
                 "roll_keep_days": 30,
             },
-            "encoder": {
-                "format": "filter",
-                "wrap": { "format": "json", "time_format": "rfc3339_nano" },
-                "fields": {
-                    "request>headers": delete,
-                    "request>tls": delete,
-                    "resp_headers": delete,
-                    "request>uri": { "filter": "regexp", "regexp": "[?].*$", "value": "" },
-                },
-            },
-        },
-    } })
+            "encoder": encoder,
+        });
+    }
+    json!({ "logs": logs })
 }
 
 /// Makes the request's id and its sandbox the user of the request, for the access log.
@@ -228,6 +231,7 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
             [vec![without_credential()], to_sandbox(settings, via, Visitor::Known)].concat(),
         ),
     ];
+    answers.push(route("preflight", vec![pages::preflight_of_a_guarded_port()]));
     if let (Via::Edge, Some(peers)) = (via, &settings.peers) {
         answers.push(route("peer", vec![to_peer(peers)]));
     }
@@ -315,6 +319,8 @@ fn to_sandbox(settings: &Settings, via: Via, visitor: Visitor) -> Vec<Value> {
         ]
     };
     let cookies = [no_cookie("__Host-sbx[a-z0-9-]*"), no_cookie("CF_Authorization")].concat();
+    // A page that was loaded by a signed URL says that URL with whatever it loads.
+    let referer = json!([{ "search_regexp": "([?&])sbx_(link|token)=[^&]*", "replace": "$1" }]);
     let clean = json!({
         "handler": "headers",
         "request": { "delete": headers::for_a_sandbox() },
@@ -334,21 +340,27 @@ fn to_sandbox(settings: &Settings, via: Via, visitor: Visitor) -> Vec<Value> {
         "load_balancing": { "try_duration": "2s", "try_interval": "50ms" },
         "trusted_proxies": trusted(via),
         "headers": {
-            "request": { "replace": { "Cookie": cookies }, "set": set },
+            "request": { "replace": { "Cookie": cookies, "Referer": referer }, "set": set },
             "response": answer,
         },
     });
-    let (mut preflight, mut grpc) = (proxy.clone(), proxy.clone());
-    preflight["handle_response"] = pages::preflight_answer();
-    grpc["transport"] = pages::grpc_transport();
-    let by_kind = json!({
-        "handler": "subroute",
-        "routes": [
-            { "match": pages::is_preflight(), "terminal": true, "handle": [preflight] },
-            { "match": pages::is_grpc(), "terminal": true, "handle": [grpc] },
-            { "handle": [pages::readable_by_all(), proxy] },
-        ],
-    });
+    let mut routes = Vec::new();
+    if settings.generation == Generation::Fixed {
+        let mut grpc = proxy.clone();
+        grpc["transport"] = pages::grpc_transport();
+        routes.push(json!({ "match": pages::is_grpc(), "terminal": true, "handle": [grpc] }));
+    }
+    if settings.cors {
+        let mut preflight = proxy.clone();
+        preflight["handle_response"] = pages::preflight_answers();
+        routes.push(
+            json!({ "match": pages::is_preflight(), "terminal": true, "handle": [preflight] }),
+        );
+        routes.push(json!({ "handle": [pages::readable_by_all(), proxy] }));
+    } else {
+        routes.push(json!({ "handle": [proxy] }));
+    }
+    let by_kind = json!({ "handler": "subroute", "routes": routes });
     vec![clean, by_kind]
 }
 

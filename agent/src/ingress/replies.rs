@@ -49,7 +49,8 @@ pub(super) struct Route<'a> {
 }
 
 /// Kind of a route, by which Caddy picks what it does: `local` for a request that goes on as it is, `known` with the
-/// identity of who asks, `stripped` also without the credential in its query, `peer` to another node.
+/// identity of who asks, `stripped` also without the credential in its query, `peer` to another node. A `preflight`
+/// goes nowhere.
 fn kind(grant: Option<&Grant>) -> &'static str {
     match grant {
         None => "peer",
@@ -79,6 +80,22 @@ pub(super) fn route(proof: &Proof, to: &Route<'_>) -> Reply {
     if let Some(remove) = remove {
         headers.insert(REMOVE, plain(remove));
     }
+    reply
+}
+
+/// Lets Caddy answer a preflight itself, for an origin. Only an answer with the proof does.
+pub(super) fn preflight(proof: &Proof, allowed: &str) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::new()));
+    *reply.status_mut() = StatusCode::NO_CONTENT;
+    let headers = reply.headers_mut();
+    for proof in proof.values() {
+        headers.append(PROOF, proof.clone());
+    }
+    headers.insert(KIND, HeaderValue::from_static("preflight"));
+    // Every route has these two.
+    headers.insert(UPSTREAM, HeaderValue::from_static("-"));
+    headers.insert(SANDBOX_HOST, HeaderValue::from_static("-"));
+    headers.insert(ACCESS, plain(allowed));
     reply
 }
 

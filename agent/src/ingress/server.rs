@@ -255,6 +255,7 @@ impl Ingress {
                 Answer::Busy => later("too many requests wait for this sandbox"),
             },
             Verdict::Wake => later("this sandbox is paused, and did not wake in time"),
+            Verdict::Preflight { allowed } => replies::preflight(&self.proof, &allowed),
             Verdict::Redirect(redirect) => replies::redirect(&redirect),
             Verdict::Ambiguous => explain(
                 StatusCode::BAD_REQUEST,

@@ -18,6 +18,8 @@ pub struct Settings {
     pub https: bool,
     /// True when pages of sandboxes may be shown in frames of other sites, whatever they say themselves.
     pub frames: bool,
+    /// True when scripts of other sites may read and call servers that say nothing about that.
+    pub cors: bool,
     /// Peer settings; `None` where there are no other nodes.
     pub peers: Option<Peers>,
     /// File for a line about each request; `None`: there is no access log.

@@ -69,6 +69,8 @@ pub struct View<'a> {
     pub digest: &'a str,
     /// Last change of the files that Caddy reads, milliseconds since 1970.
     pub changed_ms: u64,
+    /// Whether a service has been busy for so long that its Caddy most likely ends at each start.
+    pub stuck: bool,
 }
 
 /// Next step.
@@ -82,13 +84,15 @@ pub enum Step {
     Start(Colour),
     /// Start the other one, then stop this one.
     Replace(Colour),
-    /// Both run: an earlier switch was interrupted. Stop this one.
+    /// Both run: an earlier switch was interrupted; or one runs, and the other is stuck. Stop this one.
     Stop(Colour),
 }
 
 /// Decides the next step.
 pub fn decide(view: &View<'_>) -> Step {
     match (&view.blue, &view.green) {
+        (Service::Busy, Service::On(_)) if view.stuck => Step::Stop(Colour::Blue),
+        (Service::On(_), Service::Busy) if view.stuck => Step::Stop(Colour::Green),
         (Service::Busy, _) | (_, Service::Busy) => Step::Nothing,
         (Service::Off, Service::Off) if view.enabled => Step::Start(Colour::Blue),
         (Service::Off, Service::Off) => Step::Nothing,
@@ -141,9 +145,14 @@ mod tests {
         Record { invocation: name.to_owned(), digest: digest.to_owned() }
     }
 
-    /// Decides with the files of digest `d`, changed at 100.
+    /// Views the files of digest `d`, changed at 100.
+    fn view(blue: Service, green: Service, record: Option<&Record>) -> View<'_> {
+        let (enabled, stuck) = (true, false);
+        View { blue, green, enabled, record, digest: "d", changed_ms: 100, stuck }
+    }
+
     fn step(blue: Service, green: Service, record: Option<&Record>) -> Step {
-        decide(&View { blue, green, enabled: true, record, digest: "d", changed_ms: 100 })
+        decide(&view(blue, green, record))
     }
 
     #[test]
@@ -171,14 +180,7 @@ mod tests {
     #[test]
     fn caddy_is_started_unless_an_operator_has_disabled_it() {
         assert_eq!(step(Service::Off, Service::Off, None), Step::Start(Colour::Blue));
-        let view = View {
-            blue: Service::Off,
-            green: Service::Off,
-            enabled: false,
-            record: None,
-            digest: "d",
-            changed_ms: 100,
-        };
+        let view = View { enabled: false, ..view(Service::Off, Service::Off, None) };
         assert_eq!(decide(&view), Step::Nothing);
     }
 
@@ -197,6 +199,18 @@ mod tests {
         for other in [Service::Off, Service::Busy, on("a", 150)] {
             assert_eq!(step(Service::Busy, other.clone(), None), Step::Nothing);
             assert_eq!(step(other, Service::Busy, None), Step::Nothing);
+        }
+    }
+
+    #[test]
+    fn stuck_service_is_stopped_where_the_other_one_runs() {
+        let step = |blue, green| decide(&View { stuck: true, ..view(blue, green, None) });
+        assert_eq!(step(Service::Busy, on("a", 150)), Step::Stop(Colour::Blue));
+        assert_eq!(step(on("a", 150), Service::Busy), Step::Stop(Colour::Green));
+        // systemd goes on to start the only one.
+        for other in [Service::Off, Service::Busy] {
+            assert_eq!(step(Service::Busy, other.clone()), Step::Nothing);
+            assert_eq!(step(other, Service::Busy), Step::Nothing);
         }
     }
 }

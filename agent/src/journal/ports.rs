@@ -77,7 +77,8 @@ impl Record {
         guarded.or_else(|| public().then_some(Visibility::Public))
     }
 
-    /// Finds the open port with this name.
+    /// Finds the open port with this name. After a downgrade and back, a guarded port and a public one can have the
+    /// same name: then the guarded one.
     pub fn port_named(&self, name: &ServiceName) -> Option<Port> {
         let guarded = self.access.ports.iter().find(|(_, port)| port.names.contains(name));
         guarded.map(|(port, _)| *port).or_else(|| self.services.get(name).copied())
@@ -121,6 +122,14 @@ impl Record {
         closed
     }
 
+    /// Closes every port with this name, under all of its names, and returns the names with their ports.
+    pub fn close_named(&mut self, name: &ServiceName) -> Vec<(ServiceName, Port)> {
+        let guarded = self.access.ports.iter().filter(|(_, port)| port.names.contains(name));
+        let guarded = guarded.map(|(port, _)| *port);
+        let ports: BTreeSet<_> = guarded.chain(self.services.get(name).copied()).collect();
+        ports.into_iter().flat_map(|port| self.close(port)).collect()
+    }
+
     /// Makes all credentials of a port void. A public one has none.
     pub fn revoke(&mut self, port: Port) {
         let generation = self.next_generation();
@@ -132,5 +141,35 @@ impl Record {
     fn next_generation(&mut self) -> u64 {
         self.access.generation += 1;
         self.access.generation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::conformance;
+
+    #[test]
+    fn name_of_a_guarded_and_a_public_port_closes_both() {
+        let name = |text: &str| text.parse::<ServiceName>().expect("a name");
+        let port = |number: u32| Port::try_from(number).expect("a port");
+        // The version before has opened 81 by a name that it did not see at 80.
+        let services = [("web", 81), ("www", 81), ("api", 82)];
+        let services = services.map(|(text, number)| (name(text), port(number)));
+        let mut record = Record { services: services.into(), ..conformance::record(1) };
+        record.access.ports.insert(
+            port(80),
+            GuardedPort {
+                visibility: Visibility::Team,
+                generation: 1,
+                names: [name("web")].into(),
+            },
+        );
+        let closed = record.close_named(&name("web"));
+        let expected = [("web", 80), ("web", 81), ("www", 81)];
+        assert_eq!(closed, expected.map(|(text, number)| (name(text), port(number))));
+        assert_eq!((record.visibility(port(80)), record.visibility(port(81))), (None, None));
+        assert_eq!(record.visibility(port(82)), Some(Visibility::Public));
+        assert!(record.close_named(&name("web")).is_empty());
     }
 }

@@ -4,6 +4,7 @@
 //! connections of another process.
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
@@ -32,8 +33,10 @@ use nix::{
     },
 };
 
-/// Most connections that are looked at.
+/// Most connections that are looked at, at a time.
 const CONNECTIONS_MAX: usize = 10_000;
+/// Most looks for connections that are to end.
+const ROUNDS_MAX: usize = 20;
 /// Longest wait for one message, seconds. The kernel answers at once.
 const ANSWER_S: i64 = 2;
 /// Size of the buffer for messages, bytes. The kernel fills at most 32 KiB at a time.
@@ -73,44 +76,80 @@ pub fn established() -> io::Result<Vec<Connection>> {
     Ok(found)
 }
 
-/// Ends the connections to an address and port, and returns how many there were.
+/// Ends the connections to an address and port, and returns how many there were. Looks again until there are
+/// no others: some may be new, or were too many at a time.
 ///
 /// # Errors
 /// When the kernel lacks CONFIG_INET_DIAG_DESTROY, or CAP_NET_ADMIN is missing: then they stay open
-/// until one end closes them.
+/// until one end closes them. With the first error; the others were tried all the same.
 pub fn destroy(to: SocketAddr) -> io::Result<usize> {
-    let connected = StateFlags::all()
+    destroy_in_rounds(to, CONNECTIONS_MAX)
+}
+
+fn destroy_in_rounds(to: SocketAddr, at_a_time: usize) -> io::Result<usize> {
+    let kernel = open()?;
+    let (mut tried, mut ended, mut failed) = (HashSet::new(), 0, None);
+    for _ in 0..ROUNDS_MAX {
+        let sockets = connected(to, at_a_time, &tried, &mut failed);
+        if sockets.is_empty() {
+            break;
+        }
+        for socket in sockets {
+            // Once: a socket that stays would be found for ever.
+            tried.insert(socket.socket_id.cookie);
+            match end(&kernel, socket) {
+                Ok(()) => ended += 1,
+                // It has ended by itself.
+                Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {}
+                // The kernel does not answer: each of the others would take as long.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+    }
+    failed.map_or(Ok(ended), Err)
+}
+
+/// Finds sockets that are connected to an address and port and were not tried yet. The first error of all
+/// is left in `failed`.
+fn connected(
+    to: SocketAddr,
+    at_a_time: usize,
+    tried: &HashSet<[u8; 8]>,
+    failed: &mut Option<io::Error>,
+) -> Vec<InetResponseHeader> {
+    let states = StateFlags::all()
         - StateFlags::LISTEN
         - StateFlags::CLOSE
         - StateFlags::TIME_WAIT
         - StateFlags::SYN_RECV;
     let mut sockets = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        let mut request = request(family, connected.clone(), ExtensionFlags::empty());
-        request.socket_id.destination_port = to.port();
-        dump(request, |socket| {
-            if remote(&socket.header) == to && sockets.len() < CONNECTIONS_MAX {
-                sockets.push(socket.header);
+        let mut all = request(family, states.clone(), ExtensionFlags::empty());
+        all.socket_id.destination_port = to.port();
+        let found = dump(all, |InetResponse { header, .. }| {
+            let is_new = remote(&header) == to && !tried.contains(&header.socket_id.cookie);
+            if is_new && sockets.len() < at_a_time {
+                sockets.push(header);
             }
             Ok(())
-        })?;
-    }
-    let kernel = open()?;
-    let mut ended = 0;
-    for socket in sockets {
-        let state = StateFlags::all();
-        let mut one = request(socket.family, state, ExtensionFlags::empty());
-        one.socket_id = socket.socket_id;
-        let order = SockDiagDestroy::new(SockDiagMessage::InetRequest(one));
-        tell(&kernel, NetlinkPayload::from(order), NLM_F_REQUEST | NLM_F_ACK)?;
-        match acknowledged(&kernel) {
-            Ok(()) => ended += 1,
-            // It has ended by itself.
-            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {}
-            Err(error) => return Err(error),
+        });
+        if let Err(error) = found {
+            failed.get_or_insert(error);
         }
     }
-    Ok(ended)
+    sockets
+}
+
+/// Ends the connection of one socket.
+fn end(kernel: &OwnedFd, socket: InetResponseHeader) -> io::Result<()> {
+    let mut one = request(socket.family, StateFlags::all(), ExtensionFlags::empty());
+    one.socket_id = socket.socket_id;
+    let order = SockDiagDestroy::new(SockDiagMessage::InetRequest(one));
+    tell(kernel, NetlinkPayload::from(order), NLM_F_REQUEST | NLM_F_ACK)?;
+    acknowledged(kernel)
 }
 
 fn request(family: u8, states: StateFlags, extensions: ExtensionFlags) -> InetRequest {
@@ -297,6 +336,22 @@ mod tests {
         }
         stays.write_all(b"x").expect("it stays");
         assert_eq!(destroy(to_one).expect("asked"), 0);
+    }
+
+    #[test]
+    fn more_connections_than_are_looked_at_a_time_end_all_the_same() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let to = listener.local_addr().expect("an address");
+        let mut cut: Vec<_> = (0..5).map(|_| TcpStream::connect(to).expect("connected")).collect();
+        match destroy_in_rounds(to, 2) {
+            Ok(ended) => assert_eq!(ended, 5),
+            // As above. Each was tried, and the first error is told.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return,
+            Err(error) => panic!("{error}"),
+        }
+        for client in &mut cut {
+            client.write_all(b"x").expect_err("it has ended");
+        }
     }
 
     #[test]

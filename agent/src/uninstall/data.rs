@@ -3,12 +3,28 @@
 
 use std::{fs, io, path::Path};
 
+use daemon::seal::KEY_FILE;
+
 use super::Error;
 
-/// Files and directories of the agent there, by the beginning of their names: SQLite and renewals put
-/// others beside them, such as `journal.sqlite-wal`.
-const OURS: [&str; 5] = ["journal.sqlite", "secret.key", "owners", "exec", "template"];
-/// Most entries that are looked at; the agent has about ten.
+/// Memory of which node owns which sandbox.
+pub const OWNERS: &str = "owners";
+/// List of the nodes whose certificates are refused.
+pub const REVOKED_NODES: &str = "revoked-nodes";
+/// File that says that `join` has masked Debian's caddy.service.
+pub const MASKED_CADDY: &str = "masked-caddy";
+/// Directory in which templates are made.
+pub const TEMPLATE: &str = "template";
+
+/// Name of the journal.
+const JOURNAL: &str = "journal.sqlite";
+/// Files that have others beside them, such as `journal.sqlite-wal` and `secret.key.broken`.
+const WITH_OTHERS: [&str; 2] = [JOURNAL, KEY_FILE];
+/// Files that are replaced in one step: a crash may leave `NAME.new`.
+const REPLACED: [&str; 3] = [OWNERS, REVOKED_NODES, "ingress-run"];
+/// Files and directories without anything beside them.
+const ALONE: [&str; 3] = [MASKED_CADDY, TEMPLATE, "exec"];
+/// Most entries; the agent has about fifteen.
 const ENTRIES_MAX: usize = 1000;
 /// Most names that are shown.
 const SHOWN_MAX: usize = 5;
@@ -29,7 +45,7 @@ pub fn check_data(dir: &Path, of_the_package: &Path) -> Result<(), Error> {
         return Ok(());
     }
     let mut names = Vec::new();
-    for entry in fs::read_dir(&real).map_err(failed)?.take(ENTRIES_MAX) {
+    for entry in fs::read_dir(&real).map_err(failed)?.take(ENTRIES_MAX + 1) {
         names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
@@ -39,10 +55,12 @@ pub fn check_data(dir: &Path, of_the_package: &Path) -> Result<(), Error> {
 
 /// Says why a directory with these entries is not the agent's alone; `None` if it is. Pure.
 fn obstacle(names: &[String]) -> Option<String> {
-    if !names.iter().any(|name| name == OURS[0]) {
-        return Some(format!("it has no {}, so it is no directory of an agent", OURS[0]));
+    if names.len() > ENTRIES_MAX {
+        return Some(format!("it has more than {ENTRIES_MAX} entries, and an agent has a few"));
     }
-    let is_ours = |name: &String| OURS.iter().any(|ours| name.starts_with(ours));
+    if !names.iter().any(|name| name == JOURNAL) {
+        return Some(format!("it has no {JOURNAL}, so it is no directory of an agent"));
+    }
     let others: Vec<&str> =
         names.iter().filter(|name| !is_ours(name)).map(String::as_str).collect();
     let shown = &others[..others.len().min(SHOWN_MAX)];
@@ -52,9 +70,42 @@ fn obstacle(names: &[String]) -> Option<String> {
         .then(|| format!("it also has {}{and_more}, which are not the agent's", shown.join(", ")))
 }
 
+fn is_ours(name: &str) -> bool {
+    let is_beside = |ours: &str| {
+        name.strip_prefix(ours).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
+    };
+    let is_draft = |ours: &str| name.strip_suffix(".new").unwrap_or(name) == ours;
+    WITH_OTHERS.into_iter().any(is_beside)
+        || REPLACED.into_iter().any(is_draft)
+        || ALONE.contains(&name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn names(all: &[&str]) -> Vec<String> {
+        all.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn names_that_begin_like_ours_are_not_ours() {
+        let record = crate::caddy_settings::RECORD;
+        let ours = ["journal.sqlite", "journal.sqlite.lock", "journal.sqlite.reserve", record];
+        let more = ["revoked-nodes", "revoked-nodes.new", "masked-caddy", "template", "owners"];
+        assert_eq!(obstacle(&names(&[&ours[..], &more].concat())), None);
+        for name in ["templates", "executables", "owners-2024.csv", "template.old", "secret.keys"] {
+            let why = obstacle(&names(&["journal.sqlite", name]));
+            assert!(why.is_some_and(|why| why.contains(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn directory_with_very_many_entries_is_not_removed() {
+        let all: Vec<String> =
+            (0..=ENTRIES_MAX).map(|number| format!("journal.sqlite-{number}")).collect();
+        assert!(obstacle(&all).is_some_and(|why| why.contains("more than")));
+    }
 
     #[test]
     fn only_a_directory_with_a_journal_and_nothing_else_is_removed() {

@@ -58,8 +58,16 @@ pub(super) async fn run(controller: Controller, link: Link, output: Output) -> R
             "id": id, "port": made.port, "kind": kind, "url": made.url,
             "credential": made.credential, "expires_at": time::rfc3339(made.expires_at),
         }))?;
+    } else if bare || made.url.is_empty() {
+        output.line(&made.credential)?;
+        if !bare {
+            output.note(
+                "note: there is no domain, so this is the credential alone; never send it to the \
+                 URL of the container, which would hand it to the sandbox (docs/local.md)",
+            );
+        }
     } else {
-        output.line(if bare { &made.credential } else { &made.url })?;
+        output.line(&made.url)?;
     }
     Ok(0)
 }

@@ -9,7 +9,11 @@ use std::{
 
 use clap::Args;
 use daemon::replace::{Access, replace};
-use proto::sandbox::v1::{GetVersionRequest, ListSandboxesRequest, Phase, Sandbox, SshServer};
+use proto::{
+    id::SandboxId,
+    name::SandboxName,
+    sandbox::v1::{GetVersionRequest, ListSandboxesRequest, Phase, Sandbox, SshServer},
+};
 use serde_json::json;
 
 use super::ssh_key::home;
@@ -33,7 +37,7 @@ Examples:
   sandboxctl ssh-config                         print the lines
   sandboxctl ssh-config --write                 write them, and read them from ~/.ssh/config
   ssh web                                       then: the sandbox that is named web
-  ssh web.sbx                                   the same, where another host is named web
+  ssh web.sbx                                   the same, where web is a Host of your own
   scp file web:/root/ ; sftp web ; ssh -L 8080:localhost:80 web
 
 Run it again after sandboxes have come or gone. Your key must be known: `sandboxctl ssh-key add`.")]
@@ -64,7 +68,15 @@ pub(super) async fn run(
     let mut sandboxes = list_all(&controller, ListSandboxesRequest::default()).await?;
     sandboxes.retain(|sandbox| !matches!(sandbox.phase(), Phase::Deleted | Phase::Failed));
     let place = Place::new(&controller.address, server, home()?.join(".ssh").join(DIR))?;
-    let lines = place.config(&sandboxes, args.identity.as_deref());
+    let main = place.main();
+    let (own, _) = read_config(&main).map_err(|error| {
+        let message = format!("cannot read {}: {error}", main.display());
+        Failure::usage(message, "sandboxes must not take the names of your own hosts")
+    })?;
+    let (lines, taken) = place.config(&sandboxes, &own, args.identity.as_deref())?;
+    for name in taken {
+        output.note(format!("{name} is a Host in {}: use `ssh {name}.sbx`", main.display()));
+    }
     if args.write {
         place.write(&lines).map_err(|(path, error)| {
             let message = format!("cannot write {}: {error}", path.display());
@@ -130,20 +142,43 @@ impl Place {
         format!("{} {}", self.alias(), self.server.host_key)
     }
 
-    /// Lines for ssh's configuration.
-    fn config(&self, sandboxes: &[Sandbox], identity: Option<&Path>) -> String {
+    /// Returns ssh's own configuration.
+    fn main(&self) -> PathBuf {
+        self.dir.parent().unwrap_or(&self.dir).join("config")
+    }
+
+    /// Returns lines for ssh's configuration, and the names that the user's own one has already.
+    fn config(
+        &self,
+        sandboxes: &[Sandbox],
+        own: &str,
+        identity: Option<&Path>,
+    ) -> Result<(String, Vec<String>), Failure> {
         let mut text = String::from("# Written by `sandboxctl ssh-config`.\n");
-        let mut all = Vec::new();
+        let (mut all, mut taken) = (Vec::new(), Vec::new());
+        let patterns = patterns(own);
         for Sandbox { id, name, .. } in sandboxes {
-            let names = match name.as_str() {
-                "" => vec![id.clone(), format!("{id}.sbx")],
-                name => vec![name.to_owned(), format!("{name}.sbx"), id.clone()],
-            };
+            let is_good = id.parse::<SandboxId>().is_ok()
+                && (name.is_empty() || name.parse::<SandboxName>().is_ok());
+            if !is_good {
+                return Err(Failure::local(
+                    "the controller told of a sandbox in a form that is not safe to use",
+                ));
+            }
+            let mut names = Vec::new();
+            if name.is_empty() {
+                names.extend([id.clone(), format!("{id}.sbx")]);
+            } else if patterns.iter().any(|pattern| matches(pattern.as_bytes(), name.as_bytes())) {
+                taken.push(name.clone());
+                names.extend([format!("{name}.sbx"), id.clone()]);
+            } else {
+                names.extend([name.clone(), format!("{name}.sbx"), id.clone()]);
+            }
             text.push_str(&format!("Host {}\n  User {id}\n", names.join(" ")));
             all.extend(names);
         }
         if all.is_empty() {
-            return text;
+            return Ok((text, taken));
         }
         let (host, port, alias) = (&self.host, self.server.port, self.alias());
         let known = self.file("known_hosts");
@@ -159,7 +194,7 @@ impl Place {
             let identity = identity.display();
             text.push_str(&format!("  IdentityFile \"{identity}\"\n  IdentitiesOnly yes\n"));
         }
-        text
+        Ok((text, taken))
     }
 
     fn write(&self, lines: &str) -> Result<(), (PathBuf, io::Error)> {
@@ -174,15 +209,50 @@ impl Place {
         replace(&known, line.as_bytes(), private).map_err(at(&known))?;
         let conf = self.file("conf");
         replace(&conf, lines.as_bytes(), private).map_err(at(&conf))?;
-        let main = self.dir.parent().unwrap_or(&self.dir).join("config");
+        let main = self.main();
         include(&main).map_err(at(&main))
     }
 }
 
-/// Lets ssh's configuration read our files: before its first `Host`, where it holds for all hosts.
-fn include(path: &Path) -> io::Result<()> {
-    // A link to a file elsewhere stays one.
-    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+/// Returns the patterns of the lines `Host` of a configuration, in lower case, but for those of all hosts.
+fn patterns(config: &str) -> Vec<String> {
+    let hosts = config.lines().filter_map(|line| {
+        let (word, rest) = line.trim().split_once([' ', '\t', '='])?;
+        word.eq_ignore_ascii_case("host").then_some(rest)
+    });
+    let all = hosts.flat_map(|rest| rest.split([' ', '\t', '=', '"']));
+    // What is left out by `!` is no host of the line.
+    let own =
+        all.filter(|one| !one.starts_with('!') && one.contains(|c: char| c != '*' && c != '?'));
+    own.map(str::to_ascii_lowercase).collect()
+}
+
+/// Returns true when a pattern with `*` and `?` matches a name.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    // A star that comes later decides alone: the earlier ones have matched as little as they can.
+    let (mut at, mut seen, mut star) = (0, 0, None);
+    while seen < name.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, seen));
+                at += 1;
+            }
+            Some(&byte) if byte == b'?' || byte == name[seen] => {
+                at += 1;
+                seen += 1;
+            }
+            _ => {
+                let Some((last, from)) = star else { return false };
+                star = Some((last, from + 1));
+                (at, seen) = (last + 1, from + 1);
+            }
+        }
+    }
+    pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+/// Reads ssh's configuration, and its mode. Empty where there is none.
+fn read_config(path: &Path) -> io::Result<(String, u32)> {
     let mut text = String::new();
     let mut mode = 0o600;
     match File::open(path) {
@@ -196,6 +266,14 @@ fn include(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
+    Ok((text, mode))
+}
+
+/// Lets ssh's configuration read our files: before its first `Host`, where it holds for all hosts.
+fn include(path: &Path) -> io::Result<()> {
+    // A link to a file elsewhere stays one.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let (text, mode) = read_config(path)?;
     if text.lines().any(|line| line.trim() == INCLUDE) {
         return Ok(());
     }
@@ -213,20 +291,57 @@ mod tests {
         Place::new("api.test:7443", server, dir.join("sandboxctl")).expect("good")
     }
 
+    const ID: &str = "pvelxc-01h455vb4pex5vsknk084sn02q";
+    const OTHER: &str = "pvelxc-01h455vb4pex5vsknk084sn03q";
+
+    fn sandbox(id: &str, name: &str) -> Sandbox {
+        Sandbox { id: id.into(), name: name.into(), ..Sandbox::default() }
+    }
+
     #[test]
     fn name_and_id_lead_to_the_sandbox_with_the_host_key_pinned() {
         let dir = tempfile::tempdir().expect("a directory");
-        let named = Sandbox { id: "sb1".into(), name: "web".into(), ..Sandbox::default() };
-        let other = Sandbox { id: "sb2".into(), ..Sandbox::default() };
-        let text = place(dir.path()).config(&[named, other], Some(Path::new("/k")));
-        assert!(text.contains("Host web web.sbx sb1\n  User sb1\n"), "{text}");
-        assert!(
-            text.contains("Host web web.sbx sb1 sb2 sb2.sbx\n  HostName api.test\n  Port 2222\n")
+        let all = [sandbox(ID, "web"), sandbox(OTHER, "")];
+        let made = place(dir.path()).config(&all, "Host *\n  User me\n", Some(Path::new("/k")));
+        let (text, taken) = made.expect("good");
+        assert!(taken.is_empty(), "{taken:?}");
+        assert!(text.contains(&format!("Host web web.sbx {ID}\n  User {ID}\n")), "{text}");
+        let common = format!(
+            "Host web web.sbx {ID} {OTHER} {OTHER}.sbx\n  HostName api.test\n  Port 2222\n"
         );
+        assert!(text.contains(&common), "{text}");
         assert!(
             text.contains("HostKeyAlias sandboxctl-api.test-2222")
                 && text.contains("IdentitiesOnly")
         );
+    }
+
+    #[test]
+    fn sandbox_does_not_take_the_name_of_a_host_of_the_user() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (own, is_taken) in [
+            ("Host prod\n", true),
+            ("  host=PROD other\n", true),
+            ("Host a \"pro?\"\n", true),
+            ("Host\tp*d\n", true),
+            ("Host *\nHost !prod *.test\nHostName prod\n", false),
+            ("Host production p*x pro\n", false),
+        ] {
+            let made = place(dir.path()).config(&[sandbox(ID, "prod")], own, None);
+            let (text, taken) = made.expect("good");
+            assert_eq!(taken.len(), usize::from(is_taken), "{own}");
+            let line = if is_taken { "Host prod.sbx" } else { "Host prod prod.sbx" };
+            assert!(text.contains(&format!("{line} {ID}\n")), "{own}: {text}");
+        }
+    }
+
+    #[test]
+    fn sandbox_whose_id_or_name_is_none_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (id, name) in [("sb1", "web"), (ID, "*"), (ID, "web\n  ProxyCommand x")] {
+            let made = place(dir.path()).config(&[sandbox(id, name)], "", None);
+            assert!(made.is_err(), "{id} {name:?}");
+        }
     }
 
     #[test]

@@ -44,12 +44,26 @@ impl Own {
         LiveIdentity::new(&self.identity()?)
     }
 
-    /// Renews the certificate in time until `stop`; `live` serves with the new one from then on.
+    /// Renews the certificate in time until `stop`; `live` serves with the new one from then on. Once the CA
+    /// has been replaced, nothing is renewed: this process, and the agents that it talks to, trust the old
+    /// one.
     pub async fn keep(self, live: LiveIdentity, stop: CancellationToken) {
+        let (first, mut told) = (self.authority(), false);
         loop {
-            let due = self.due_in(&SystemClock).unwrap_or(AGAIN).clamp(SOONEST, LATEST);
+            let soonest = if told { LATEST } else { SOONEST };
+            let due = self.due_in(&SystemClock).unwrap_or(AGAIN).clamp(soonest, LATEST);
             if stop.run_until_cancelled(tokio::time::sleep(due)).await.is_none() {
                 return;
+            }
+            if self.authority() != first {
+                if !told {
+                    tracing::warn!(
+                        "the CA was replaced: the controller's certificate is not renewed until the \
+                         controller is restarted"
+                    );
+                }
+                told = true;
+                continue;
             }
             if self.due_in(&SystemClock).is_ok_and(|due| due.is_zero()) && self.renew() {
                 let replaced = self.identity().and_then(|identity| live.replace(&identity));
@@ -59,6 +73,11 @@ impl Own {
                 }
             }
         }
+    }
+
+    /// Returns the certificate of the CA, PEM; `None` if it cannot be read.
+    fn authority(&self) -> Option<Vec<u8>> {
+        read_certificate(&self.files.ca()).ok().flatten()
     }
 
     fn renew(&self) -> bool {
@@ -122,7 +141,7 @@ fn validity(files: &Files) -> Result<peer::Validity> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ca::init;
+    use crate::ca::{Rotation, init};
 
     #[test]
     fn renewal_keeps_the_names_and_is_due_at_half_of_the_life() {
@@ -136,5 +155,27 @@ mod tests {
         let half = life / 2;
         assert!(due <= half && due > half - Duration::from_mins(1), "{due:?}");
         own.identity().expect("certificate and key fit");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn certificate_is_not_renewed_under_a_ca_that_came_later() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (files, names) = init(dir.path(), &[]).expect("init");
+        let life = Duration::from_hours(1);
+        let live = Own { files: files.clone(), life }.load().expect("identity");
+        let (before, stop) = (live.certificate(), CancellationToken::new());
+        let own = Own { files: files.clone(), life };
+        let keeping = tokio::spawn(own.keep(live.clone(), stop.clone()));
+        // The keeper has read the old CA.
+        tokio::task::yield_now().await;
+        Rotation::new(dir.path(), &names, |_| Ok(())).expect("prepared").run().expect("replaced");
+        // Due at once.
+        renew_own(&files, Duration::ZERO).expect("renewed");
+        let there = std::fs::read(files.certificate()).expect("there");
+        tokio::time::sleep(3 * LATEST).await;
+        assert_eq!(std::fs::read(files.certificate()).expect("there"), there);
+        assert_eq!(live.certificate(), before);
+        stop.cancel();
+        keeping.await.expect("no panic");
     }
 }

@@ -50,12 +50,11 @@ pub(super) fn decode(call: Call, status: &Status) -> Error {
         }
         None if never_sent(status) => Error::Unreachable(chain(status)),
         None => match status.code() {
-            Code::Unimplemented => Error::Refused {
-                reason: Reason::Invariant,
-                message: "its agent is too old for this call".into(),
-                retry_after: None,
-                files_written: None,
-            },
+            Code::Unimplemented => {
+                let (reason, message) = too_old(call);
+                let message = message.to_owned();
+                Error::Refused { reason, message, retry_after: None, files_written: None }
+            }
             Code::OutOfRange | Code::ResourceExhausted => {
                 let (retry_after, files_written) = (None, None);
                 Error::Refused { reason: Reason::TooLarge, message, retry_after, files_written }
@@ -76,6 +75,15 @@ pub(super) fn decode(call: Call, status: &Status) -> Error {
             | Code::Unauthenticated => unanswered(call, chain(status)),
         },
     }
+}
+
+/// Says why an agent does not know a call.
+fn too_old(call: Call) -> (Reason, &'static str) {
+    if matches!(call, Call::Forward | Call::ForwardListen | Call::ListPorts) {
+        let why = "the agent of its node is older, from before forwards: upgrade it";
+        return (Reason::ForwardRefused, why);
+    }
+    (Reason::Invariant, "its agent is too old for this call")
 }
 
 fn chain(status: &Status) -> String {
@@ -99,4 +107,24 @@ fn never_sent(status: &Status) -> bool {
         cause = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn older_agent_refuses_forwards_and_it_is_said_why() {
+        let told = |call| {
+            let error = decode(call, &Status::unimplemented(""));
+            let Error::Refused { reason, message, .. } = error else { panic!("{error:?}") };
+            (reason, message)
+        };
+        for call in [Call::Forward, Call::ForwardListen, Call::ListPorts] {
+            let (reason, message) = told(call);
+            assert_eq!(reason, Reason::ForwardRefused, "{call:?}");
+            assert!(message.contains("older"), "{message}");
+        }
+        assert_eq!(told(Call::Files).0, Reason::Invariant);
+    }
 }

@@ -24,17 +24,20 @@ pub(super) fn sandbox(mut sandbox: wire::Sandbox, urls: &Urls) -> wire::Sandbox 
     sandbox
 }
 
-/// Builds the answer with a credential for the port at `url`.
+/// Builds the answer with a credential for the port at `url`. A URL that leads past the ingress gets none: the sandbox
+/// itself would receive the credential.
 pub(super) fn access_link(
     made: agent::CreateAccessLinkResponse,
-    url: &str,
+    url: &Url,
 ) -> wire::CreateAccessLinkResponse {
     let parameter = match made.kind() {
         wire::AccessKind::Token => "sbx_token",
         wire::AccessKind::Unspecified | wire::AccessKind::Link => "sbx_link",
     };
+    let takes_none = url.bypasses_access || url.text.is_empty();
+    let with_it = || format!("{}/?{parameter}={}", url.text, made.credential);
     wire::CreateAccessLinkResponse {
-        url: format!("{url}/?{parameter}={}", made.credential),
+        url: if takes_none { String::new() } else { with_it() },
         credential: made.credential,
         kind: made.kind,
         expires_at: made.expires_at,

@@ -393,7 +393,7 @@ impl SandboxService for Rpc {
         let (caller, request) = split(request)?;
         let (sandbox, made) = self.sandboxes.create_access_link(&caller, &request).await?;
         let url = self.urls.of(&sandbox, made.port);
-        Ok(Response::new(convert::access_link(made, &url.text)))
+        Ok(Response::new(convert::access_link(made, &url)))
     }
 
     async fn revoke_access(

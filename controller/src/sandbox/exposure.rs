@@ -75,13 +75,27 @@ pub(super) fn are_public(sandbox: &Sandbox) -> bool {
     !sandbox.services.iter().any(is_guarded)
 }
 
-/// Checks that a node knows of visibility. One that is not connected is found out by the call itself.
+/// Returns true when a port that not everybody should reach is open to all after it was exposed. An agent that knows
+/// of no visibility says nothing. Where the caller wanted none, a port that was public has stayed so.
+pub(super) fn is_too_open(sandbox: &Sandbox, port: Port, wanted: Option<Visibility>) -> bool {
+    let number = u32::from(port);
+    let of_port = sandbox.services.iter().filter(|service| service.port == number);
+    of_port.map(HttpService::visibility).any(|has| match has {
+        Wire::Unspecified => true,
+        Wire::Public => wanted.is_some_and(|wanted| wanted != Visibility::Public),
+        Wire::Team | Wire::Token | Wire::Private => false,
+    })
+}
+
+/// Checks that a node knows of visibility.
 ///
 /// # Errors
-/// VISIBILITY_UNSUPPORTED when it runs an older version.
+/// VISIBILITY_UNSUPPORTED when it runs an older version, NODE_UNREACHABLE while its version is not known.
 pub(super) fn can_guard(node: &Node) -> Result<()> {
-    if node.guards_ports() != Some(false) {
-        return Ok(());
+    match node.guards_ports() {
+        Some(true) => return Ok(()),
+        Some(false) => {}
+        None => return Err(Error::unreachable(&node.name, "it is not connected")),
     }
     let why = format!(
         "the agent of {} is too old: every open port there is public. Upgrade it, or expose the port as public",
@@ -96,6 +110,32 @@ mod tests {
 
     fn port(number: u32) -> Port {
         Port::try_from(number).expect("a port")
+    }
+
+    #[test]
+    fn port_is_too_open_where_its_node_says_nothing_or_does_not_obey() {
+        let has = |number, who: Wire| {
+            let service =
+                HttpService { port: number, visibility: who.into(), ..HttpService::default() };
+            Sandbox { services: vec![service], ..Sandbox::default() }
+        };
+        let team = Some(Visibility::Team);
+        for (who, wanted, expected) in [
+            (Wire::Unspecified, team, true),
+            (Wire::Unspecified, None, true),
+            (Wire::Public, team, true),
+            (Wire::Public, None, false),
+            (Wire::Public, Some(Visibility::Public), false),
+            (Wire::Team, team, false),
+            (Wire::Private, None, false),
+        ] {
+            assert_eq!(
+                is_too_open(&has(80, who), port(80), wanted),
+                expected,
+                "{who:?} {wanted:?}"
+            );
+        }
+        assert!(!is_too_open(&has(81, Wire::Public), port(80), team), "another port");
     }
 
     #[test]

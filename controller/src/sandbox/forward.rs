@@ -43,6 +43,8 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 const AHEAD: usize = 4;
 /// Bytes that each direction of a stream of ours buffers, and most bytes of one message.
 const CHUNK: usize = 64 * 1024;
+/// Longest wait until a stream that was broken off has ended at the node.
+const HANG_UP: Duration = Duration::from_secs(15);
 /// Interval between looks whether a stream whose half has ended was dropped.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -217,17 +219,26 @@ impl Sandboxes {
         S: Stream<Item = Result<ForwardRequest>> + Send + Unpin,
     {
         let Connection { node, opened, to, from } = connection;
+        let mut half = Some(to);
         let up = async {
-            match upwards(input, to).await {
-                Ok(()) => std::future::pending().await,
-                Err(error) => error,
+            if let Some(to) = &half
+                && let Err(error) = upwards(input, to).await
+            {
+                return error;
             }
+            // The end of the messages is the end of the bytes.
+            half = None;
+            std::future::pending().await
         };
         let failed = tokio::select! {
             error = up => Some(error),
             failed = self.downwards(&node, opened, from, &to_caller) => failed,
             () = self.stop.cancelled() => Some(stopping()),
         };
+        // A half that has not ended is broken off.
+        if let Some(to) = half {
+            tokio::spawn(break_off(to));
+        }
         if let Some(error) = failed {
             // The caller may have gone.
             drop(to_caller.send(Err(error)).await);
@@ -282,7 +293,7 @@ fn stopping() -> Error {
 
 /// Passes the caller's messages on, up to the end of its half. Returns never while the connection lives
 /// and the node takes no more.
-async fn upwards<S>(mut input: S, to: ToNode) -> Result<()>
+async fn upwards<S>(mut input: S, to: &ToNode) -> Result<()>
 where
     S: Stream<Item = Result<ForwardRequest>> + Send + Unpin,
 {
@@ -302,8 +313,18 @@ where
             return std::future::pending().await;
         }
     }
-    // The end of the messages is the end of the bytes.
     Ok(())
+}
+
+/// Breaks the caller's half off. The end of its messages would be the end of its bytes: so a second `open` comes
+/// before it, which the agent refuses, and it waits until the stream has ended.
+async fn break_off(to: ToNode) {
+    let message = Some(forward_request::Message::Open(ForwardOpen::default()));
+    let told = async {
+        to.send(ForwardRequest { message }).await.ok();
+        to.closed().await;
+    };
+    timeout(HANG_UP, told).await.ok();
 }
 
 /// Passes bytes between a stream of ours and a connection until both directions have ended.

@@ -4,10 +4,10 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use daemon::systemctl;
 
@@ -15,6 +15,7 @@ use super::{Host, UNIT, give_to_owner, join_loop, joined, machine, start};
 use crate::{
     ca::{self, Lives, Rotation, Signer},
     config::Config,
+    store::enrolments::Enrolment,
     token,
 };
 
@@ -30,10 +31,11 @@ pub struct Rotate {
 }
 
 impl Rotate {
-    /// Replaces the CA, restarts the controller if it runs, and says through `say` what joins again.
+    /// Replaces the CA, says through `say` what joins again, and restarts the controller if it runs.
     ///
     /// # Errors
-    /// When a step fails; then the old CA is in its place.
+    /// When a step fails. The old CA is in its place then, unless the error says that the CA is replaced, or is
+    /// one of `say`.
     pub async fn run(&self, say: &mut (dyn FnMut(&str) -> Result<()> + Send)) -> Result<()> {
         let config = Config::load(&self.config)?;
         let data = &config.data_dir;
@@ -54,31 +56,51 @@ impl Rotate {
             rotation.run()?;
             rotation.old().to_owned()
         };
-        if runs {
-            start(&["restart", UNIT])?;
-        }
-        say(&format!(
-            "the old CA is {}; it has a key: remove it when nothing needs it",
-            old.display()
-        ))?;
-        let fingerprint = Signer::load(data, Lives::default())?.fingerprint();
-        let new = ca::Files::new(data).ca();
-        say(&format!("the new CA is {}, its SHA-256 {}", new.display(), token::hex(&fingerprint)))?;
-        say(&format!("the controller's certificate is for {}", names.join(", ")))?;
-        say("callers on other machines need the new CA's file (sandboxctl login NAME --ca FILE)")?;
-        say("client certificates stay good")?;
-
-        let own = machine::pve_node().filter(|own| enrolled.iter().any(|known| known.node == *own));
-        let others = enrolled.iter().filter(|known| Some(&known.node) != own.as_ref());
-        let others: Vec<_> = others
-            .map(|known| Host { node: known.node.clone(), address: address(&known.address) })
-            .collect();
-        let lines = join_loop(own.as_ref(), &others);
-        if !lines.is_empty() {
-            say("every node joins again, by these lines where root's ssh reaches it:")?;
-        }
-        lines.iter().try_for_each(|line| say(line))
+        let lines = report(data, &old, &names, &enrolled);
+        finish(lines, say, || if runs { start(&["restart", UNIT]) } else { Ok(()) })
     }
+}
+
+/// Builds the lines about the CA that is in its place now.
+fn report(
+    data: &Path,
+    old: &Path,
+    names: &[String],
+    enrolled: &[Enrolment],
+) -> Result<Vec<String>> {
+    let fingerprint = token::hex(&Signer::load(data, Lives::default())?.fingerprint());
+    let new = ca::Files::new(data).ca();
+    let mut lines = vec![
+        format!("the old CA is {}; it has a key: remove it when nothing needs it", old.display()),
+        format!("the new CA is {}, its SHA-256 {fingerprint}", new.display()),
+        format!("the controller's certificate is for {}", names.join(", ")),
+        "callers on other machines need the new CA's file (sandboxctl login NAME --ca FILE)".into(),
+        "client certificates stay good".into(),
+    ];
+    let own = machine::pve_node().filter(|own| enrolled.iter().any(|known| known.node == *own));
+    let others = enrolled.iter().filter(|known| Some(&known.node) != own.as_ref());
+    let others: Vec<_> = others
+        .map(|known| Host { node: known.node.clone(), address: address(&known.address) })
+        .collect();
+    let joins = join_loop(own.as_ref(), &others);
+    if !joins.is_empty() {
+        lines.push("every node joins again, by these lines where root's ssh reaches it:".into());
+    }
+    lines.extend(joins);
+    Ok(lines)
+}
+
+/// Says the lines, and restarts the controller whatever becomes of them: their reader may have gone.
+fn finish(
+    lines: Result<Vec<String>>,
+    say: &mut (dyn FnMut(&str) -> Result<()> + Send),
+    restart: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let said = lines.and_then(|lines| lines.iter().try_for_each(|line| say(line)));
+    restart().with_context(|| {
+        format!("the CA is replaced; restart by hand: systemctl restart {UNIT}")
+    })?;
+    said.context("the CA is replaced, but not all about it was said")
 }
 
 /// Returns the address of an agent without its port; `None` for a host name.
@@ -95,5 +117,21 @@ mod tests {
         assert_eq!(address("192.0.2.12:7445"), "192.0.2.12".parse().ok());
         assert_eq!(address("[2001:db8::2]:7445"), "2001:db8::2".parse().ok());
         assert_eq!(address("pve2.example.org:7445"), None);
+    }
+
+    #[test]
+    fn controller_is_restarted_though_nobody_reads_what_is_said() {
+        let lines = || Ok(vec!["the new CA".to_owned()]);
+        let mut deaf = |_: &str| -> Result<()> { anyhow::bail!("cannot write to stdout") };
+        let mut restarted = false;
+        let restart = || {
+            restarted = true;
+            Ok(())
+        };
+        finish(lines(), &mut deaf, restart).expect_err("not said");
+        assert!(restarted);
+        let error = finish(lines(), &mut deaf, || anyhow::bail!("no bus")).expect_err("both");
+        let told = format!("{error:#}");
+        assert!(told.contains("systemctl restart") && told.contains("no bus"), "{told}");
     }
 }

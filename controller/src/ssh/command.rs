@@ -85,18 +85,30 @@ pub(super) struct Ends {
 
 /// Runs a program to its end, and closes the channel.
 pub(super) async fn run(session: Arc<Session>, program: Program, requested: Requested, ends: Ends) {
-    let entry = session.begin(program.action());
     let Ends { out, handle, inputs } = ends;
-    // The end of the input alone would be the end of stdin: a client that has closed the channel hangs up.
-    let gone = inputs.gone();
-    let carried = Box::pin(carry(&session, program, requested, &out, inputs));
-    let carried = session.until_closed(gone.run_until_cancelled(carried)).await.flatten();
-    let how = match &carried {
-        Some(Ok(Some(_))) => Some(Ok(())),
-        Some(Err(error)) => Some(Err(error)),
-        Some(Ok(None)) | None => None,
+    let action = program.action();
+    let ready = program.command().and_then(|command| Ok((command, session.enter()?)));
+    let carried = match ready {
+        Ok((command, permit)) => {
+            let entry = session.begin(action);
+            // The end of the input alone would be the end of stdin: a client that has closed the channel hangs up.
+            let gone = inputs.gone();
+            let carried = Box::pin(carry(&session, command, requested, &out, inputs));
+            let carried = session.until_closed(gone.run_until_cancelled(carried)).await.flatten();
+            let how = match &carried {
+                Some(Ok(Some(_))) => Some(Ok(())),
+                Some(Err(error)) => Some(Err(error)),
+                Some(Ok(None)) | None => None,
+            };
+            entry.end(session.shared(), how);
+            drop(permit);
+            carried
+        }
+        Err(error) => {
+            session.refuse(action, &error);
+            Some(Err(error))
+        }
     };
-    entry.end(session.shared(), how);
     let told = async {
         match carried {
             Some(Ok(Some(exit))) => tell(&handle, &out, exit).await,
@@ -117,17 +129,17 @@ pub(super) async fn run(session: Arc<Session>, program: Program, requested: Requ
 /// Carries bytes both ways. `None`: the connection has gone.
 async fn carry(
     session: &Session,
-    program: Program,
+    command: exec_start::Command,
     requested: Requested,
     out: &ChannelWriteHalf<Msg>,
     inputs: Inputs,
 ) -> Result<Option<ExecExit>> {
     let Requested { env, window } = requested;
-    let is_sftp = matches!(program, Program::Sftp);
-    let _permit = session.enter().await?;
+    let is_sftp = matches!(command, exec_start::Command::Sftp(_));
+    session.wake().await?;
     let start = ExecStart {
         id: session.sandbox(),
-        command: Some(program.command()?),
+        command: Some(command),
         env: env.into_iter().collect(),
         tty: window.is_some() && !is_sftp,
         window: window.filter(|_| !is_sftp),

@@ -5,14 +5,14 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
-use proto::{id::Invalid, sandbox::v1::WindowSize};
+use proto::{forward::check_unix_path, id::Invalid, sandbox::v1::WindowSize};
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Disconnect, Pty, Sig,
     server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, VerifiedPublicKey},
@@ -38,6 +38,9 @@ use crate::{
 
 /// Most channels of a connection at the same time.
 const CHANNELS_MAX: usize = 64;
+/// Most channels that russh keeps for a connection: it forgets only those that the client was the first to
+/// close. With about 4 KiB for each, that is as much as the bytes that may wait.
+const KEPT_MAX: usize = 2048;
 /// Most variables of a command.
 const ENV_MAX: usize = 32;
 /// Longest value of a variable, bytes.
@@ -57,6 +60,8 @@ impl Drop for Place {
 /// Channel that a client has opened.
 struct Open {
     to: InputSender,
+    /// Dropped when nothing uses the channel any more.
+    place: Weak<Place>,
     /// Parts of a session that nothing runs in yet.
     idle: Option<Idle>,
 }
@@ -65,7 +70,7 @@ struct Idle {
     out: ChannelWriteHalf<Msg>,
     inputs: Inputs,
     requested: Requested,
-    place: Place,
+    place: Arc<Place>,
 }
 
 /// One connection.
@@ -107,13 +112,48 @@ impl Connection {
     }
 
     /// Takes a place for a channel, and makes its queue.
-    fn admit(&self) -> Option<(Place, InputSender, Inputs)> {
+    fn admit(&mut self) -> Option<(Arc<Place>, InputSender, Inputs)> {
+        // russh tells neither of a refused channel nor of one that we were the first to close.
+        self.channels.retain(|_, open| open.place.strong_count() > 0);
+        if self.is_worn() {
+            return None;
+        }
         if self.count.fetch_add(1, Ordering::Relaxed) >= CHANNELS_MAX {
             self.count.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
         let (to, inputs) = inputs(&self.gate);
-        Some((Place(self.count.clone()), to, inputs))
+        Some((Arc::new(Place(self.count.clone())), to, inputs))
+    }
+
+    /// Returns true when russh keeps so many channels that the connection takes no others.
+    fn is_worn(&self) -> bool {
+        let kept = self.session.as_ref().map(|session| session.kept.load(Ordering::Relaxed));
+        kept.is_some_and(|kept| kept >= KEPT_MAX)
+    }
+
+    /// Ends a connection that takes no other channels, once none is open.
+    fn retire(&self, session: &mut server::Session) -> Result<(), russh::Error> {
+        if !self.is_worn() || self.count.load(Ordering::Relaxed) > 0 {
+            return Ok(());
+        }
+        let why = "this connection has had too many channels; connect again";
+        self.disconnect(session, Disconnect::ByApplication, why)
+    }
+
+    /// Ends the connection, also that of a client that does not read why.
+    fn disconnect(
+        &self,
+        session: &mut server::Session,
+        reason: Disconnect,
+        why: &str,
+    ) -> Result<(), russh::Error> {
+        let (closed, gate) = (self.closed.clone(), self.gate.clone());
+        tokio::spawn(async move {
+            closed.run_until_cancelled(sleep(LAST_WORDS)).await;
+            gate.shut();
+        });
+        session.disconnect(reason, why, "")
     }
 
     fn send(&self, channel: ChannelId, input: Input) {
@@ -155,7 +195,7 @@ impl Connection {
         let id = channel.id();
         // Its receiving half is not used: what arrives comes to `data`.
         let (_, out) = channel.split();
-        self.channels.insert(id, Open { to, idle: None });
+        self.channels.insert(id, Open { to, place: Arc::downgrade(&place), idle: None });
         let target = target(&own);
         tokio::spawn(async move {
             Box::pin(forward::run(own, target, (out, inputs), reply)).await;
@@ -189,16 +229,15 @@ impl server::Handler for Connection {
 
     async fn auth_publickey_offered(
         &mut self,
-        user: &str,
+        _: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
-        Ok(match login::look_up(&self.shared, user, offer.public_key).await {
-            Some(_) => Auth::Accept,
-            None => {
-                self.shared.audit.count_refused();
-                Auth::reject()
-            }
-        })
+        // The name is judged after the signature: whoever has only the public key learns nothing about it.
+        if login::is_known(&self.shared, offer.public_key).await {
+            return Ok(Auth::Accept);
+        }
+        self.shared.audit.count_refused();
+        Ok(Auth::reject())
     }
 
     async fn auth_publickey(
@@ -207,16 +246,22 @@ impl server::Handler for Connection {
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Self::Error> {
         self.accepted = login::look_up(&self.shared, user, key.public_key).await;
-        Ok(if self.accepted.is_some() { Auth::Accept } else { Auth::reject() })
+        if self.accepted.is_some() {
+            return Ok(Auth::Accept);
+        }
+        self.shared.audit.count_refused();
+        Ok(Auth::reject())
     }
 
     async fn auth_succeeded(&mut self, session: &mut server::Session) -> Result<(), Self::Error> {
         let Some(login) = self.accepted.take() else { return Err(russh::Error::Inconsistent) };
-        self.known.cancel();
         let Some(counted) = self.shared.capacity.take(&login.caller.team) else {
             let why = "too many SSH connections are open; try again when some have ended";
-            return session.disconnect(Disconnect::TooManyConnections, why, "");
+            self.shared.audit.count_refused();
+            // Until its end it counts as one that is not logged in.
+            return self.disconnect(session, Disconnect::TooManyConnections, why);
         };
+        self.known.cancel();
         self.shared.access.note_use(&login.token);
         record::login(&self.shared, &login, self.peer);
         let open = self.shared.access.begin_call(&login.token);
@@ -226,6 +271,7 @@ impl server::Handler for Connection {
             login,
             peer: self.peer,
             closed: self.closed.clone(),
+            kept: AtomicUsize::new(0),
             _counted: counted,
             _open: open,
         }));
@@ -236,17 +282,19 @@ impl server::Handler for Connection {
         &mut self,
         channel: Channel<Msg>,
         reply: ChannelOpenHandle,
-        _: &mut server::Session,
+        session: &mut server::Session,
     ) -> Result<(), Self::Error> {
-        let (Some((place, to, inputs)), true) = (self.admit(), self.session.is_some()) else {
+        let (Some((place, to, inputs)), Some(own)) = (self.admit(), self.session.clone()) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
-            return Ok(());
+            return self.retire(session);
         };
         let id = channel.id();
         // Its receiving half is not used: what arrives comes to `data`.
         let (_, out) = channel.split();
+        let weak = Arc::downgrade(&place);
         let idle = Some(Idle { out, inputs, requested: Requested::default(), place });
-        self.channels.insert(id, Open { to, idle });
+        self.channels.insert(id, Open { to, place: weak, idle });
+        own.kept.fetch_add(1, Ordering::Relaxed);
         reply.accept().await;
         Ok(())
     }
@@ -259,10 +307,10 @@ impl server::Handler for Connection {
         _: &str,
         _: u32,
         reply: ChannelOpenHandle,
-        _: &mut server::Session,
+        session: &mut server::Session,
     ) -> Result<(), Self::Error> {
-        self.forward(channel, |session| forward::tcp(session, host, port), reply).await;
-        Ok(())
+        self.forward(channel, |own| forward::tcp(own, host, port), reply).await;
+        self.retire(session)
     }
 
     async fn channel_open_direct_streamlocal(
@@ -270,10 +318,14 @@ impl server::Handler for Connection {
         channel: Channel<Msg>,
         path: &str,
         reply: ChannelOpenHandle,
-        _: &mut server::Session,
+        session: &mut server::Session,
     ) -> Result<(), Self::Error> {
-        self.forward(channel, |_| Ok(ForwardTarget::Unix(path.to_owned())), reply).await;
-        Ok(())
+        let target = |_: &Session| {
+            check_unix_path(path)?;
+            Ok(ForwardTarget::Unix(path.to_owned()))
+        };
+        self.forward(channel, target, reply).await;
+        self.retire(session)
     }
 
     async fn pty_request(
@@ -408,6 +460,9 @@ impl server::Handler for Connection {
         _: &mut server::Session,
     ) -> Result<(), Self::Error> {
         self.channels.remove(&channel);
+        if let Some(own) = &self.session {
+            own.kept.fetch_sub(1, Ordering::Relaxed);
+        }
         Ok(())
     }
 

@@ -1,6 +1,9 @@
 //! Forwards: an SSH channel to a server inside the sandbox, on its loopback or a unix socket.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use proto::id::Invalid;
@@ -8,17 +11,23 @@ use russh::{
     ChannelOpenFailure, ChannelWriteHalf,
     server::{ChannelOpenHandle, Msg},
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    time::timeout,
+};
 
 use super::{
     inputs::{Input, Inputs},
     record::Action,
     session::Session,
 };
-use crate::sandbox::{ForwardTarget, Result};
+use crate::sandbox::{Error, ForwardTarget, Result};
 
 /// Bytes that are read at once: a packet of a channel.
 const CHUNK: usize = 32 * 1024;
+/// Time in which a client may be the first to close a channel whose directions have ended: russh forgets such
+/// a channel, and keeps others to the end of the connection.
+const CLOSE: Duration = Duration::from_secs(1);
 
 /// Parses the target of a TCP forward: a port of the sandbox itself, under one of its own names.
 pub(super) fn tcp(session: &Session, host: &str, port: u32) -> Result<ForwardTarget, Invalid> {
@@ -43,21 +52,37 @@ pub(super) async fn run(
     (out, inputs): (ChannelWriteHalf<Msg>, Inputs),
     reply: ChannelOpenHandle,
 ) {
+    let ready = target.map_err(Error::from);
+    let ready = ready.and_then(|target| Ok((target, session.enter()?)));
+    let (target, permit) = match ready {
+        Ok(ready) => ready,
+        Err(error) => {
+            tracing::debug!(%error, "forward refused");
+            session.refuse(Action::Forward, &error);
+            return reply.reject(ChannelOpenFailure::ConnectFailed).await;
+        }
+    };
     let entry = session.begin(Action::Forward);
     let connected = Box::pin(async {
-        let target = target?;
-        let permit = session.enter().await?;
+        session.wake().await?;
         let sandboxes = &session.shared().sandboxes;
-        let stream = sandboxes.forward(session.team(), &session.sandbox(), target).await?;
-        Ok((stream, permit))
+        sandboxes.forward(session.team(), &session.sandbox(), target).await
     });
     match session.until_closed(connected).await {
-        Some(Ok((stream, _permit))) => {
+        Some(Ok(stream)) => {
+            session.kept.fetch_add(1, Ordering::Relaxed);
             reply.accept().await;
+            let gone = inputs.gone();
             let carried = session.until_closed(carry(stream, &out, inputs)).await;
             entry.end(session.shared(), carried.map(|()| Ok(())));
+            drop(permit);
+            let closing = async {
+                // In either case it is closed afterwards.
+                timeout(CLOSE, gone.cancelled()).await.ok();
+                out.close().await
+            };
             // A client that has gone need not be told.
-            drop(session.until_closed(out.close()).await);
+            drop(session.until_closed(closing).await);
         }
         Some(Err(error)) => {
             tracing::debug!(%error, "forward refused");

@@ -58,6 +58,20 @@ pub(super) fn login(shared: &Shared, login: &Login, peer: SocketAddr) {
     shared.audit.record(record);
 }
 
+/// Adds the entry of a refusal, or counts it with others like it.
+pub(super) fn refuse(
+    shared: &Shared,
+    login: &Login,
+    peer: SocketAddr,
+    action: Action,
+    error: &Error,
+) {
+    let mut record = record(shared, login, peer, action);
+    error.reason.name().clone_into(&mut record.reason);
+    code_name(error.reason.code().into()).clone_into(&mut record.code);
+    shared.audit.refuse(record);
+}
+
 /// Adds the entry of a begin.
 pub(super) fn begin(shared: &Shared, login: &Login, peer: SocketAddr, action: Action) -> Entry {
     let record = record(shared, login, peer, action);

@@ -1,6 +1,9 @@
 //! Client that is logged in, which the channels of its connection share.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use proto::{Reason, name::Team, sandbox::v1::Phase};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +29,8 @@ pub(super) struct Session {
     pub(super) peer: SocketAddr,
     /// Cancelled when the connection closes.
     pub(super) closed: CancellationToken,
+    /// Channels that were accepted and that the client has not closed: russh keeps those that we have closed.
+    pub(super) kept: AtomicUsize,
     /// Place among the connections of the team.
     pub(super) _counted: CountGuard,
     /// Keeps the key under watch.
@@ -60,30 +65,49 @@ impl Session {
         record::begin(&self.shared, &self.login, self.peer, action)
     }
 
+    /// Notes the refusal of an action that has no entry. Of many of one kind, all but the first of a minute
+    /// are counted.
+    pub(super) fn refuse(&self, action: Action, error: &Error) {
+        record::refuse(&self.shared, &self.login, self.peer, action, error);
+    }
+
     /// Does some work, unless the connection closes before it is done.
     pub(super) async fn until_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         self.closed.run_until_cancelled(work).await
     }
 
-    /// Prepares to enter the sandbox: wakes it where its rule says so, and takes a place among the team's
-    /// streams.
-    pub(super) async fn enter(&self) -> Result<Permit> {
-        let (sandboxes, id) = (&self.shared.sandboxes, self.sandbox());
-        let view = sandboxes.get(self.team(), &id)?;
-        if view.phase() == Phase::Paused {
-            if !view.wake_on.unwrap_or_default().ssh {
-                let message = format!(
-                    "{id} is paused, and an SSH connection does not wake it; \
-                     `sandboxctl resume {id}` does, or `sandboxctl wake-on {id} --ssh on` lets connections do it"
-                );
-                return Err(Error::new(Reason::SandboxPaused, message));
-            }
-            sandboxes.resume(&self.login.caller, &id).await?;
-        }
-        let own = sandboxes.streams_max(self.team());
+    /// Takes a place among the team's streams, to enter the sandbox.
+    pub(super) fn enter(&self) -> Result<Permit> {
+        self.is_paused()?;
+        let own = self.shared.sandboxes.streams_max(self.team());
         self.shared.permits.take_stream(self.team(), own).ok_or_else(|| {
             let message = "too many streams of the team are open; try again when some have ended";
             Error::new(Reason::TooManyCalls, message)
         })
+    }
+
+    /// Wakes the sandbox, if it is paused.
+    pub(super) async fn wake(&self) -> Result<()> {
+        if self.is_paused()? {
+            self.shared.sandboxes.resume(&self.login.caller, &self.sandbox()).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns true when the sandbox is paused and its rule lets connections wake it.
+    fn is_paused(&self) -> Result<bool> {
+        let id = self.sandbox();
+        let view = self.shared.sandboxes.get(self.team(), &id)?;
+        if view.phase() != Phase::Paused {
+            return Ok(false);
+        }
+        if !view.wake_on.unwrap_or_default().ssh {
+            let message = format!(
+                "{id} is paused, and an SSH connection does not wake it; \
+                 `sandboxctl resume {id}` does, or `sandboxctl wake-on {id} --ssh on` lets connections do it"
+            );
+            return Err(Error::new(Reason::SandboxPaused, message));
+        }
+        Ok(true)
     }
 }

@@ -221,6 +221,57 @@ async fn url_without_a_domain_leads_past_the_ingress_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn link_without_a_domain_is_the_credential_alone() {
+    let mut lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    let expose = ExposeHttpServiceRequest {
+        id: id.clone(),
+        port: 3000,
+        visibility: Visibility::Token.into(),
+        ..ExposeHttpServiceRequest::default()
+    };
+    lab.api().expose_http_service(expose).await.expect("exposed");
+    // By the container's address, by its name, and without any URL.
+    for (suffix, prefix) in [(None, None), (Some("lan"), None), (None, Some("192.168."))] {
+        lab.urls = Urls {
+            template: None,
+            suffix: suffix.map(|text| text.parse().expect("a suffix")),
+            prefix: prefix.map(|text| text.parse().expect("a prefix")),
+        };
+        lab.start().await;
+        let link = CreateAccessLinkRequest {
+            id: id.clone(),
+            service: "3000".into(),
+            ..CreateAccessLinkRequest::default()
+        };
+        let made = lab.api().create_access_link(link).await.expect("made").into_inner();
+        assert_eq!(made.url, "", "{suffix:?} {prefix:?}");
+        assert!(!made.credential.is_empty(), "{suffix:?} {prefix:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn port_is_closed_again_if_its_agent_does_not_say_who_reaches_it() {
+    let lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    // The agent was replaced by one that knows of no visibility, after it had said that it does.
+    let service = HttpService { name: "web".into(), port: 80, ..HttpService::default() };
+    let agent = lab.holder(&id);
+    let held = agent.living().into_iter().find(|held| held.id == id).expect("held");
+    agent.put(Sandbox { services: vec![service], ..held });
+    let expose = ExposeHttpServiceRequest {
+        id: id.clone(),
+        name: "web".into(),
+        port: 80,
+        ..ExposeHttpServiceRequest::default()
+    };
+    let answer = lab.api().expose_http_service(expose).await;
+    assert_eq!(reason(answer), Reason::VisibilityUnsupported);
+    let held = agent.living().into_iter().find(|held| held.id == id).expect("held");
+    assert!(held.services.is_empty(), "{held:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn snapshots_are_the_union_over_nodes_and_a_dry_run_changes_nothing() {
     let lab = Lab::new().await;
     lab.agents[1].load(|load| {

@@ -302,6 +302,20 @@ async fn every_refusal_is_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn offer_of_a_key_tells_nothing_about_names() {
+    let door = Door::open().await;
+    for (seed, user, is_taken) in
+        [(1, door.id.as_str(), true), (1, "nobody", true), (1, "a b", true), (2, "nobody", false)]
+    {
+        // With -v the client tells how its offer was answered.
+        let ran = output(door.ssh(seed, user).args(["-v", "echo in"])).await;
+        let said = text(&ran.stderr);
+        assert_eq!(said.contains("Server accepts key"), is_taken, "{user}: {said}");
+        assert_eq!(ran.status.success(), user == door.id, "{user}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_without_a_login_stop_nobody() {
     let door = Door::open().await;
     let mut idle = Vec::new();

@@ -32,7 +32,7 @@ impl Process {
         // Free a moment ago; no other process takes ports here.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut config = format!(
-            "listen = \"{address}\"\ndata_dir = \"{}\"\nurl_template = \"http://{{id}}-{{port}}.test\"\n",
+            "listen = \"{address}\"\ndata_dir = \"{}\"\nurl_template = \"http://{{port}}-{{id}}.test\"\n",
             dir.display()
         );
         for (name, address) in nodes {

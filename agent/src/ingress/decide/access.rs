@@ -64,6 +64,11 @@ pub(super) enum Access {
     Forbidden(&'static str),
     /// 400: more than one credential in the query.
     Ambiguous,
+    /// 204: a browser asks whether a page may send a request.
+    Preflight {
+        /// Origin that may, or `*`.
+        allowed: String,
+    },
 }
 
 const NO_SESSION: &str = "this port of the sandbox is for its team: open it by a link, which \
@@ -84,7 +89,7 @@ pub(super) fn decide(question: &Question<'_>, target: &Target, port: Port) -> Op
         Visibility::Public => visitor.enters_public(),
         Visibility::Private => Access::Forbidden(PRIVATE),
         Visibility::Team | Visibility::Token if question.is_preflight() => {
-            visitor.granted(None, false)
+            Access::Preflight { allowed: question.allowed_origin().to_owned() }
         }
         Visibility::Team => visitor.enters_by_link(),
         Visibility::Token => visitor.enters_by_token(),

@@ -44,6 +44,11 @@ pub enum Verdict {
         /// Permission that it has.
         grant: Grant,
     },
+    /// 204, and nothing of the sandbox is asked: a page may send requests, which need a credential.
+    Preflight {
+        /// Origin of the page, or `*`.
+        allowed: String,
+    },
     /// 303: the URL without the credential in it.
     Redirect(Redirect),
     /// 400: the credentials contradict each other.
@@ -123,6 +128,8 @@ fn on_this_node(question: &Question<'_>, port: Port, target: &Target) -> Verdict
         Some(Access::Unauthorized(why)) => return Verdict::Unauthorized(why),
         Some(Access::Forbidden(why)) => return Verdict::Forbidden(why),
         Some(Access::Ambiguous) => return Verdict::Ambiguous,
+        // In every state of the sandbox alike: who asks is unknown.
+        Some(Access::Preflight { allowed }) => return Verdict::Preflight { allowed },
         Some(Access::Granted(grant)) => grant,
     };
     match (target.state, target.ip) {

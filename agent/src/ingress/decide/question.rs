@@ -135,6 +135,13 @@ impl<'a> Question<'a> {
             && self.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
     }
 
+    /// Returns the origin that is told that it may send requests: a page that the operator named, by its name, so
+    /// that its session counts; all others as `*`, with which browsers send no cookies.
+    pub(super) fn allowed_origin(&self) -> &'a str {
+        let named = self.value(&ORIGIN).filter(|origin| self.is_trusted(origin));
+        named.and_then(|origin| std::str::from_utf8(origin).ok()).unwrap_or("*")
+    }
+
     /// True when the answer is shown to a person.
     pub fn wants_html(&self) -> bool {
         let mut accepted = self.headers.get_all(ACCEPT).iter();

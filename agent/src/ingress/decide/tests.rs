@@ -377,9 +377,12 @@ fn nobody_unknown_wakes_a_sandbox() {
     }
     let paused = Target { state: State::Paused { wakes: true }, ..guarded(Visibility::Token) };
     assert_eq!(request(&paused, "GET", "/", &[("x-sbx-token", &token)]), Verdict::Wake);
-    // A preflight reaches what runs: it has no credentials.
-    let grant = granted(request(&guarded(Visibility::Token), "OPTIONS", "/", preflight));
-    assert_eq!((grant.identity, grant.wakes), (None, false));
+    // A preflight has no credentials: it is answered alike in every state, and nothing is asked.
+    let paused = Target { state: State::Paused { wakes: true }, ..guarded(Visibility::Token) };
+    for target in [paused, guarded(Visibility::Token), guarded(Visibility::Team)] {
+        let verdict = request(&target, "OPTIONS", "/", preflight);
+        assert_eq!(verdict, Verdict::Preflight { allowed: "*".into() });
+    }
     let bare = request(&guarded(Visibility::Token), "OPTIONS", "/", &[]);
     assert!(matches!(bare, Verdict::Unauthorized(_)), "{bare:?}");
 }
@@ -560,14 +563,12 @@ proptest! {
             match decide(&question, Some(&target), &Owner::Nobody) {
                 Verdict::Unauthorized(_) | Verdict::Forbidden(_) | Verdict::Ambiguous => {}
                 Verdict::NotFound(_) => prop_assert!(headers.get_all("host").iter().count() > 1),
-                // A preflight.
-                Verdict::Local { grant, .. } => {
-                    prop_assert_eq!(grant.identity, None);
+                Verdict::Preflight { .. } => {
                     prop_assert!(headers.contains_key("access-control-request-method"));
                     prop_assert!(visibility != Visibility::Private);
                 }
-                Verdict::Unavailable(Unavailable::Paused) => prop_assert!(paused),
-                other @ (Verdict::Redirect(_)
+                other @ (Verdict::Local { .. }
+                | Verdict::Redirect(_)
                 | Verdict::Wake
                 | Verdict::Peer { .. }
                 | Verdict::NotExposed(_)

@@ -144,15 +144,19 @@ impl Holds {
         intent: Intent,
     ) -> Result<(), Refusal> {
         let shared = &self.0;
-        let startup = match shared.startup_of(&target.id) {
-            // Somebody else wakes it: this costs nothing more.
-            Some(startup) => startup,
-            None => self.begin(routes, target, intent)?,
-        };
+        // First of all: a request that cannot be held wakes nothing.
         let Ok(_room) = shared.room.try_acquire() else { return Err(Refusal::NodeWaits) };
         let limits = &shared.limits;
         let Some(_of_team) = shared.of_teams.begin(target.team.clone(), limits.team_held) else {
             return Err(Refusal::TeamWaits);
+        };
+        let startup = match shared.startup_of(&target.id) {
+            // Somebody else wakes it: this costs nothing more.
+            Some(startup) => startup,
+            None => match self.begin(routes, target, intent)? {
+                Some(startup) => startup,
+                None => return Ok(()),
+            },
         };
         let patience = if intent == Intent::Navigation {
             limits.page_after.min(limits.hold)
@@ -168,33 +172,37 @@ impl Holds {
         }
     }
 
-    /// Begins a startup, unless this request may not, or the team has had too many.
+    /// Begins a startup, unless this request may not, or the team has had too many; `None` when the sandbox
+    /// is neither paused nor boots any more.
     fn begin(
         &self,
         routes: &Arc<dyn Routes>,
         target: &Target,
         intent: Intent,
-    ) -> Result<Startup, Refusal> {
+    ) -> Result<Option<Startup>, Refusal> {
         let (shared, now) = (&self.0, Instant::now());
-        let wakes = matches!(target.state, State::Paused { .. });
-        let stage = if wakes { Stage::Waking } else { Stage::Booting };
         let exempt = shared.limits.followers_wake && matches!(intent, Intent::Follows(_));
-        if let Some(kind) = intent.passive().filter(|_| wakes && !exempt) {
-            return Err(Refusal::Passive(kind));
-        }
         let (tell, end) = watch::channel(None);
-        let startup = Startup { begun: now, stage, end };
-        {
+        let (stage, startup) = {
             let mut tables = shared.state.lock();
             if let Some(other) = tables.startups.get(&target.id) {
-                return Ok(other.clone());
+                return Ok(Some(other.clone()));
+            }
+            // Once more: a startup may have ended since this request looked.
+            let current = routes.local(SandboxRef::Id(target.id));
+            let Some(stage) = current.as_ref().and_then(stage_of) else { return Ok(None) };
+            let wakes = stage == Stage::Waking;
+            if let Some(kind) = intent.passive().filter(|_| wakes && !exempt) {
+                return Err(Refusal::Passive(kind));
             }
             tables.may_try(&target.id, now, shared.limits.rest)?;
             if wakes {
                 tables.count_wake(&target.team, shared.limits.team_wakes, now)?;
             }
+            let startup = Startup { begun: now, stage, end };
             tables.startups.insert(target.id, startup.clone());
-        }
+            (stage, startup)
+        };
         let come_up = come_up(Arc::clone(routes), target.id);
         let (shared, id) = (Arc::downgrade(shared), target.id);
         tokio::spawn(async move {
@@ -202,7 +210,7 @@ impl Holds {
             finish(&shared, id, stage, is_up);
             tell.send_replace(Some(is_up));
         });
-        Ok(startup)
+        Ok(Some(startup))
     }
 }
 
@@ -253,6 +261,16 @@ fn finish(shared: &Weak<Shared>, id: SandboxId, stage: Stage, is_up: bool) {
         if tables.failed.len() < FAILED_MAX {
             tables.failed.insert(id, (stage, now));
         }
+    }
+}
+
+/// Returns the stage of a sandbox that may answer soon.
+fn stage_of(target: &Target) -> Option<Stage> {
+    match target.state {
+        State::Paused { wakes: true } => Some(Stage::Waking),
+        State::Booting => Some(Stage::Booting),
+        State::Running if target.ip.is_none() => Some(Stage::Booting),
+        State::Paused { wakes: false } | State::Running | State::Stopped | State::Gone => None,
     }
 }
 

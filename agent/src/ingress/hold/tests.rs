@@ -212,14 +212,35 @@ async fn held_requests_are_bounded_by_team_and_by_node() {
         tokio::task::yield_now().await;
     }
     let all_routes = routes(&table);
-    let refused = holds.wait(&all_routes, &blue, Intent::Request).await;
-    assert_eq!(refused, Err(Refusal::NodeWaits));
+    let other_blue = Target { team: "blue".parse().expect("a team"), ..table.set(id(3), PAUSED) };
+    for target in [&blue, &other_blue] {
+        let refused = holds.wait(&all_routes, target, Intent::Request).await;
+        assert_eq!(refused, Err(Refusal::NodeWaits));
+    }
     held.abort_all();
     while held.join_next().await.is_some() {}
     let _two: Vec<_> =
         (0..2).map(|_| holds.0.of_teams.begin(red.team.clone(), 2).expect("room")).collect();
-    let refused = holds.wait(&all_routes, &red, Intent::Request).await;
-    assert_eq!(refused, Err(Refusal::TeamWaits));
+    let other_red = table.set(id(4), PAUSED);
+    for target in [&red, &other_red] {
+        let refused = holds.wait(&all_routes, target, Intent::Request).await;
+        assert_eq!(refused, Err(Refusal::TeamWaits));
+    }
+    let woken = holds.0.state.lock().startups.len();
+    assert_eq!(woken, 2, "a request that is refused wakes nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_that_looked_before_a_startup_ended_begins_no_other() {
+    let table = Table::new(Duration::ZERO);
+    let holds = Holds::new(Limits { team_wakes: 1, ..Limits::default() });
+    let (all_routes, paused) = (routes(&table), table.set(id(1), PAUSED));
+    assert_eq!(holds.wait(&all_routes, &paused, Intent::Request).await, Ok(()));
+    for intent in [Intent::Request, Intent::Follows(Follower::WebSocket)] {
+        assert_eq!(holds.wait(&all_routes, &paused, intent).await, Ok(()), "it runs by now");
+    }
+    assert_eq!(table.wakes(), 1);
+    assert!(holds.0.state.lock().startups.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

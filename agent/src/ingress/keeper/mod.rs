@@ -2,8 +2,8 @@
 //! use it. Looks at the agent's start, after a renewal of the certificate of the ingress, and once a minute, so
 //! that a change by hand is put back.
 //!
-//! A configuration that Caddy refuses is not written: what runs goes on, and the reason is logged and left in
-//! a file for `doctor`.
+//! A configuration that Caddy refuses is not written: the one before stays in use, and the reason is logged and
+//! left in a file for `doctor`.
 
 use std::{
     fs, io,
@@ -15,7 +15,10 @@ use std::{
 
 use daemon::{replace::Access, sync::Mutex};
 use sha2::{Digest as _, Sha256};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -32,6 +35,11 @@ use crate::sys::read;
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Pause before the next look while a switch is under way.
 const AGAIN: Duration = Duration::from_secs(2);
+/// Time after which a service that is busy counts as stuck. A start may take 30 s, a stop 20 s.
+const BUSY_MAX: Duration = Duration::from_secs(60);
+/// Problem of a service that is stuck.
+const STUCK: &str = "Caddy does not come up: its service has been starting or stopping for more than a minute; \
+                     see journalctl -u 'pve-sandbox-ingress*'";
 /// Most steps in one look: finish an interrupted switch, switch, stop the old one.
 const STEPS_MAX: usize = 4;
 
@@ -72,13 +80,15 @@ pub struct Keeper {
     told: Mutex<Option<String>>,
     /// Last version that was seen.
     version: Mutex<Option<Version>>,
+    /// Time since which each look has found a service busy.
+    busy: Mutex<Option<Instant>>,
 }
 
 impl Keeper {
     /// Makes a keeper of files alone.
     pub fn new(settings: Settings, files: Files, proof: Proof, caddy: Caddy) -> Self {
-        let (told, version) = (Mutex::default(), Mutex::default());
-        Self { settings, files, proof, caddy, services: None, told, version }
+        let (told, version, busy) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { settings, files, proof, caddy, services: None, told, version, busy }
     }
 
     /// Has these services run Caddy.
@@ -108,18 +118,13 @@ impl Keeper {
 
     /// Makes configuration and services as they should be. Returns false when a service is busy.
     pub async fn look(&self) -> bool {
-        let mut is_settled = true;
-        let problem = match self.write().await {
-            Err(problem) => Some(problem),
-            Ok(_) => match self.run_it().await {
-                Ok(settled) => {
-                    is_settled = settled;
-                    None
-                }
-                Err(problem) => Some(problem),
-            },
+        let unwritten = self.write().await.err();
+        // Also with the configuration that is there: a renewed certificate is to be used.
+        let (is_settled, unserved) = match self.run_it().await {
+            Ok(settled) => (settled, None),
+            Err(problem) => (true, Some(problem)),
         };
-        self.tell(problem);
+        self.tell(unwritten.or(unserved));
         is_settled
     }
 
@@ -130,6 +135,9 @@ impl Keeper {
     pub async fn write(&self) -> Result<Looked, String> {
         let path = &self.files.config;
         let version = self.see_version().await;
+        if version.is_none() && self.caddy.path.exists() {
+            return Err("Caddy does not tell its version".to_owned());
+        }
         let generation = version.map_or(Generation::Before, Version::generation);
         let settings = Settings { generation, ..self.settings.clone() };
         let text = caddy::text(&settings, &self.proof);
@@ -141,6 +149,7 @@ impl Keeper {
         self.make_log_dir().map_err(|error| format!("the directory of the access log: {error}"))?;
         let written = |error: io::Error| format!("{} was not written: {error}", path.display());
         let group = self.files.group.as_deref();
+        // Without a Caddy, nobody can check it.
         if version.is_some() {
             let candidate = path.with_extension("candidate.json");
             caddy::put(&candidate, &text, group).map_err(written)?;
@@ -195,8 +204,12 @@ impl Keeper {
     /// Has Caddy run with the present files. Returns false when a service is busy.
     async fn run_it(&self) -> Result<bool, String> {
         let Some(services) = &self.services else { return Ok(true) };
+        let version = *self.version.lock();
+        if version.is_none() && self.caddy.path.exists() {
+            // The version is a part of the digest: what runs would look like another.
+            return Ok(true);
+        }
         for _ in 0..STEPS_MAX {
-            let version = *self.version.lock();
             let inputs = inputs(&self.settings, &self.files.config, version);
             let Inputs { digest, changed_ms } = inputs.map_err(|error| error.to_string())?;
             let record = record(&self.files.record);
@@ -207,9 +220,11 @@ impl Keeper {
             };
             let (blue, green, enabled) = asked.await.map_err(|error| error.to_string())?;
             let is_busy = [&blue, &green].contains(&&Service::Busy);
+            let stuck = self.is_stuck(is_busy);
             let record = record.as_ref();
-            let view = View { blue, green, enabled, record, digest: &digest, changed_ms };
+            let view = View { blue, green, enabled, record, digest: &digest, changed_ms, stuck };
             match switch::decide(&view) {
+                Step::Nothing if stuck => return Err(STUCK.to_owned()),
                 Step::Nothing => return Ok(!is_busy),
                 Step::Adopt(run) => self.note(Record { invocation: run.invocation, digest })?,
                 Step::Start(colour) => self.start(&**services, colour, digest).await?,
@@ -220,10 +235,28 @@ impl Keeper {
                         "Caddy was replaced, to use its new configuration or certificate"
                     );
                 }
-                Step::Stop(colour) => self.stop(&**services, colour).await?,
+                Step::Stop(colour) => {
+                    if stuck {
+                        tracing::warn!(
+                            ?colour,
+                            "a Caddy beside the one that runs does not come up"
+                        );
+                    }
+                    self.stop(&**services, colour).await?;
+                }
             }
         }
         Ok(false)
+    }
+
+    /// Notes whether a service is busy, and returns whether it has been for too long.
+    fn is_stuck(&self, is_busy: bool) -> bool {
+        let mut busy = self.busy.lock();
+        if !is_busy {
+            *busy = None;
+            return false;
+        }
+        busy.get_or_insert_with(Instant::now).elapsed() >= BUSY_MAX
     }
 
     async fn start(

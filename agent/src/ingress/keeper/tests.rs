@@ -16,6 +16,7 @@ struct Memory {
     runs: Mutex<Vec<(Colour, Run)>>,
     calls: Mutex<Vec<String>>,
     broken: Mutex<bool>,
+    busy: Mutex<Vec<Colour>>,
 }
 
 impl Memory {
@@ -32,6 +33,9 @@ impl Memory {
 #[async_trait::async_trait]
 impl Services for Memory {
     async fn state(&self, colour: Colour) -> io::Result<Service> {
+        if self.busy.lock().contains(&colour) {
+            return Ok(Service::Busy);
+        }
         let runs = self.runs.lock();
         let found = runs.iter().find(|(of, _)| *of == colour);
         Ok(found.map_or(Service::Off, |(_, run)| Service::On(run.clone())))
@@ -56,6 +60,7 @@ impl Services for Memory {
     async fn stop(&self, colour: Colour) -> io::Result<()> {
         self.calls.lock().push(format!("stop {colour:?}"));
         self.runs.lock().retain(|(of, _)| *of != colour);
+        self.busy.lock().retain(|of| *of != colour);
         Ok(())
     }
 }
@@ -89,6 +94,7 @@ fn place() -> Place {
         route_socket: plain("route.sock"),
         https: true,
         frames: true,
+        cors: true,
         peers: Some(Peers {
             listen: "127.0.0.1:8481".parse().expect("an address"),
             ca: plain("ca"),
@@ -189,13 +195,83 @@ async fn configuration_that_caddy_refuses_is_not_used() {
     place.look().await;
     let written = place.text("caddy.json");
     fs::write(place.path("refuse"), "").expect("written");
-    fs::write(place.path("version"), "v2.11.7 h1:x\n").expect("written");
+    fs::remove_file(place.path("caddy.json")).expect("removed");
     assert_eq!(place.look().await, [""; 0]);
-    assert_eq!(place.text("caddy.json"), written);
+    assert!(!place.path("caddy.json").exists());
     assert_eq!(place.services.on(), [Colour::Blue]);
     assert!(place.text("problem").contains("it is bad"), "{}", place.text("problem"));
     fs::remove_file(place.path("refuse")).expect("removed");
+    assert_eq!(place.look().await, [""; 0]);
+    assert_eq!(place.text("caddy.json"), written);
+    assert!(!place.path("problem").exists());
+}
+
+#[tokio::test]
+async fn new_certificate_is_used_also_while_caddy_refuses_a_new_configuration() {
+    let place = place();
+    place.look().await;
+    let written = place.text("caddy.json");
+    fs::write(place.path("refuse"), "").expect("written");
+    // The new Caddy runs with the configuration that is there.
+    fs::write(place.path("version"), "v2.11.7 h1:x\n").expect("written");
+    for calls in [&["start Green", "stop Blue"][..], &[]] {
+        assert_eq!(place.look().await, calls);
+    }
+    fs::write(place.path("crt"), "new").expect("written");
+    for calls in [&["start Blue", "stop Green"][..], &[]] {
+        assert_eq!(place.look().await, calls);
+        assert_eq!(place.text("caddy.json"), written);
+        assert!(place.text("problem").contains("it is bad"), "{}", place.text("problem"));
+    }
+    fs::remove_file(place.path("refuse")).expect("removed");
     assert_eq!(place.look().await, ["start Green", "stop Blue"]);
+    assert!(!place.path("problem").exists());
+}
+
+#[tokio::test]
+async fn nothing_changes_while_caddy_does_not_tell_its_version() {
+    let place = place();
+    fs::remove_file(place.path("version")).expect("removed");
+    assert_eq!(place.look().await, [""; 0]);
+    let problem = place.text("problem");
+    assert!(problem.contains("does not tell its version"), "{problem}");
+    assert!(!place.path("caddy.json").exists());
+    fs::write(place.path("version"), "v2.11.7 h1:x\n").expect("written");
+    assert_eq!(place.look().await, ["start Blue"]);
+    assert!(!place.path("problem").exists());
+    // A new agent, which has not heard it yet.
+    let written = place.text("caddy.json");
+    *place.keeper.version.lock() = None;
+    fs::remove_file(place.path("version")).expect("removed");
+    assert_eq!(place.look().await, [""; 0]);
+    assert_eq!(place.text("caddy.json"), written);
+    fs::write(place.path("version"), "v2.11.7 h1:x\n").expect("written");
+    assert_eq!(place.look().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn caddy_that_never_comes_up_is_a_problem_and_is_stopped_beside_another() {
+    let place = place();
+    place.look().await;
+    let is_busy_for_long = || {
+        let long_ago = Instant::now().checked_sub(BUSY_MAX);
+        *place.keeper.busy.lock() = Some(long_ago.expect("an earlier time"));
+    };
+    place.services.busy.lock().push(Colour::Green);
+    assert!(!place.keeper.look().await, "it may come up");
+    assert!(!place.path("problem").exists());
+    is_busy_for_long();
+    assert_eq!(place.look().await, ["stop Green"]);
+    assert_eq!(place.services.on(), [Colour::Blue]);
+    assert!(place.keeper.busy.lock().is_none());
+    // The only one.
+    place.services.busy.lock().push(Colour::Blue);
+    assert!(!place.keeper.look().await, "it may come up");
+    is_busy_for_long();
+    assert_eq!(place.look().await, [""; 0]);
+    assert!(place.text("problem").contains("does not come up"), "{}", place.text("problem"));
+    place.services.busy.lock().clear();
+    assert_eq!(place.look().await, [""; 0]);
     assert!(!place.path("problem").exists());
 }
 

@@ -2,7 +2,7 @@
 //! request; closing, and letting fewer in, also cuts open connections.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
 };
@@ -76,7 +76,7 @@ impl Sandboxes {
     }
 
     /// Closes a port under all of its names, and cuts open connections to it. `name` is one of the
-    /// names. Also returns the services that were closed.
+    /// names; where two ports have it, both are closed. Also returns the services that were closed.
     ///
     /// # Errors
     /// When there is no such sandbox, or no service of this name in it.
@@ -85,24 +85,26 @@ impl Sandboxes {
         id: &SandboxId,
         name: ServiceName,
     ) -> Result<(Arc<Record>, Closed)> {
-        let closed = Arc::new(Mutex::new(Closed::new()));
+        let closed = Arc::new(Mutex::new(Vec::new()));
         let taken_out = Arc::clone(&closed);
         let hidden = self.amend_living(id, move |record| {
-            let port = record.port_named(&name).ok_or_else(|| {
+            let services = record.close_named(&name);
+            if services.is_empty() {
                 let why = format!("{} has no service {name}", record.id);
-                Error::new(Reason::ServiceNotFound, why)
-            })?;
-            *taken_out.lock() = record.close(port);
+                return Err(Error::new(Reason::ServiceNotFound, why));
+            }
+            *taken_out.lock() = services;
             Ok(())
         });
         let hidden = hidden.await?;
         let closed = closed.lock().clone();
-        if let Some(port) = closed.values().next()
-            && hidden.visibility(*port).is_none()
-        {
-            self.cut_connections(&hidden, *port).await;
+        let ports: BTreeSet<Port> = closed.iter().map(|(_, port)| *port).collect();
+        for port in ports {
+            if hidden.visibility(port).is_none() {
+                self.cut_connections(&hidden, port).await;
+            }
         }
-        Ok((hidden, closed))
+        Ok((hidden, closed.into_iter().collect()))
     }
 
     /// Cuts connections to a port now, and again once a request that got its route just before has

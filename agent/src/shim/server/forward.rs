@@ -102,7 +102,8 @@ struct Stream {
     place: Place,
     stdin: Sender,
     stdout: Receiver,
-    /// Closed with the stream: so the helper's process learns that nobody is there.
+    /// Closed with the stream, before stdin: so the helper's process learns that nobody is there, and not that
+    /// the caller's half has ended.
     stderr: Option<Receiver>,
     exit: oneshot::Receiver<Ended>,
     tree: Tree,
@@ -170,6 +171,7 @@ impl Stream {
     async fn carry(self, frames: Frames) -> io::Result<()> {
         let Self { place, stdin, mut stdout, stderr, mut exit, tree } = self;
         let (mut to, mut from) = frames.split();
+        let mut stdin = Some(stdin);
         let (queue, pieces) = mpsc::channel(WINDOW);
         let (ack, mut acks) = mpsc::channel(WINDOW);
         let credit = Semaphore::new(WINDOW);
@@ -213,10 +215,12 @@ impl Stream {
         let done = tokio::select! {
             biased;
             () = heed(&mut from, queue, &credit) => Ok(()),
-            () = feed(stdin, pieces, ack, &place) => Ok(()),
+            () = feed(&mut stdin, pieces, ack, &place) => Ok(()),
             done = out => done,
         };
-        drop((stdout, stderr));
+        // First what tells a break: the end of stdin alone is the end of the caller's half.
+        drop(stderr);
+        drop((stdin, stdout));
         if !exited {
             end(exit, tree).await;
         }
@@ -227,7 +231,8 @@ impl Stream {
     /// Closes a stream that nobody waits for.
     async fn end(self) {
         let Self { place, stdin, stdout, stderr, exit, tree } = self;
-        drop((stdin, stdout, stderr));
+        drop(stderr);
+        drop((stdin, stdout));
         end(exit, tree).await;
         drop(place);
     }
@@ -272,19 +277,18 @@ async fn heed(
 /// Writes the agent's bytes to the pipe. Returns never: when the pipe is closed, bytes are dropped until
 /// the stream ends.
 async fn feed(
-    stdin: Sender,
+    stdin: &mut Option<Sender>,
     mut pieces: mpsc::Receiver<wire::Stdin>,
     ack: mpsc::Sender<()>,
     place: &Place,
 ) {
-    let mut stdin = Some(stdin);
     while let Some(wire::Stdin { data, eof, .. }) = pieces.recv().await {
         ack.send(()).await.ok();
         place.touch();
-        if let Some(pipe) = &mut stdin
+        if let Some(pipe) = stdin.as_mut()
             && (pipe.write_all(&data).await.is_err() || eof)
         {
-            stdin = None;
+            *stdin = None;
         }
     }
     std::future::pending().await

@@ -120,8 +120,14 @@ async fn stdio(controller: &Controller, id: &str, target: Target) -> Result<u8, 
     std::thread::spawn(move || {
         let mut stdin = std::io::stdin().lock();
         let mut chunk = vec![0; CHUNK];
-        while let Ok(length @ 1..) = stdin.read(&mut chunk) {
-            if sender.blocking_send(Bytes::copy_from_slice(&chunk[..length])).is_err() {
+        loop {
+            let read = match stdin.read(&mut chunk) {
+                Ok(0) => return,
+                Ok(length) => Ok(Bytes::copy_from_slice(&chunk[..length])),
+                Err(error) => Err(error),
+            };
+            let broken = read.is_err();
+            if sender.blocking_send(read).is_err() || broken {
                 return;
             }
         }

@@ -1,6 +1,6 @@
 //! One connection of a forward: between this machine and a sandbox.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use proto::sandbox::v1::{
@@ -53,8 +53,19 @@ pub(super) async fn open(
     Ok(Connection { to, from })
 }
 
-/// Reads the bytes of a local end, up to its end or until nobody takes them.
-pub(super) fn pump(mut from: impl AsyncRead + Unpin + Send + 'static) -> mpsc::Receiver<Bytes> {
+/// Outcome of a connection that did not fail.
+#[derive(Debug)]
+enum Ended {
+    /// Both directions have ended.
+    Whole,
+    /// The local end has gone.
+    Gone,
+}
+
+/// Reads the bytes of a local end, up to its end or an error, or until nobody takes them.
+pub(super) fn pump(
+    mut from: impl AsyncRead + Unpin + Send + 'static,
+) -> mpsc::Receiver<io::Result<Bytes>> {
     let (sender, bytes) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         let mut chunk = vec![0; CHUNK];
@@ -63,8 +74,13 @@ pub(super) fn pump(mut from: impl AsyncRead + Unpin + Send + 'static) -> mpsc::R
                 () = sender.closed() => return,
                 read = from.read(&mut chunk) => read,
             };
-            let Ok(length @ 1..) = read else { return };
-            if sender.send(Bytes::copy_from_slice(&chunk[..length])).await.is_err() {
+            let read = match read {
+                Ok(0) => return,
+                Ok(length) => Ok(Bytes::copy_from_slice(&chunk[..length])),
+                Err(error) => Err(error),
+            };
+            let broken = read.is_err();
+            if sender.send(read).await.is_err() || broken {
                 return;
             }
         }
@@ -73,18 +89,20 @@ pub(super) fn pump(mut from: impl AsyncRead + Unpin + Send + 'static) -> mpsc::R
 }
 
 impl Connection {
-    /// Passes bytes both ways until both directions have ended, or the local end goes.
+    /// Passes bytes both ways until both directions have ended, or the local end goes. One that goes before its
+    /// end breaks the connection.
     ///
     /// # Errors
     /// When the connection breaks.
     pub(super) async fn carry(
         self,
-        mut bytes: mpsc::Receiver<Bytes>,
+        mut bytes: mpsc::Receiver<io::Result<Bytes>>,
         mut write: impl AsyncWrite + Unpin,
     ) -> Result<(), Failure> {
         let Self { to, mut from } = self;
         let up = async {
-            while let Some(bytes) = bytes.recv().await {
+            while let Some(read) = bytes.recv().await {
+                let Ok(bytes) = read else { return Ok::<_, Failure>(Ended::Gone) };
                 let message = Some(forward_request::Message::Data(bytes));
                 if to.send(ForwardRequest { message }).await.is_err() {
                     break;
@@ -100,7 +118,7 @@ impl Connection {
                 let Ok(response) = timeout(SILENCE, from.message()).await else {
                     return Err(Failure::deadline("the controller sent nothing", SILENCE));
                 };
-                let Some(response) = response? else { return Ok(()) };
+                let Some(response) = response? else { return Ok(Ended::Whole) };
                 let passed = match response.message {
                     Some(forward_response::Message::Data(data)) if !data.is_empty() => {
                         match write.write_all(&data).await {
@@ -114,13 +132,50 @@ impl Connection {
                 };
                 // The local end has gone, and the connection goes with it.
                 if passed.is_err() {
-                    return Ok(());
+                    return Ok(Ended::Gone);
                 }
             }
         };
-        tokio::select! {
+        let ended = tokio::select! {
             ended = down => ended,
             ended = up => ended,
+        };
+        if matches!(ended, Ok(Ended::Gone)) {
+            tokio::spawn(break_off(to));
+        }
+        ended.map(drop)
+    }
+}
+
+/// Breaks a call off. The end of its messages would be the end of the bytes; a second `open` is refused, which
+/// ends the call with an error. After the end of the bytes nobody reads it.
+async fn break_off(to: mpsc::Sender<ForwardRequest>) {
+    let message = Some(forward_request::Message::Open(ForwardOpen::default()));
+    timeout(SILENCE, to.send(ForwardRequest { message })).await.ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::{super::abort, *};
+
+    #[tokio::test]
+    async fn reset_of_the_local_end_is_no_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("bound");
+        for reset in [true, false] {
+            let client = TcpStream::connect(address).await.expect("connected");
+            let (stream, _) = listener.accept().await.expect("accepted");
+            if reset {
+                abort(&client);
+            }
+            drop(client);
+            let mut bytes = pump(stream);
+            if reset {
+                bytes.recv().await.expect("it is told").expect_err("a reset");
+            }
+            assert!(bytes.recv().await.is_none());
         }
     }
 }

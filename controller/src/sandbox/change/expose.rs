@@ -2,6 +2,7 @@
 
 use proto::{
     Reason,
+    id::SandboxId,
     name::ServiceName,
     sandbox::v1::{EventKind, ExposeHttpServiceRequest, HttpService, Sandbox},
     spec,
@@ -10,8 +11,11 @@ use proto::{
 
 use super::Change;
 use crate::{
-    node::{Client, Exposed},
-    sandbox::{Caller, Error, Result, Sandboxes, exposure::can_guard},
+    node::{self, Client, Exposed},
+    sandbox::{
+        Caller, Error, Result, Sandboxes,
+        exposure::{can_guard, is_too_open},
+    },
 };
 
 const EXPOSE: Change = Change { asked: None, effects: &[EventKind::Exposed], is_bounded: true };
@@ -32,20 +36,26 @@ impl Sandboxes {
         let rules = &self.options.exposure;
         rules.check(port)?;
         let default = rules.default_of(port);
-        if wanted.unwrap_or(default) != Visibility::Public {
+        let is_guarded = wanted.unwrap_or(default) != Visibility::Public;
+        if is_guarded {
             self.check_guards(caller, &request.id)?;
         }
         let service = Exposed { name: name.clone(), port, wanted, default };
-        let expose =
-            |client: Client, epoch, id| async move { client.expose(epoch, &id, &service).await };
+        let expose = |client: Client, epoch: u64, id: SandboxId| async move {
+            let sandbox = client.expose(epoch, &id, &service).await?;
+            if is_guarded && is_too_open(&sandbox, port, wanted) {
+                return Err(close_again(&client, epoch, &id, &service).await);
+            }
+            Ok(sandbox)
+        };
         Ok((self.change(caller, &request.id, EXPOSE, expose).await?, name))
     }
 
-    /// Checks that the sandbox's node knows of visibility.
+    /// Checks that the sandbox can be changed, and that its node knows of visibility.
     pub(super) fn check_guards(&self, caller: &Caller, id: &str) -> Result<()> {
-        let entry = self.find(&caller.team, id)?;
-        let node = entry.node.as_ref().and_then(|node| self.nodes.get(node));
-        node.map_or(Ok(()), |node| can_guard(&node))
+        self.may_change()?;
+        let (_, node) = self.on_node(&caller.team, id)?;
+        can_guard(&node)
     }
 
     /// Closes a port, at once and under all names. Returns the sandbox and the closed services.
@@ -75,5 +85,32 @@ impl Sandboxes {
                 (_, _) => error,
             })?;
         Ok((sandbox, closed))
+    }
+}
+
+/// Closes a port that its node has opened to everybody, though fewer were asked for: its agent was replaced by an
+/// older one, and this was not noticed before. Returns the error of the call.
+async fn close_again(
+    client: &Client,
+    epoch: u64,
+    id: &SandboxId,
+    service: &Exposed,
+) -> node::Error {
+    let Exposed { name, port, .. } = service;
+    let now = match client.hide(epoch, id, name).await {
+        Ok(_) => format!("port {port} is closed again"),
+        Err(error) => {
+            tracing::error!(sandbox = %id, %port, %error, "a port that is open to everybody was not closed");
+            format!("port {port} may be open to everybody; hide {name} ({error})")
+        }
+    };
+    node::Error::Refused {
+        reason: Reason::VisibilityUnsupported,
+        message: format!(
+            "the agent is too old: every open port there is public; {now}. Upgrade the agent, or expose the \
+             port as public"
+        ),
+        retry_after: None,
+        files_written: None,
     }
 }
