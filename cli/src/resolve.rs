@@ -118,7 +118,7 @@ fn choose(text: &str, sandboxes: &[Sandbox]) -> Result<Option<String>, Failure> 
 mod tests {
     use super::*;
 
-    const A: &str = "pvelxc-01h455vb4pex5vsknk084sn02q";
+    const A: &str = "pvelxc-01h455vb4peh5vsknk084sn02q";
     const B: &str = "pvelxc-01h455vb4pex5vsknk084sn03q";
 
     fn known(ids: &[&str]) -> Vec<Sandbox> {

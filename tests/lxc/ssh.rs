@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use lab::daemons::AGENT;
+use lab::{daemons::AGENT, image::TOOLS};
 use tempfile::TempDir;
 
 use crate::world::{PATIENCE, World, id, node, unique, wait, world};
@@ -125,7 +125,7 @@ fn openssh_enters_a_sandbox_that_has_no_server() {
 #[test]
 fn ssh_forwards_to_ports_and_sockets_of_the_sandbox() {
     let Some(world) = world() else { return };
-    let (client, _) = Client::new(&world, &[]);
+    let (client, _) = Client::new(&world, &["--snapshot", TOOLS.snapshot]);
     // On 127.0.0.1 alone: only a forward reaches it.
     let serve = "cd /root && echo hello > f && \
                  (setsid python3 -m http.server -b 127.0.0.1 8123 >/dev/null 2>&1 </dev/null &)";

@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn conditions_of_one_key_are_alternatives_and_others_add_up() {
         let sandbox = Sandbox {
-            id: "pvelxc-01h455vb4pex5vsknk084sn02q".into(),
+            id: "pvelxc-01h455vb4peh5vsknk084sn02q".into(),
             node: "pve2".into(),
             phase: Phase::Running.into(),
             metadata: [("user", "ada"), ("job", "7")].map(|(k, v)| (k.into(), v.into())).into(),

@@ -291,8 +291,8 @@ mod tests {
         Place::new("api.test:7443", server, dir.join("sandboxctl")).expect("good")
     }
 
-    const ID: &str = "pvelxc-01h455vb4pex5vsknk084sn02q";
-    const OTHER: &str = "pvelxc-01h455vb4pex5vsknk084sn03q";
+    const ID: &str = "pvelxc-01h455vb4peh5vsknk084sn02q";
+    const OTHER: &str = "pvelxc-01h455vb4peh5vsknk084sn03q";
 
     fn sandbox(id: &str, name: &str) -> Sandbox {
         Sandbox { id: id.into(), name: name.into(), ..Sandbox::default() }

@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn ids_are_shortened_to_what_is_unique_and_no_number() {
         let ids = [
-            "pvelxc-01h455vb4pex5vsknk084sn02q",
+            "pvelxc-01h455vb4peh5vsknk084sn02q",
             "pvelxc-01h455vb4pex5vsknj084sn02q",
             "pvelxc-01h455vb4pex5vsknk12345678",
             "mine",

@@ -63,17 +63,17 @@ pub const PROGRAMS: [Program; 6] = [
     Program { name: "pve-sandbox-controller", in_node: None, service: Some(CONTROLLER) },
 ];
 
-/// Returns the ports on the machine's loopback: 7443 leads to the controller, 8480 to the first
+/// Returns the ports on the machine's loopback: 7443 and 2222 (SSH) lead to the controller, 8480 to the first
 /// node's Caddy, 8482 and so on to the Caddies of the others.
 pub fn forwards(nodes: &[NodeId]) -> Vec<Forward> {
     let at = |from: u16, to: String| format!("127.0.0.1:{from}={to}").parse::<Forward>().ok();
-    let controller = at(7443, format!("{HUB_IP}:7443"));
+    let controller = [7443, 2222].map(|port| at(port, format!("{HUB_IP}:{port}")));
     let caddies = nodes.iter().map(|node| {
         let number = u16::from(node.number());
         let port = if number == 1 { 8480 } else { 8480 + number };
         at(port, format!("{}:8480", node.ip()))
     });
-    std::iter::once(controller).chain(caddies).flatten().collect()
+    controller.into_iter().chain(caddies).flatten().collect()
 }
 
 /// Returns the lab's own services on the machine; the lab starts them in its own order.

@@ -35,7 +35,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{events::Events, files::Files, session::Sessions};
 
-pub(crate) const ID: &str = "pvelxc-01h455vb4pex5vsknk084sn02q";
+pub(crate) const ID: &str = "pvelxc-01h455vb4peh5vsknk084sn02q";
 const TOKEN: &str = "t0ken";
 
 /// Behaviour of the fake, and counts of the calls that it received.
