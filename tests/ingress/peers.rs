@@ -105,7 +105,9 @@ async fn every_node_serves_every_sandbox() {
         let answer = once(edge.public, &request).await.expect("an answer");
         assert_eq!(answer.status, 200, "{round}: {} {}", answer.text(), edge.log());
         assert!(!answer.head.any("x-sbx"), "{:?}", answer.head);
-        assert_eq!(answer.head.all("server"), ["Caddy"], "{:?}", answer.head);
+        // Later Caddys say nothing of themselves here but `Via`.
+        let servers = answer.head.all("server");
+        assert!(servers == ["Caddy"] || servers.is_empty(), "{:?}", answer.head);
         let got = sandbox.last().head;
         assert_eq!(got.line, "GET /x?y=z HTTP/1.1");
         assert_eq!(got.get("x-forwarded-host"), Some(host_name.as_str()));
