@@ -19,6 +19,8 @@ use super::{
 pub(crate) const AGENT: &str = "pve-sandbox-agent";
 pub(crate) const CONTROLLER: &str = "pve-sandbox-controller";
 pub(crate) const INGRESS: &str = "pve-sandbox-ingress";
+/// Unit of the Caddy that takes over from the other, and the other way round.
+pub(crate) const INGRESS_GREEN: &str = "pve-sandbox-ingress-green";
 pub(crate) const CLI: &str = "sandboxctl";
 /// Looks, a tenth of a second apart at least, until something is up.
 pub(crate) const UNTIL: u32 = 600;
