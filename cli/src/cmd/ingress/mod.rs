@@ -141,14 +141,24 @@ async fn look(
         }
     };
     let access = access.as_ref().map(|(name, value)| (*name, value.as_str()));
+    // A session counts for a page or a frame that is loaded, and for requests of the sandbox's own page.
+    let is_team = service.visibility() == Visibility::Team;
+    let own = service.url.trim_end_matches('/');
+    let from = ("origin", asker.origin.as_str());
+    let (page, page_of_socket) = if is_team {
+        (&[("sec-fetch-mode", "navigate"), ("sec-fetch-site", "cross-site")][..], ("origin", own))
+    } else {
+        (&[from][..], from)
+    };
     let answers = Answers {
-        get: asker.ask(&service.url, Method::GET, access, &[]).await,
+        get: asker.ask(&service.url, Method::GET, access, page).await,
         preflight: asker
             .ask(
                 &service.url,
                 Method::OPTIONS,
                 None,
                 &[
+                    from,
                     ("access-control-request-method", "POST"),
                     ("access-control-request-headers", "content-type"),
                 ],
@@ -160,6 +170,7 @@ async fn look(
                 Method::GET,
                 access,
                 &[
+                    page_of_socket,
                     ("connection", "Upgrade"),
                     ("upgrade", "websocket"),
                     ("sec-websocket-version", "13"),
@@ -204,9 +215,8 @@ impl Asker {
         access: Option<(&str, &str)>,
         headers: &[(&str, &str)],
     ) -> Result<web::Answer, web::Error> {
-        let said = [("origin", self.origin.as_str())];
         let mut request = Request::builder().method(method).uri(url);
-        for (name, value) in said.into_iter().chain(access).chain(headers.iter().copied()) {
+        for (name, value) in access.into_iter().chain(headers.iter().copied()) {
             request = request.header(name, value);
         }
         let request =
