@@ -19,6 +19,7 @@ mod http;
 mod idle;
 mod isolation;
 mod node;
+mod pages;
 mod peers;
 mod render;
 mod restart;
