@@ -55,6 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "agent/v1/certificates.proto",
         "agent/v1/commands.proto",
         "agent/v1/forward.proto",
+        "agent/v1/names.proto",
         "agent/v1/ports.proto",
         "shim/v1/shim.proto",
     ];

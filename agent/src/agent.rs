@@ -16,6 +16,7 @@ use crate::{
     firewall::{Firewall, Grounds},
     journal::Journal,
     load::HostLoad,
+    name_directory::NameDirectory,
     pve::Pve,
     reconcile::{self, Reconciler, Waker, garbage::Preview},
     resolver,
@@ -174,6 +175,11 @@ impl Agent {
     /// Keeps the controller's list of revoked nodes here.
     pub fn keep_revoked(&self, revoked: Arc<Revoked>) {
         self.rpc.keep_revoked(revoked);
+    }
+
+    /// Keeps the controller's directory of named sandboxes here.
+    pub fn keep_names(&self, directory: Arc<NameDirectory>) {
+        self.rpc.keep_names(directory);
     }
 
     /// Returns the agent's tasks, so that others can end with them.

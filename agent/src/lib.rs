@@ -39,6 +39,7 @@ pub mod ingress;
 pub mod join;
 pub mod journal;
 pub mod load;
+pub mod name_directory;
 pub mod pve;
 pub mod reconcile;
 pub mod resolver;

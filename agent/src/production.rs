@@ -27,6 +27,7 @@ use agent::{
     },
     journal::{self, Journal, SqliteJournal},
     load::Sampler,
+    name_directory::NameDirectory,
     pve::{Pve, pct::Pct, shim_cgroup, worker},
     reconcile, resolver,
     revoked::Revoked,
@@ -94,6 +95,9 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let revoked = Revoked::load(config.state_dir.join(uninstall::REVOKED_NODES));
     let revoked = Arc::new(revoked.context("the list of revoked nodes")?);
     agent.keep_revoked(Arc::clone(&revoked));
+    let names = NameDirectory::load(config.state_dir.join(uninstall::SANDBOX_NAMES));
+    let names = Arc::new(names);
+    agent.keep_names(Arc::clone(&names));
     agent.tasks().spawn(outputs::keep(
         Arc::clone(&shims) as Arc<dyn Shims>,
         agent.execs().clone(),
@@ -111,7 +115,7 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     // Separate tasks, because they continue while the agent drains: sandboxes stay reachable to the
     // end.
     let edge = Tasks::default();
-    let caddy = ingress(&config, &agent, (pve, clock), revoked, &edge).await?;
+    let caddy = ingress(&config, &agent, (pve, clock), (revoked, names), &edge).await?;
     let node = config.node.value.to_string();
     let mut certificates = Certificates::new(node, (own, hop), tls.ca.clone(), live);
     if let Some(changed) = caddy {
@@ -268,7 +272,7 @@ async fn ingress(
     config: &Config,
     agent: &Agent,
     (pve, clock): (Arc<dyn Pve>, Arc<dyn Clock>),
-    revoked: Arc<Revoked>,
+    (revoked, names): (Arc<Revoked>, Arc<NameDirectory>),
     tasks: &Tasks,
 ) -> Result<Option<Arc<Notify>>> {
     let (Some(settings), Some(rules)) =
@@ -293,7 +297,7 @@ async fn ingress(
         peer_port: config.ingress.peer.map_or(PEER_PORT, |peer| peer.port()),
     };
     let owners = Arc::new(Owners::new(pve, Arc::clone(&clock), sources));
-    let routes = NodeRoutes::new(Arc::clone(agent.sandboxes()), Arc::clone(&owners));
+    let routes = NodeRoutes::new(Arc::clone(agent.sandboxes()), Arc::clone(&owners), names);
     let socket = caddy_settings::socket(config);
     agent.also_check(Arc::new(IngressCheck {
         socket: socket.clone(),

@@ -203,6 +203,7 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
         urls: config.urls(),
     })
     .await?;
+    controller.tell_names(config.ingress.names);
     match Signer::load(&config.data_dir, config.lives()) {
         Ok(signer) => controller.enrol(signer, enrolment_settings(&config)?),
         Err(error) => {

@@ -34,7 +34,7 @@ pub struct Config {
     /// Directory of the database, the CA and the certificates.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,
-    /// URL of an open port, with `{port}` and `{vmid}` or `{id}`. While it is empty, or the example of
+    /// URL of an open port, with `{port}` and `{vmid}` or `{id}`, or with `{name}` and `{team}`. While it is empty, or the example of
     /// the package, URLs are those of the containers themselves.
     #[serde(default)]
     pub url_template: String,
@@ -250,12 +250,14 @@ pub struct Ingress {
     pub default_visibility: Visibility,
     /// Ports that may never be exposed.
     pub denied_ports: BTreeSet<Port>,
+    /// Whether host names by the name of a sandbox are answered.
+    pub names: bool,
 }
 
 impl Default for Ingress {
     fn default() -> Self {
         let Exposure { default, denied } = Exposure::default();
-        Self { default_visibility: default, denied_ports: denied }
+        Self { default_visibility: default, denied_ports: denied, names: false }
     }
 }
 
@@ -511,8 +513,12 @@ impl Config {
             let read = (!text.is_empty()).then(|| read(text)).transpose();
             read.map_err(|why| format!("{name} {why}"))
         }
+        let template = given("url_template", &self.url_template, UrlTemplate::new)?;
+        if template.as_ref().is_some_and(UrlTemplate::is_by_name) && !self.ingress.names {
+            return Err("url_template holds {name}: also set `names = true` in [ingress]".into());
+        }
         Ok(Urls {
-            template: given("url_template", &self.url_template, UrlTemplate::new)?,
+            template,
             suffix: given("container_suffix", &self.container_suffix, str::parse::<Suffix>)?,
             prefix: given(
                 "container_ip_prefix",
@@ -635,6 +641,20 @@ mod tests {
         let limits = config.sandbox_options().limits;
         let expected = "running_execs=3 output_mib=64 events=5000 execs=600/1m changes=60/1m";
         assert_eq!(limits, TeamLimits::stored(expected));
+    }
+
+    #[test]
+    fn urls_by_name_need_names_to_be_switched_on() {
+        let read = |more: &str| {
+            let text = format!("url_template = \"https://{{name}}--{{team}}.x.test\"\n{more}");
+            Config::parse(Path::new("c.toml"), &text)
+        };
+        for more in ["", "[ingress]\nnames = false\n"] {
+            let error = read(more).expect_err("not switched on").to_string();
+            assert!(error.contains("names = true"), "{error}");
+        }
+        let config = read("[ingress]\nnames = true\n").expect("valid");
+        assert_eq!(config.urls().domain().as_deref(), Some("x.test"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!         -> placement/ (pure: where, and why)         -> sandbox/create/creation -> node/client.rs
 //!         -> node/ (agent.v1: calls, watch)
 //!         -> enrolment/ (nodes that join; ca/ signs)
+//!         -> name_directory (which sandbox each host name leads to)
 //!         -> inventory/ (all sandboxes, as the nodes report them)
 //!         -> events/ (the log of what happened; derivation is pure)
 //!    -> access/ (tokens: who may call)
@@ -29,6 +30,7 @@ pub mod doctor;
 pub mod enrolment;
 pub mod events;
 pub mod inventory;
+mod name_directory;
 pub mod node;
 pub mod placement;
 pub mod rpc;
@@ -53,6 +55,7 @@ use audit::Audit;
 use clock::{Clock, Random};
 use config::ApiLimits;
 use enrolment::Enrolment;
+use name_directory::Teller;
 use node::{Connector, Nodes};
 use sandbox::Sandboxes;
 use store::Store;
@@ -147,6 +150,12 @@ impl Controller {
         let enrolment = Arc::new(Enrolment::new(nodes, store, signer, clock, settings));
         self.tasks.spawn(enrolment.clone().keep(self.stop.clone()));
         self.api.enrol(enrolment);
+    }
+
+    /// Tells the nodes whether host names by name are answered, and which sandbox each leads to. Called once.
+    pub fn tell_names(&self, is_enabled: bool) {
+        let teller = Teller::new(self.sandboxes.registry(), is_enabled);
+        self.tasks.spawn(teller.run(self.stop.clone()));
     }
 
     /// Lets tokens be client certificates.

@@ -2,11 +2,16 @@
 
 use std::{net::Ipv4Addr, str::FromStr};
 
-use proto::sandbox::v1::Sandbox;
+use proto::{
+    host::{FORMS, FullName, main_port},
+    name::Port,
+    sandbox::v1::Sandbox,
+};
 
-/// First labels of the host names that the ingress of the nodes answers.
-const LABELS: [&str; 4] =
-    ["port-{port}-vm-{vmid}", "port-{port}-{id}", "{port}-{id}", "{port}-vm-{vmid}"];
+/// Form of the first label by the name of a sandbox that leads to its main port.
+const MAIN_FORM: &str = "{name}--{team}";
+/// Beginning of the forms that say what the number in front is.
+const PREFIX: &str = "port-";
 
 /// Checked template such as `https://port-{port}-vm-{vmid}.sandbox.example.com`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,18 +27,22 @@ impl UrlTemplate {
             .strip_prefix("https://")
             .or_else(|| text.strip_prefix("http://"))
             .ok_or("must start with http:// or https://")?;
-        if !rest.contains("{port}") || !(rest.contains("{vmid}") || rest.contains("{id}")) {
-            return Err("must hold {port}, and {vmid} or {id}".into());
+        let is_by_name = rest.contains("{name}") && rest.contains("{team}");
+        let is_by_id =
+            rest.contains("{port}") && (rest.contains("{vmid}") || rest.contains("{id}"));
+        if !is_by_name && !is_by_id {
+            return Err("must hold {port}, and {vmid} or {id}, or hold {name} and {team}".into());
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || "-.:".contains(c);
-        let filled = rest.replace("{port}", "1").replace("{vmid}", "1").replace("{id}", "1");
+        let fields = ["{port}", "{vmid}", "{id}", "{name}", "{team}"];
+        let filled = fields.iter().fold(rest.to_owned(), |text, field| text.replace(field, "1"));
         if !filled.chars().all(plain) {
             return Err("must be a host name, and a port where it is not the usual one".into());
         }
         let (label, domain) = rest.split_at(rest.find(['.', ':']).unwrap_or(rest.len()));
-        let is_answered = LABELS.iter().any(|known| known.eq_ignore_ascii_case(label));
+        let is_answered = FORMS.iter().any(|known| known.eq_ignore_ascii_case(label));
         if !is_answered || domain.contains('{') {
-            let forms = LABELS.join(", ");
+            let forms = FORMS.join(", ");
             return Err(format!(
                 "must be one of {forms}, and then the domain: nodes answer no other"
             ));
@@ -64,12 +73,43 @@ impl UrlTemplate {
         rest.split(':').next().unwrap_or_default()
     }
 
-    /// Returns the URL of a port.
-    pub fn url(&self, port: u32, vmid: u32, id: &str) -> String {
-        self.0
-            .replace("{port}", &port.to_string())
-            .replace("{vmid}", &vmid.to_string())
-            .replace("{id}", id)
+    /// Returns whether URLs have the names of sandboxes.
+    pub fn is_by_name(&self) -> bool {
+        self.0.contains("{name}")
+    }
+
+    /// Returns the URL of a port. One by name falls back to the id where the sandbox has no name, or where its name and
+    /// its team make no host name; and it has the port unless that is the main one.
+    pub fn url(&self, port: u32, sandbox: &Sandbox) -> String {
+        let form = if self.is_by_name() {
+            &self.by_name(port, sandbox).unwrap_or_else(|| self.with_label("port-{port}-{id}"))
+        } else {
+            &self.0
+        };
+        form.replace("{port}", &port.to_string())
+            .replace("{vmid}", &sandbox.vmid.to_string())
+            .replace("{id}", &sandbox.id)
+    }
+
+    fn by_name(&self, port: u32, sandbox: &Sandbox) -> Option<String> {
+        let (team, name) = (sandbox.team.parse().ok()?, sandbox.name.parse().ok()?);
+        let full = FullName::new(&team, &name)?;
+        let services = sandbox.services.iter().map(|open| (open.name.as_str(), open.port));
+        let is_main =
+            self.label().eq_ignore_ascii_case(MAIN_FORM) && main_port(services) == Some(port);
+        let prefix = if self.label().starts_with(PREFIX) { PREFIX } else { "" };
+        let with_port = || full.label_of(Port::try_from(port).ok()?, prefix);
+        let label = full.label().filter(|_| is_main).or_else(with_port)?;
+        Some(self.with_label(&label))
+    }
+
+    /// Returns the first label of the host name.
+    fn label(&self) -> &str {
+        self.host().split('.').next().unwrap_or_default()
+    }
+
+    fn with_label(&self, label: &str) -> String {
+        self.0.replacen(self.label(), label, 1)
     }
 }
 
@@ -173,7 +213,7 @@ impl Urls {
     /// Returns the URL of a port: of the ingress, else by the container's name, else by its address.
     pub fn of(&self, sandbox: &Sandbox, port: u32) -> Url {
         if let Some(template) = self.template() {
-            let text = template.url(port, sandbox.vmid, &sandbox.id);
+            let text = template.url(port, sandbox);
             return Url { text, bypasses_access: false };
         }
         let host = self.name(sandbox).or_else(|| self.address(&sandbox.ip));
@@ -206,7 +246,7 @@ mod tests {
     fn url_template_is_filled_or_refused() {
         let template =
             UrlTemplate::new("http://port-{port}-vm-{vmid}.sandbox.localhost:8480").expect("good");
-        let url = template.url(8000, 100_001, "pvelxc-x");
+        let url = template.url(8000, &Sandbox { vmid: 100_001, ..Sandbox::default() });
         assert_eq!(url, "http://port-8000-vm-100001.sandbox.localhost:8480");
         assert_eq!(
             (template.domain().as_deref(), template.is_https()),
@@ -221,7 +261,7 @@ mod tests {
 
     #[test]
     fn url_template_has_a_form_that_nodes_answer() {
-        for label in LABELS {
+        for label in FORMS {
             for template in [format!("https://{label}.x.test"), format!("http://{label}.x:8480")] {
                 assert!(UrlTemplate::new(&template).is_ok(), "{template}");
             }
@@ -234,9 +274,15 @@ mod tests {
             "https://port-{port}-{id}-app.x",
             "https://port-{port}-{id}.{id}.x",
             "https://x.port-{port}-{id}.x",
+            "https://{name}.x",
+            "https://{name}-{team}.x",
+            "https://{team}--{name}.x",
+            "https://{port}-{name}.{team}.x",
+            "https://{name}--{team}.{team}.x",
         ] {
             let why = UrlTemplate::new(bad).expect_err(bad);
-            assert!(why.contains("port-{port}-vm-{vmid}, port-{port}-{id}, "), "{bad}: {why}");
+            let says = why.contains("port-{port}-vm-{vmid}, port-{port}-{id}, ");
+            assert!(says || why.contains("{name} and {team}"), "{bad}: {why}");
         }
     }
 
@@ -286,6 +332,44 @@ mod tests {
             let expected = Url { text: expected.into(), bypasses_access: past };
             assert_eq!(url, expected, "{template:?} {suffix:?} {prefix:?}");
         }
+    }
+
+    #[test]
+    fn url_by_name_falls_back_to_the_id() {
+        let named = |name: &str, team: &str, services: &[(&str, u32)]| {
+            let open = |(name, port): &(&str, u32)| proto::sandbox::v1::HttpService {
+                name: (*name).into(),
+                port: *port,
+                ..Default::default()
+            };
+            let services = services.iter().map(open).collect();
+            Sandbox { name: name.into(), team: team.into(), services, ..sandbox() }
+        };
+        let (main, plain, prefixed) =
+            ("{name}--{team}", "{port}-{name}--{team}", "port-{port}-{name}--{team}");
+        let (one, two) = (&[("web", 80)][..], &[("web", 80), ("main", 81)][..]);
+        let long = "a".repeat(30);
+        let longer = "b".repeat(25);
+        for (form, name, team, services, expected) in [
+            (main, "box", "red", one, "box--red"),
+            (main, "box", "red", two, "80-box--red"),
+            (plain, "box", "red", one, "80-box--red"),
+            (prefixed, "box", "red", one, "port-80-box--red"),
+            (main, "xn", "red", one, "80-xn--red"),
+            (main, "", "red", one, "port-80-pvelxc-01"),
+            (main, "box", "Red", one, "port-80-pvelxc-01"),
+            (plain, "box", "a.b", one, "port-80-pvelxc-01"),
+            (main, &long, &longer, one, &format!("{long}--{longer}")),
+            (prefixed, &long, &longer, one, "port-80-pvelxc-01"),
+        ] {
+            let template = UrlTemplate::new(&format!("https://{form}.sbx.test:8480"));
+            let url = template.expect("a template").url(80, &named(name, team, services));
+            assert_eq!(url, format!("https://{expected}.sbx.test:8480"), "{form} {name} {team}");
+        }
+        let two = named("box", "red", two);
+        let template = UrlTemplate::new("https://{name}--{team}.sbx.test").expect("a template");
+        assert_eq!(template.url(81, &two), "https://box--red.sbx.test");
+        assert_eq!(template.domain().as_deref(), Some("sbx.test"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! ends of a call use.
 //!
 //! Code map: `id` has the identities, `name` the other names, `spec` the checked creation, `egress` what a
-//! sandbox reaches,
+//! sandbox reaches, `host` the host names of sandboxes,
 //! `lifetime` its lifetime rules, `limits` those of a team, `exec` the checks of a command, `phase` and `cause` questions
 //! about a phase, a cause and a step, `reason` the constants of `ErrorInfo.reason`, `reattach` the
 //! positions in a command's streams, `scope` and `token` what a caller's token allows and looks like, `secret`
@@ -15,6 +15,7 @@ pub mod egress;
 mod enums;
 pub mod exec;
 pub mod forward;
+pub mod host;
 pub mod id;
 pub mod lifetime;
 pub mod limits;

@@ -129,7 +129,15 @@ async fn mutated_hosts_reach_a_sandbox_only_by_its_own_name() {
     let node = Node::start(1).await;
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
     node.put(100_001, sandbox.address);
-    let names = [host(8000, 100_001), host_by_id(8000, 100_001)];
+    node.table.name(100_001, "box--red", Some(8000));
+    let by_name = |label: &str| format!("{label}.{DOMAIN}");
+    let names = [
+        host(8000, 100_001),
+        host_by_id(8000, 100_001),
+        by_name("port-8000-box--red"),
+        by_name("8000-box--red"),
+        by_name("box--red"),
+    ];
     let good: BTreeSet<&str> = names.iter().map(String::as_str).collect();
     let is_good = |host: &[u8]| {
         let host = String::from_utf8_lossy(host).to_ascii_lowercase();
@@ -141,7 +149,7 @@ async fn mutated_hosts_reach_a_sandbox_only_by_its_own_name() {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     let mut all = JoinSet::new();
     for _ in 0..REQUESTS {
-        let name = &names[chance.below(2)];
+        let name = &names[chance.below(names.len())];
         let mutated = mutate(&mut chance, name);
         let request =
             [b"GET /m HTTP/1.1\r\nHost: ", &mutated[..], b"\r\nConnection: close\r\n\r\n"].concat();

@@ -1,8 +1,12 @@
+use std::collections::BTreeSet;
+
 use agent::ingress::{Owner, State};
+use proto::visibility::Visibility;
 
 use crate::{
     http::{Client, Request, get, once},
-    node::{Node, at, host, host_by_id, id, ip, need_caddy},
+    node::{DOMAIN, Node, at, host, host_by_id, id, ip, need_caddy},
+    peers::{Pki, two},
     sandbox::Sandbox,
 };
 
@@ -125,4 +129,70 @@ async fn refused_request_is_answered_with_its_reason() {
     assert_eq!(answer.status, 403);
     assert!(answer.text().contains("port 9 of this sandbox is not exposed"), "{}", answer.text());
     assert_ne!(id(100_001), id(100_002));
+}
+
+/// Returns an answer as a client sees it, without what is different each time.
+async fn seen(node: &Node, label: &str) -> (u16, String) {
+    let answer = get(node.public, &format!("{label}.{DOMAIN}"), "/").await;
+    let mut headers = answer.head.headers.clone();
+    headers.retain(|(name, _)| !["date", "x-request-id"].contains(&&*name.to_ascii_lowercase()));
+    headers.sort();
+    (answer.status, format!("{headers:?} {}", answer.text()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn name_leads_to_its_sandbox_from_every_node_and_each_guess_to_one_answer() {
+    need_caddy!();
+    let pki = Pki::new();
+    let (edge, owner) = two(&pki).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    owner.put(100_001, sandbox.address);
+    owner.table.name(100_001, "box--red", Some(8000));
+    edge.table.elsewhere(100_001, Owner::Peer(owner.peer));
+    edge.table.told("box--red", 100_001);
+    // It had this name before, and nobody has told the nodes yet.
+    edge.table.told("old--red", 100_001);
+    owner.table.told("old--red", 100_001);
+    for node in [&edge, &owner] {
+        for label in ["box--red", "BOX--Red", "8000-box--red", "port-8000-box--red"] {
+            let answer = get(node.public, &format!("{label}.{DOMAIN}"), "/").await;
+            let is_served = answer.text().starts_with("alpha got GET / ");
+            assert_eq!((answer.status, is_served), (200, true), "{label}: {}", answer.text());
+        }
+    }
+    let served = sandbox.got().len();
+    let guesses = [
+        "other--red",
+        "box--blue",
+        "8001-box--red",
+        "8000-other--red",
+        "old--red",
+        "8000-old--red",
+    ];
+    for node in [&edge, &owner] {
+        let mut answers = BTreeSet::new();
+        for label in guesses {
+            answers.insert(seen(node, label).await);
+        }
+        let statuses: Vec<u16> = answers.iter().map(|(status, _)| *status).collect();
+        assert_eq!(statuses, [404], "{answers:#?}");
+    }
+    for label in ["xn--red", "box--", "--red", "80-80-box--red", "port-box--red", "box--red--"] {
+        assert_eq!(seen(&edge, label).await.0, 404, "{label}");
+    }
+    // Who gets in is decided as under the other names, and a port that is hidden is closed under all.
+    owner.table.guard(100_001, Visibility::Token, 1);
+    for node in [&edge, &owner] {
+        assert_eq!(seen(node, "box--red").await.0, 401);
+    }
+    owner.table.put(100_001, ip(10), State::Running, &[]);
+    owner.table.name(100_001, "box--red", None);
+    for node in [&edge, &owner] {
+        for label in ["box--red", "8000-box--red"] {
+            assert_eq!(seen(node, label).await.0, 404, "{label}");
+        }
+        let by_id = host_by_id(8000, 100_001);
+        assert_eq!(get(node.public, &by_id, "/").await.status, 403);
+    }
+    assert_eq!(sandbox.got().len(), served);
 }

@@ -28,6 +28,7 @@ use agent::{
     revoked::Revoked,
 };
 use proto::{
+    host::FullName,
     id::{SandboxId, SandboxRef, Vmid},
     name::Port,
     visibility::Visibility,
@@ -89,6 +90,8 @@ pub(crate) fn at(last: u8, port: u16) -> SocketAddr {
 pub(crate) struct Table {
     local: Mutex<HashMap<Vmid, Target>>,
     owners: Mutex<HashMap<Vmid, Owner>>,
+    /// Names that the controller told.
+    names: Mutex<HashMap<FullName, SandboxId>>,
     wakes: AtomicU32,
     /// Time that a wake takes, ms; 0 stands for 50.
     thaw_ms: AtomicU32,
@@ -108,9 +111,20 @@ impl Routes for Table {
         }
     }
 
+    fn named(&self, name: &FullName) -> Option<SandboxId> {
+        let local = self.local.lock().expect("no panic");
+        let own = local.values().find(|target| target.name.as_ref() == Some(name));
+        let own = own.map(|target| target.id);
+        own.or_else(|| self.names.lock().expect("no panic").get(name).copied())
+    }
+
     async fn owner(&self, sandbox: SandboxRef) -> Owner {
-        let SandboxRef::Vmid(vmid) = sandbox else { return Owner::Nobody };
-        self.owners.lock().expect("no panic").get(&vmid).cloned().unwrap_or(Owner::Nobody)
+        let owners = self.owners.lock().expect("no panic");
+        let vmid = match sandbox {
+            SandboxRef::Vmid(vmid) => Some(vmid),
+            SandboxRef::Id(of) => owners.keys().copied().find(|vmid| id(vmid.get()) == of),
+        };
+        vmid.and_then(|vmid| owners.get(&vmid).cloned()).unwrap_or(Owner::Nobody)
     }
 
     fn used(&self, _: &SandboxId) {
@@ -187,9 +201,11 @@ impl Table {
             id: id(number),
             vmid: vmid(number),
             team: "red".parse().expect("a team"),
+            name: None,
             state,
             ip: Some(IpAddr::V4(ip)),
             ports: ports.iter().map(|number| (port(number), OpenPort::PUBLIC)).collect(),
+            main: None,
             key: Some(key(number)),
         };
         self.local.lock().expect("no panic").insert(vmid(number), target);
@@ -200,6 +216,20 @@ impl Table {
         let mut local = self.local.lock().expect("no panic");
         let target = local.get_mut(&vmid(number)).expect("a sandbox");
         target.ports.values_mut().for_each(|open| *open = OpenPort { visibility, generation });
+    }
+
+    /// Gives a sandbox a name and a main port.
+    pub(crate) fn name(&self, number: u32, name: &str, main: Option<u16>) {
+        let mut local = self.local.lock().expect("no panic");
+        let target = local.get_mut(&vmid(number)).expect("a sandbox");
+        target.name = Some(name.parse().expect("a name"));
+        target.main = main.map(|port| Port::try_from(u32::from(port)).expect("a port"));
+    }
+
+    /// Makes the controller tell that a name leads to a sandbox.
+    pub(crate) fn told(&self, name: &str, number: u32) {
+        let name = name.parse().expect("a name");
+        self.names.lock().expect("no panic").insert(name, id(number));
     }
 
     /// Adds a sandbox on another node.

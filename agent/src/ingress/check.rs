@@ -124,11 +124,15 @@ mod tests {
             routes::NodeRoutes,
             server::{self, Ingress},
         },
+        name_directory::NameDirectory,
         pve::fake::Pace,
         revoked::Revoked,
         sandbox::tests::{LONG, Node, id},
     };
-    use proto::id::{SandboxId, SandboxRef, Vmid};
+    use proto::{
+        host::FullName,
+        id::{SandboxId, SandboxRef, Vmid},
+    };
 
     /// Table without any sandbox.
     #[derive(Debug)]
@@ -137,6 +141,10 @@ mod tests {
     #[async_trait::async_trait]
     impl Routes for Nobody {
         fn local(&self, _: SandboxRef) -> Option<Target> {
+            None
+        }
+
+        fn named(&self, _: &FullName) -> Option<SandboxId> {
             None
         }
 
@@ -191,10 +199,11 @@ mod tests {
             memory: dir.path().join("owners"),
             peer_port: 8481,
         };
+        let names = Arc::new(NameDirectory::load(dir.path().join("names")));
         let clock = Arc::clone(&node.clock) as Arc<dyn crate::clock::Clock>;
         let pve = node.cluster.node(&node.name);
         let owners = Arc::new(Owners::new(pve, clock, sources));
-        let routes = NodeRoutes::new(Arc::clone(&node.sandboxes), owners);
+        let routes = NodeRoutes::new(Arc::clone(&node.sandboxes), owners, names);
         let right = serve(&socket, Arc::new(routes));
         assert_eq!(check.check().await, []);
         right.cancel();

@@ -43,6 +43,7 @@ use std::{
 };
 
 use proto::{
+    host::FullName,
     id::{SandboxId, SandboxRef, Vmid},
     name::{NodeName, Port, Team},
     visibility::Visibility,
@@ -57,12 +58,16 @@ pub struct Target {
     pub vmid: Vmid,
     /// Team that owns the sandbox.
     pub team: Team,
+    /// Name in host names, if it has one.
+    pub name: Option<FullName>,
     /// State that decides whether it can answer.
     pub state: State,
     /// IP address, once it has one.
     pub ip: Option<IpAddr>,
     /// Exposed ports; all others are closed.
     pub ports: BTreeMap<Port, OpenPort>,
+    /// Exposed port that its name alone leads to.
+    pub main: Option<Port>,
     /// Key of the credentials for its ports; `None` before there was one.
     pub key: Option<AccessKey>,
 }
@@ -119,6 +124,10 @@ pub trait Routes: Send + Sync + std::fmt::Debug {
     /// Looks up a sandbox of this node, in memory. By vmid: the current sandbox of that container,
     /// else the last one.
     fn local(&self, sandbox: SandboxRef) -> Option<Target>;
+
+    /// Finds the sandbox that a host name by name leads to, in memory, on this node or another; `None` also where such
+    /// host names are not answered.
+    fn named(&self, name: &FullName) -> Option<SandboxId>;
 
     /// Looks up the owner of a sandbox that lives, or lived, on another node.
     async fn owner(&self, sandbox: SandboxRef) -> Owner;

@@ -177,9 +177,7 @@ fn server(settings: &Settings, via: Via, proof: &str) -> Value {
 fn host_pattern(domain: &Domain) -> String {
     // A domain has no other character with a meaning in regular expressions.
     let domain = domain.as_str().replace('.', r"\.");
-    format!(
-        r"(?i)^(port-)?[1-9][0-9]{{0,4}}-(vm-[1-9][0-9]{{2,8}}|pvelxc-[0-7][0-9a-v]{{25}})\.{domain}(:[0-9]{{1,5}})?$"
-    )
+    format!(r"(?i)^{}\.{domain}(:[0-9]{{1,5}})?$", proto::host::PATTERN)
 }
 
 fn explanation(status: impl Into<Value>, body: &str) -> Value {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use proto::{
+    host::{self, FullName},
     id::{SandboxId, SandboxRef, Vmid},
     name::Port,
 };
@@ -10,6 +11,7 @@ use proto::{
 use super::{OpenPort, Owner, Routes, State, Target, owner_resolver::Owners};
 use crate::{
     journal::{GuardedPort, Phase, Record},
+    name_directory::NameDirectory,
     sandbox::{Known, Sandboxes, Tombstone, Wake},
 };
 
@@ -17,12 +19,13 @@ use crate::{
 pub struct NodeRoutes {
     sandboxes: Arc<Sandboxes>,
     owners: Arc<Owners>,
+    names: Arc<NameDirectory>,
 }
 
 impl NodeRoutes {
-    /// Combines the sandboxes of this node with the owners of all others.
-    pub fn new(sandboxes: Arc<Sandboxes>, owners: Arc<Owners>) -> Self {
-        Self { sandboxes, owners }
+    /// Combines the sandboxes of this node with the owners and the names of all others.
+    pub fn new(sandboxes: Arc<Sandboxes>, owners: Arc<Owners>, names: Arc<NameDirectory>) -> Self {
+        Self { sandboxes, owners, names }
     }
 }
 
@@ -35,12 +38,22 @@ impl Routes for NodeRoutes {
                 id,
                 vmid,
                 team,
+                name: None,
                 state: State::Gone,
                 ip: None,
                 ports: Default::default(),
+                main: None,
                 key: None,
             },
         })
+    }
+
+    fn named(&self, name: &FullName) -> Option<SandboxId> {
+        if !self.names.is_enabled() {
+            return None;
+        }
+        // A record of this node is newer than what the controller told.
+        self.sandboxes.named(name).or_else(|| self.names.find(name))
     }
 
     async fn owner(&self, sandbox: SandboxRef) -> Owner {
@@ -70,6 +83,7 @@ fn target(record: &Record) -> Target {
         id: record.id,
         vmid: record.vmid,
         team: record.team.clone(),
+        name: record.name.as_ref().and_then(|name| FullName::new(&record.team, name)),
         state: match record.phase {
             Phase::Running => State::Running,
             Phase::Paused => State::Paused { wakes: record.wake_on.http },
@@ -79,6 +93,7 @@ fn target(record: &Record) -> Target {
         },
         ip: record.lease().map(IpAddr::V4),
         ports: ports(record),
+        main: main_port(record),
         key: record.access.key,
     }
 }
@@ -93,6 +108,16 @@ fn ports(record: &Record) -> BTreeMap<Port, OpenPort> {
     public.chain(guarded).collect()
 }
 
+fn main_port(record: &Record) -> Option<Port> {
+    let public = record.services.iter().map(|(name, port)| (name.as_str(), *port));
+    let guarded = record
+        .access
+        .ports
+        .iter()
+        .flat_map(|(port, guarded)| guarded.names.iter().map(|name| (name.as_str(), *port)));
+    host::main_port(public.chain(guarded))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +125,7 @@ mod tests {
 
     use crate::{
         ingress::owner_resolver::Sources,
+        name_directory::Update,
         sandbox::access::expose::Reach,
         sandbox::tests::{LONG, Node, id, order},
     };
@@ -120,8 +146,10 @@ mod tests {
         let clock = Arc::clone(&node.clock) as Arc<dyn crate::clock::Clock>;
         let pve = node.cluster.node(&node.name);
         let owners = Arc::new(Owners::new(pve, clock, sources));
-        let routes = NodeRoutes::new(Arc::clone(&node.sandboxes), owners);
+        let names = Arc::new(NameDirectory::load(dir.path().join("names")));
+        let routes = NodeRoutes::new(Arc::clone(&node.sandboxes), owners, Arc::clone(&names));
         let mut wanted = order(1);
+        wanted.spec.name = Some("box".parse().expect("a name"));
         wanted.spec.services.insert("web".parse().expect("a name"), port(80));
         let made = node.sandboxes.create(wanted, LONG).await.expect("made");
         let find = |name| routes.local(name).expect("it is known");
@@ -134,6 +162,15 @@ mod tests {
         let reach = Reach { wanted: None, default: Visibility::Public };
         node.sandboxes.expose(&id(1), api, port(81), reach).await.expect("exposed");
         assert!(find(SandboxRef::Id(id(1))).ports.contains_key(&port(81)));
+        assert_eq!(find(SandboxRef::Id(id(1))).main, None, "there are two");
+        let named = |name: &str| routes.named(&name.parse().expect("a name"));
+        let own = format!("box--{}", made.team);
+        assert_eq!(named(&own), None, "names are not enabled");
+        let elsewhere = "far--red".parse().expect("a name");
+        let set = [(elsewhere, id(7))].into();
+        names.apply(&Update { is_enabled: true, set, ..Update::default() }).expect("told");
+        assert_eq!((named(&own), named("far--red")), (Some(id(1)), Some(id(7))));
+        assert_eq!(find(SandboxRef::Id(id(1))).name, own.parse().ok());
         node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
         assert_eq!(find(SandboxRef::Id(id(1))).state, State::Paused { wakes: true });
         routes.wake(SandboxRef::Id(id(1))).await;

@@ -18,7 +18,7 @@ use http::{
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use proto::id::SandboxRef;
+use proto::{host::Label, id::SandboxRef};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
@@ -186,13 +186,13 @@ impl Ingress {
         }
         let now_s = self.clock.now_ms() / 1000;
         let question = Question::new(via, request.headers(), &self.rules, now_s);
-        let name = question.name;
-        let Some(_question) = name.map_or(Some(None), |name| begin(asked, name.sandbox).map(Some))
-        else {
+        let sandbox = self.sandbox(&question);
+        let Some(_question) = sandbox.map_or(Some(None), |one| begin(asked, one).map(Some)) else {
             return later("too many requests wait for this sandbox");
         };
         let longest = DEADLINE + self.holds.longest();
-        let reply = match timeout(longest, self.route(&question, request.headers())).await {
+        let reply = match timeout(longest, self.route(&question, sandbox, request.headers())).await
+        {
             Ok(reply) => reply,
             Err(_) => later("the node did not find out where this sandbox is in time"),
         };
@@ -212,9 +212,21 @@ impl Ingress {
         shown.is_some_and(|certificate| self.revoked.refuses(certificate.as_bytes()))
     }
 
-    async fn route(&self, question: &Question<'_>, asked: &HeaderMap) -> Reply {
-        let name = question.name;
-        let look = || name.and_then(|name| self.routes.local(name.sandbox));
+    /// Returns the sandbox that a question is about, if there may be one.
+    fn sandbox(&self, question: &Question<'_>) -> Option<SandboxRef> {
+        match question.label.as_ref()? {
+            Label::ById { sandbox, .. } => Some(*sandbox),
+            Label::ByName { sandbox, .. } => self.routes.named(sandbox).map(SandboxRef::Id),
+        }
+    }
+
+    async fn route(
+        &self,
+        question: &Question<'_>,
+        sandbox: Option<SandboxRef>,
+        asked: &HeaderMap,
+    ) -> Reply {
+        let look = || sandbox.and_then(|sandbox| self.routes.local(sandbox));
         let (mut local, intent) = (look(), intent_of(asked));
         // Once: a sandbox that is paused again by then was paused on purpose.
         if let Some(target) = &local
@@ -225,9 +237,9 @@ impl Ingress {
             }
             local = look();
         }
-        let owner = match name {
-            Some(name) if decide::needs_owner(Some(name), local.as_ref()) => {
-                self.routes.owner(name.sandbox).await
+        let owner = match sandbox {
+            Some(sandbox) if decide::needs_owner(local.as_ref()) => {
+                self.routes.owner(sandbox).await
             }
             Some(_) | None => Owner::Nobody,
         };

@@ -8,6 +8,7 @@ mod files;
 mod forward;
 pub mod join;
 mod load;
+mod names;
 mod node;
 mod pause;
 mod places;
@@ -26,6 +27,7 @@ use proto::{
     agent::v1::{
         agent_service_server::{AgentService, AgentServiceServer},
         certificate_service_server::CertificateServiceServer,
+        name_service_server::NameServiceServer,
         *,
     },
 };
@@ -43,6 +45,7 @@ use tonic::{
 
 use crate::{
     certificates::Certificates,
+    name_directory::NameDirectory,
     revoked::Revoked,
     sandbox::{
         Sandboxes,
@@ -87,6 +90,8 @@ pub struct Rpc {
     certificates: Arc<OnceLock<Arc<Certificates>>>,
     /// Nodes whose peers are refused.
     revoked: Arc<OnceLock<Arc<Revoked>>>,
+    /// Names of the sandboxes of all nodes.
+    names: Arc<OnceLock<Arc<NameDirectory>>>,
     places: Places,
     watches: Arc<Semaphore>,
     streams: exec::Streams,
@@ -104,6 +109,7 @@ impl Rpc {
             checks: Arc::default(),
             certificates: Arc::default(),
             revoked: Arc::default(),
+            names: Arc::default(),
             execs,
             sandboxes,
             reporter,
@@ -131,6 +137,8 @@ impl Rpc {
         health.set_serving::<AgentServiceServer<Self>>().await;
         let certificates = CertificateServiceServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let names =
+            NameServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let service = AgentServiceServer::new(self)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -142,6 +150,7 @@ impl Rpc {
             .add_service(InterceptedService::new(health_service, only_the_controller))
             .add_service(InterceptedService::new(service, only_the_controller))
             .add_service(InterceptedService::new(certificates, only_the_controller))
+            .add_service(InterceptedService::new(names, only_the_controller))
             .serve_with_incoming_shutdown(incoming, async move {
                 stopped.cancelled().await;
                 health.set_not_serving::<AgentServiceServer<Self>>().await;

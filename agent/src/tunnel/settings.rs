@@ -226,6 +226,7 @@ pub fn check_controller(
     }
     let label = host.as_str().split('.').next().unwrap_or_default();
     let is_of_sandbox = label.starts_with("port-")
+        || label.contains("--")
         || label.split('-').next().is_some_and(|first| first.parse::<u16>().is_ok());
     if host == domain || is_of_sandbox {
         return Err(format!(
@@ -288,7 +289,12 @@ mod tests {
             let why = check("api.example.com", address).expect_err(address);
             assert!(why.contains(what), "{why}");
         }
-        for name in ["example.com", "port-80-vm-100001.example.com", "8080-x.example.com"] {
+        for name in [
+            "example.com",
+            "port-80-vm-100001.example.com",
+            "8080-x.example.com",
+            "box--red.example.com",
+        ] {
             check(name, "192.0.2.11:7443").expect_err(name);
         }
         for bad in [

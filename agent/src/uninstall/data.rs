@@ -11,6 +11,8 @@ use super::Error;
 pub const OWNERS: &str = "owners";
 /// List of the nodes whose certificates are refused.
 pub const REVOKED_NODES: &str = "revoked-nodes";
+/// Directory of the named sandboxes of all nodes.
+pub const SANDBOX_NAMES: &str = "sandbox-names";
 /// File that says that `join` has masked Debian's caddy.service.
 pub const MASKED_CADDY: &str = "masked-caddy";
 /// Directory in which templates are made.
@@ -21,7 +23,7 @@ const JOURNAL: &str = "journal.sqlite";
 /// Files that have others beside them, such as `journal.sqlite-wal` and `secret.key.broken`.
 const WITH_OTHERS: [&str; 2] = [JOURNAL, KEY_FILE];
 /// Files that are replaced in one step: a crash may leave `NAME.new`.
-const REPLACED: [&str; 3] = [OWNERS, REVOKED_NODES, "ingress-run"];
+const REPLACED: [&str; 4] = [OWNERS, REVOKED_NODES, SANDBOX_NAMES, "ingress-run"];
 /// Files and directories without anything beside them.
 const ALONE: [&str; 3] = [MASKED_CADDY, TEMPLATE, "exec"];
 /// Most entries; the agent has about fifteen.
@@ -93,7 +95,8 @@ mod tests {
         let record = crate::caddy_settings::RECORD;
         let ours = ["journal.sqlite", "journal.sqlite.lock", "journal.sqlite.reserve", record];
         let more = ["revoked-nodes", "revoked-nodes.new", "masked-caddy", "template", "owners"];
-        assert_eq!(obstacle(&names(&[&ours[..], &more].concat())), None);
+        let last = ["sandbox-names", "sandbox-names.new"];
+        assert_eq!(obstacle(&names(&[&ours[..], &more, &last].concat())), None);
         for name in ["templates", "executables", "owners-2024.csv", "template.old", "secret.keys"] {
             let why = obstacle(&names(&["journal.sqlite", name]));
             assert!(why.is_some_and(|why| why.contains(name)), "{name}");

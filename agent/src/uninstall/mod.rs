@@ -24,7 +24,7 @@ use crate::{
 };
 
 pub use bridge::check_bridge;
-pub use data::{MASKED_CADDY, OWNERS, REVOKED_NODES, TEMPLATE, check_data};
+pub use data::{MASKED_CADDY, OWNERS, REVOKED_NODES, SANDBOX_NAMES, TEMPLATE, check_data};
 
 /// Most containers of one node that are looked at.
 const CONTAINERS_MAX: usize = 100_000;

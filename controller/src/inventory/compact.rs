@@ -81,6 +81,8 @@ pub(super) struct CompactSandbox {
     pub(super) node: Option<u32>,
     /// As in the message; `None` for no name.
     pub(super) name: Option<Box<str>>,
+    /// Whether it has an open port.
+    pub(super) open: bool,
     /// As in the message.
     pub(super) size: Size,
     /// As in the message.
@@ -109,6 +111,7 @@ impl CompactSandbox {
             team,
             node,
             name: (!sandbox.name.is_empty()).then(|| sandbox.name.as_str().into()),
+            open: !sandbox.services.is_empty(),
             size: sandbox.size.unwrap_or_default().into(),
             vmid: sandbox.vmid,
             attempt: sandbox.attempt,

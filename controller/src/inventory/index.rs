@@ -29,6 +29,8 @@ pub(super) struct Index {
     pub(super) by_vmid: BTreeMap<u32, Box<[SandboxId]>>,
     /// Index of living sandboxes by the number of the team and by name; mostly one id each.
     pub(super) by_name: BTreeMap<(u32, Box<str>), Vec<SandboxId>>,
+    /// Number of changes of sandboxes with a name.
+    pub(super) names_version: u64,
     /// Number of living sandboxes, by team and by node.
     pub(super) counts: BTreeMap<Team, BTreeMap<NodeName, u32>>,
     /// Sums of what the living sandboxes of each team have, by the number of the team.
@@ -155,6 +157,7 @@ impl Index {
             }
         }
         if let Some(name) = old.name.clone().filter(|_| !old.ended()) {
+            self.names_version += 1;
             let key = (old.team, name);
             let ids = self.by_name.entry(key.clone()).or_default();
             ids.retain(|other| other != id);
@@ -188,6 +191,7 @@ impl Index {
             self.by_vmid.insert(known.vmid, ids.into());
         }
         if let Some(name) = known.name.clone().filter(|_| !known.ended()) {
+            self.names_version += 1;
             self.by_name.entry((known.team, name)).or_default().push(id);
         }
         self.by_team.entry(known.team).or_default().insert(id);

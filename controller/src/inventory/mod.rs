@@ -14,6 +14,7 @@ mod compact;
 mod index;
 mod merge;
 mod moved;
+mod names;
 mod usage;
 
 use std::{

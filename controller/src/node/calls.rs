@@ -49,6 +49,7 @@ calls! {
     RequestCertificates: Agent,
     InstallCertificates: Agent,
     SetRevokedNodes: Agent,
+    SetNames: Agent,
     // Commands, files and measurements in a sandbox.
     Exec: Sandbox,
     ControlExec: Sandbox,
@@ -91,7 +92,7 @@ mod tests {
         let files =
             prost_types::FileDescriptorSet::decode(proto::DESCRIPTORS).expect("descriptors");
         let services = files.file.iter().flat_map(|file| &file.service);
-        let of_agent = ["AgentService", "CertificateService"];
+        let of_agent = ["AgentService", "CertificateService", "NameService"];
         let agent = services.filter(|service| of_agent.contains(&service.name()));
         let mut methods: Vec<_> =
             agent.flat_map(|service| &service.method).map(|m| m.name().to_owned()).collect();

@@ -15,6 +15,7 @@ use proto::{
     agent::v1::{
         self as wire, agent_service_client::AgentServiceClient,
         certificate_service_client::CertificateServiceClient, files_request, files_response,
+        name_service_client::NameServiceClient,
     },
     id::SandboxId,
     name::{NodeName, Port, ServiceName, SnapshotId},
@@ -82,6 +83,8 @@ pub struct Client {
     watch: AgentServiceClient<Channel>,
     /// Client for the node's certificates, on the connection for unary calls.
     certificates: CertificateServiceClient<Channel>,
+    /// Client for the names of sandboxes, on the connection for unary calls.
+    names: NameServiceClient<Channel>,
     bulk: Arc<Bulk>,
     /// Counter that numbers the streams of commands.
     streams: Arc<AtomicU64>,
@@ -102,9 +105,11 @@ impl Client {
         let open = move |lane| connector.channel(&node, &address, lane);
         let control = open(Lane::Control)?;
         let certificates = CertificateServiceClient::new(control.clone());
+        let names =
+            NameServiceClient::new(control.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX);
         let (agent, watch) = (client(control), client(open(Lane::Watch)?));
         let bulk = Bulk::new(Box::new(move || open(Lane::Bulk).map(client)));
-        Ok(Self { agent, watch, certificates, bulk, streams: Arc::default() })
+        Ok(Self { agent, watch, certificates, names, bulk, streams: Arc::default() })
     }
 
     /// Connection of short calls. Clones share it.
@@ -115,6 +120,11 @@ impl Client {
     /// Connection of the calls for the node's certificates.
     pub(super) fn certificates(&self) -> CertificateServiceClient<Channel> {
         self.certificates.clone()
+    }
+
+    /// Connection of the calls about names.
+    pub(super) fn names(&self) -> NameServiceClient<Channel> {
+        self.names.clone()
     }
 
     /// Closes bulk connections that are idle.

@@ -15,6 +15,7 @@ mod connector;
 pub mod epoch;
 pub mod fake;
 mod link;
+mod names;
 mod output;
 pub mod registry;
 mod renew;

@@ -73,6 +73,6 @@ impl Client {
 }
 
 /// Returns true when the agent does not know the service, which is no error of ours.
-fn is_unknown(status: &Status) -> bool {
+pub(super) fn is_unknown(status: &Status) -> bool {
     status.code() == Code::Unimplemented && daemon::status::reason(status).is_none()
 }

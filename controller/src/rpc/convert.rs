@@ -15,12 +15,12 @@ use crate::{
 
 /// Fills in the URLs of the sandbox's open ports.
 pub(super) fn sandbox(mut sandbox: wire::Sandbox, urls: &Urls) -> wire::Sandbox {
-    let mut services = std::mem::take(&mut sandbox.services);
-    for service in &mut services {
-        Url { text: service.url, bypasses_access: service.bypasses_access } =
-            urls.of(&sandbox, service.port);
+    // Which of its ports is the main one depends on all of them.
+    let made: Vec<Url> =
+        sandbox.services.iter().map(|service| urls.of(&sandbox, service.port)).collect();
+    for (service, url) in sandbox.services.iter_mut().zip(made) {
+        Url { text: service.url, bypasses_access: service.bypasses_access } = url;
     }
-    sandbox.services = services;
     sandbox
 }
 

@@ -97,9 +97,10 @@ async fn ask(lab: &Lab, call: Call, sandbox: &Sandbox) -> bool {
             operator.cordon_node(request).await.is_err()
         }
         Call::CancelCreate | Call::ExportSandbox | Call::ImportSandbox => return false,
-        Call::RequestCertificates | Call::InstallCertificates | Call::SetRevokedNodes => {
-            return false;
-        }
+        Call::RequestCertificates
+        | Call::InstallCertificates
+        | Call::SetRevokedNodes
+        | Call::SetNames => return false,
         Call::Hello
         | Call::CreateSandbox
         | Call::GetSandbox

@@ -16,6 +16,7 @@ mod files;
 mod first_files;
 mod flood;
 mod forward;
+mod host_names;
 mod join;
 mod lists;
 mod lost_key;

@@ -11,12 +11,15 @@ mod uri;
 
 use std::net::SocketAddr;
 
-use proto::name::{NodeName, Port};
+use proto::{
+    host::Label,
+    name::{NodeName, Port},
+};
 
 pub(super) use self::question::TOKENS;
 pub use self::{
     access::{Grant, Identity, Redirect},
-    host::{Domain, Name},
+    host::Domain,
     question::{Origin, Question, Rules},
 };
 
@@ -94,11 +97,28 @@ impl Verdict {
 
 /// Decides. `owner` is used only when the table alone does not decide (see [`needs_owner`]).
 pub fn decide(question: &Question<'_>, local: Option<&Target>, owner: &Owner) -> Verdict {
-    let Some(name) = question.name else { return Verdict::NotFound(NO_NAME) };
-    match (local, question.via, owner) {
-        (Some(target), ..) if target.state != State::Gone => {
-            on_this_node(question, name.port, target)
+    let Some(label) = &question.label else { return Verdict::NotFound(NO_NAME) };
+    let verdict = of_sandbox(question, label, local, owner);
+    match (label, &verdict) {
+        // Names can be guessed: what is not open looks like what is not there, on every node.
+        (Label::ByName { .. }, Verdict::NotFound(_) | Verdict::NotExposed(_) | Verdict::Gone) => {
+            Verdict::NotFound(NOT_BY_NAME)
         }
+        _ => verdict,
+    }
+}
+
+fn of_sandbox(
+    question: &Question<'_>,
+    label: &Label,
+    local: Option<&Target>,
+    owner: &Owner,
+) -> Verdict {
+    match (local, question.via, owner) {
+        (Some(target), ..) if target.state != State::Gone => match port_of(label, target) {
+            Some(port) => on_this_node(question, port, target),
+            None => Verdict::NotFound(NOBODY),
+        },
         // The vmid of a sandbox that was deleted here may belong to another node by now.
         (_, Via::Edge, Owner::Peer(upstream)) => Verdict::Peer { upstream: *upstream },
         (_, Via::Edge, Owner::Down(node)) => {
@@ -111,14 +131,25 @@ pub fn decide(question: &Question<'_>, local: Option<&Target>, owner: &Owner) ->
     }
 }
 
-/// Returns true when the owner can change the verdict.
-pub fn needs_owner(name: Option<Name>, local: Option<&Target>) -> bool {
-    name.is_some() && local.is_none_or(|target| target.state == State::Gone)
+/// Returns true when the owner can change the verdict on a sandbox.
+pub fn needs_owner(local: Option<&Target>) -> bool {
+    local.is_none_or(|target| target.state == State::Gone)
 }
 
 const NO_NAME: &str = "this host is no sandbox: the form is port-{port}-vm-{vmid}, \
                        port-{port}-{sandbox_id} or {port}-{sandbox_id} in front of the domain";
 const NOBODY: &str = "there is no such sandbox";
+const NOT_BY_NAME: &str = "no sandbox has an open port with this host name";
+
+/// Returns the port that a host name leads to; `None` when the sandbox does not have this name, or no main port.
+fn port_of(label: &Label, target: &Target) -> Option<Port> {
+    match label {
+        Label::ById { port, .. } => Some(*port),
+        // The directory may be behind: only the record knows.
+        Label::ByName { sandbox, .. } if target.name.as_ref() != Some(sandbox) => None,
+        Label::ByName { port, .. } => port.or(target.main),
+    }
+}
 
 fn on_this_node(question: &Question<'_>, port: Port, target: &Target) -> Verdict {
     let grant = match access::decide(question, target, port) {
@@ -146,5 +177,7 @@ fn on_this_node(question: &Question<'_>, port: Port, target: &Target) -> Verdict
     }
 }
 
+#[cfg(test)]
+mod name_tests;
 #[cfg(test)]
 mod tests;

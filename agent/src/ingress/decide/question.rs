@@ -7,13 +7,9 @@ use http::{
     HeaderMap, HeaderName,
     header::{ACCEPT, ACCESS_CONTROL_REQUEST_METHOD, COOKIE, HOST, ORIGIN, SEC_WEBSOCKET_KEY},
 };
-use proto::{id::Invalid, name::Port};
+use proto::{host::Label, id::Invalid, name::Port};
 
-use super::{
-    Via,
-    host::{Domain, Name},
-    uri::Uri,
-};
+use super::{Via, host::Domain, uri::Uri};
 
 /// Method of the request, as Caddy got it.
 const METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
@@ -60,12 +56,12 @@ pub struct Rules {
 }
 
 /// A request of a client, as Caddy tells it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Question<'a> {
     /// Server that asks.
     pub via: Via,
     /// Parsed host; `None` when it has no form of ours, or there is not exactly one.
-    pub name: Option<Name>,
+    pub label: Option<Label>,
     /// Time of the question, seconds since 1970.
     pub now_s: u64,
     headers: &'a HeaderMap,
@@ -78,8 +74,8 @@ impl<'a> Question<'a> {
         let mut hosts = headers.get_all(HOST).iter();
         let host = hosts.next().and_then(|host| host.to_str().ok());
         let host = host.filter(|_| hosts.next().is_none());
-        let name = host.and_then(|host| Name::parse(host, &rules.domain));
-        Self { via, name, now_s, headers, rules }
+        let label = host.and_then(|host| rules.domain.label_of(host));
+        Self { via, label, now_s, headers, rules }
     }
 
     fn value(&self, name: &HeaderName) -> Option<&'a [u8]> {

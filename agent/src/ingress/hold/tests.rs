@@ -3,7 +3,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
-use proto::{id::Vmid, name::Port};
+use proto::{host::FullName, id::Vmid, name::Port};
 use tokio::task::JoinSet;
 
 use super::*;
@@ -46,9 +46,11 @@ fn target(id: SandboxId, state: State) -> Target {
         id,
         vmid: Vmid::try_from(100_001).expect("a vmid"),
         team: "red".parse().expect("a team"),
+        name: None,
         state,
         ip: Some([10, 100, 1, 5].into()),
         ports: BTreeMap::from([(Port::try_from(8000).expect("a port"), OpenPort::PUBLIC)]),
+        main: None,
         key: None,
     }
 }
@@ -62,6 +64,10 @@ impl Routes for Table {
     fn local(&self, sandbox: SandboxRef) -> Option<Target> {
         let SandboxRef::Id(id) = sandbox else { return None };
         self.states.lock().get(&id).map(|state| target(id, *state))
+    }
+
+    fn named(&self, _: &FullName) -> Option<SandboxId> {
+        None
     }
 
     async fn owner(&self, _: SandboxRef) -> Owner {

@@ -10,6 +10,7 @@ use std::{
 use daemon::sync::RwLock;
 use proto::{
     Cause,
+    host::FullName,
     id::{SandboxId, SandboxRef, Vmid},
     name::{RequestId, Team},
 };
@@ -87,6 +88,8 @@ struct Maps {
     vmids: HashMap<Vmid, SandboxId>,
     /// Sandbox of a request; if none lives, the last one.
     requests: HashMap<(Team, RequestId), SandboxId>,
+    /// Live sandboxes by the names that host names have; mostly one each.
+    names: HashMap<FullName, Vec<SandboxId>>,
 }
 
 impl Index {
@@ -125,6 +128,17 @@ impl Index {
             SandboxRef::Vmid(vmid) => *maps.vmids.get(vmid)?,
         };
         maps.known(&id)
+    }
+
+    /// Returns the sandbox that has this name and is not being deleted; `None` when several have it.
+    pub(crate) fn named(&self, name: &FullName) -> Option<SandboxId> {
+        let maps = self.0.read();
+        let stays = |id: &&SandboxId| {
+            maps.live.get(id).is_some_and(|record| record.phase != Phase::Deleting)
+        };
+        let mut ids = maps.names.get(name)?.iter().filter(stays);
+        let id = ids.next()?;
+        ids.next().is_none().then_some(*id)
     }
 
     /// Returns the record or the tombstone that was made for a request.
@@ -188,12 +202,32 @@ impl Maps {
         if takes(self.requests.get(&request)) {
             self.requests.insert(request, id);
         }
+        self.rename(id, full_name(&record).filter(|_| !record.phase.ended()));
         if record.phase.ended() {
             self.live.remove(&id);
             self.ended.insert(id, Tombstone::from(&*record));
         } else {
             self.ended.remove(&id);
             self.live.insert(id, record);
+        }
+    }
+
+    /// Gives a sandbox another name, or none. Called before its record changes.
+    fn rename(&mut self, id: SandboxId, name: Option<FullName>) {
+        let before = self.live.get(&id).and_then(|record| full_name(record));
+        if before == name {
+            return;
+        }
+        if let Some(before) = before
+            && let Some(ids) = self.names.get_mut(&before)
+        {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.names.remove(&before);
+            }
+        }
+        if let Some(name) = name {
+            self.names.entry(name).or_default().push(id);
         }
     }
 
@@ -213,6 +247,11 @@ impl Maps {
             keep
         });
     }
+}
+
+/// Returns the name of a sandbox as host names have it.
+fn full_name(record: &Record) -> Option<FullName> {
+    FullName::new(&record.team, record.name.as_ref()?)
 }
 
 #[cfg(test)]
@@ -251,6 +290,27 @@ mod tests {
         let index = Index::new(vec![at(1, 100, Phase::Running, 5)]);
         index.apply(at(1, 100, Phase::Creating, 4));
         assert_eq!(index.live(&id(1)).map(|record| record.phase), Some(Phase::Running));
+    }
+
+    #[test]
+    fn name_leads_to_the_one_live_sandbox_that_has_it() {
+        let named = |number: u8, name: &str, phase, revision| Record {
+            name: (!name.is_empty()).then(|| name.parse().expect("a name")),
+            team: "red".parse().expect("a team"),
+            ..at(number, 100 + u32::from(number), phase, revision)
+        };
+        let index = Index::new(vec![named(1, "box", Phase::Running, 1)]);
+        let who = |text: &str| index.named(&text.parse().expect("a name"));
+        assert_eq!((who("box--red"), who("box--blue"), who("bo--red")), (Some(id(1)), None, None));
+        index.apply(named(1, "shed", Phase::Running, 2));
+        assert_eq!((who("box--red"), who("shed--red")), (None, Some(id(1))));
+        index.apply(named(2, "shed", Phase::Creating, 3));
+        assert_eq!(who("shed--red"), None, "several have it");
+        index.apply(named(1, "shed", Phase::Deleting, 4));
+        assert_eq!(who("shed--red"), Some(id(2)));
+        index.apply(named(1, "shed", Phase::Deleted, 5));
+        index.apply(named(2, "", Phase::Running, 6));
+        assert!(index.0.read().names.is_empty());
     }
 
     #[test]

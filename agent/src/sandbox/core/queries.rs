@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use proto::{
     Reason,
+    host::FullName,
     id::{SandboxId, SandboxRef, Vmid},
 };
 
@@ -50,6 +51,11 @@ impl Sandboxes {
     /// Finds the sandbox with this name: the live one, else the last that ended. Never waits.
     pub fn known(&self, name: &SandboxRef) -> Option<Known> {
         self.records.index.known(name)
+    }
+
+    /// Finds the sandbox of this node that has a name; `None` when several have it. Never waits.
+    pub fn named(&self, name: &FullName) -> Option<SandboxId> {
+        self.records.index.named(name)
     }
 
     /// Finds a sandbox that is booted, frozen or not.

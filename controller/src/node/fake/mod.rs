@@ -4,6 +4,7 @@
 mod exec;
 mod files;
 mod forward;
+mod names;
 mod net;
 mod service;
 
@@ -16,7 +17,10 @@ use std::{
 use daemon::sync::Mutex;
 use proto::{
     Reason,
-    agent::v1::{self as wire, agent_service_server::AgentServiceServer},
+    agent::v1::{
+        self as wire, agent_service_server::AgentServiceServer,
+        name_service_server::NameServiceServer,
+    },
     id::SandboxId,
     name::NodeName,
     sandbox::v1::{self as api, Phase, Sandbox},
@@ -33,6 +37,7 @@ use tower::{Service as _, layer::layer_fn, service_fn};
 use super::calls::Call;
 
 pub use exec::{Program, Runner, counted};
+pub use names::Names;
 pub use net::{Dialler, Net, Pipe};
 
 /// Most connections that wait to be accepted.
@@ -69,6 +74,8 @@ pub struct Faults {
     pub tells_no_commands: bool,
     /// Whether it keeps no sandbox to an allow-list.
     pub filters_nothing: bool,
+    /// Answers like an agent of before, which knows no names.
+    pub knows_no_names: bool,
     /// Answers like an agent for which every open port is public.
     pub guards_nothing: bool,
     /// Sandbox that it finds in a container without a record.
@@ -111,6 +118,8 @@ pub(super) struct World {
     /// Interner of messages after which the next streams of commands break.
     breaks: VecDeque<u32>,
     files: files::Files,
+    /// Names that it was told; `None` before.
+    names: Option<names::Names>,
     /// Number of calls that came and are not answered.
     swallowed: usize,
 }
@@ -166,6 +175,7 @@ impl FakeAgent {
                 streams: BTreeMap::new(),
                 breaks: VecDeque::new(),
                 files: files::Files::new(),
+                names: None,
                 swallowed: 0,
             }),
             changes: watch::channel(0).0,
@@ -184,6 +194,7 @@ impl FakeAgent {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let service = AgentServiceServer::new(service::Service(self.clone()));
+        let names = NameServiceServer::new(service::Service(self.clone()));
         // Calls that must not be answered end here.
         let hang = layer_fn(move |inner: Routes| {
             let agent = self.clone();
@@ -199,7 +210,8 @@ impl FakeAgent {
             })
         });
         let mut server = daemon::flow::agent_server().layer(hang);
-        let served = server.add_service(service).serve_with_incoming(incoming).await;
+        let served =
+            server.add_service(service).add_service(names).serve_with_incoming(incoming).await;
         if let Err(error) = served {
             tracing::error!(%error, "fake agent stopped serving");
         }
