@@ -85,7 +85,7 @@ fn named(name: &FullName, id: &SandboxId) -> NamedSandbox {
     NamedSandbox { name: name.to_string(), sandbox_id: id.to_string() }
 }
 
-/// What a node was told last.
+/// State of a node after it was told last.
 #[derive(Debug)]
 struct Told {
     /// Directory that it has; `None` when that is not known.
@@ -259,7 +259,7 @@ mod tests {
                     !(is_after && (until.is_empty() || *name <= parse(until)))
                 });
             }
-            request.removed.iter().for_each(|name| drop(names.remove(&parse(name))));
+            names.retain(|name, _| !request.removed.contains(&name.to_string()));
             for NamedSandbox { name, sandbox_id } in &request.set {
                 names.insert(parse(name), sandbox_id.parse().expect("an id"));
             }

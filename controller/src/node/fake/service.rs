@@ -38,7 +38,7 @@ fn parse(id: &str) -> Result<SandboxId, Status> {
 }
 
 impl FakeAgent {
-    fn check_epoch(&self, epoch: u64) -> Result<(), Status> {
+    pub(super) fn check_epoch(&self, epoch: u64) -> Result<(), Status> {
         let mut world = self.world.lock();
         if epoch < world.epoch {
             return refuse(Reason::StaleEpoch, "a higher epoch was seen");
