@@ -1,7 +1,6 @@
 //! Ways into a sandbox and out of it: its ports and the credentials for them, the calls that wake it, its files, what it reaches.
 
 pub mod credential;
-pub(super) mod defaults;
 pub mod expose;
 pub mod files;
 pub mod isolation;

@@ -21,14 +21,13 @@ use proto::{
 };
 use tokio::time::Instant;
 
-use super::boot;
+use super::{boot, default_services};
 use crate::{
     journal::{Access, Intent, Lifetime, Phase, Record, WakeOn},
     pve::{Address, Cluster, OwnVolumes, Settings, StorageRoom, ownership},
     saga::Saga,
     sandbox::{
         Error, Event, Order, Result, Sandboxes, Template,
-        access::defaults,
         admission::{
             decide::{Facts, Memory, Recall, Summary, decide, recall},
             lock::{AdmissionGuard, CountGuard},
@@ -250,7 +249,7 @@ impl Sandboxes {
             record.open((name.clone(), *port), visibility, Visibility::Public);
         }
         if let Some(rules) = port_rules {
-            defaults::apply(&mut record, &work.template.ports, spec, rules);
+            default_services::apply(&mut record, &work.template.ports, spec, rules);
         }
         let taken = self.pve.cluster().await.guests.into_keys().collect();
         let taken_ips = self.taken_addresses().await;

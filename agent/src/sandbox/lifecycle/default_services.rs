@@ -1,21 +1,16 @@
 //! Default services: ports that the sandboxes of a snapshot expose from their creation on.
 
-use proto::{spec::Spec, spec::limit};
+use proto::spec::{Spec, limit};
 
 use crate::{
     journal::{ListenRule, PortRules, Record},
-    sandbox::core::options::{DefaultPorts, DefaultService},
+    sandbox::{DefaultPorts, DefaultService},
 };
 
 /// Opens the default services of a snapshot in the record of a new sandbox, and notes its rule for ports that something
 /// listens on. What the caller asks for is in the record already, and counts more. A service that cannot be opened is
 /// left closed: it must not make the creation fail.
-pub(in crate::sandbox) fn apply(
-    record: &mut Record,
-    ports: &DefaultPorts,
-    spec: &Spec,
-    rules: &PortRules,
-) {
+pub(super) fn apply(record: &mut Record, ports: &DefaultPorts, spec: &Spec, rules: &PortRules) {
     let services = if spec.no_default_services { &[] } else { ports.services.as_slice() };
     for service in services {
         if let Err(why) = open(record, service, rules) {
