@@ -131,6 +131,7 @@ impl Agent {
         let garbage = Arc::new(Preview::new(Arc::clone(&sandboxes), reconcile, waker.clone()));
         tasks.spawn(reconciler.run());
         tasks.spawn(Arc::clone(&sandboxes).watch_boots());
+        tasks.spawn(Arc::clone(&sandboxes).follow_listeners());
         let (sampled, host) = watch::channel(HostLoad::default());
         sandboxes.watch_host(host.clone());
         tasks.spawn(sample(host_load, Arc::clone(&sandboxes), sampled, tasks.clone()));

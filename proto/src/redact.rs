@@ -40,7 +40,7 @@ macro_rules! one_of {
 
 message!(api::CreateSandboxRequest {
     request_id, snapshot_id, size, network, services, node, wait, lifetime, size_preset, placement,
-    name, files, files_user, egress, egress_names;
+    name, files, files_user, egress, egress_names, no_default_services, expose_on_listen;
     metadata, env
 });
 message!(api::FileContent { path, mode; content });

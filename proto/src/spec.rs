@@ -114,6 +114,10 @@ pub struct Spec {
     pub services: BTreeMap<ServiceName, Port>,
     /// Visibility of these ports, where the request says it.
     pub visibility: BTreeMap<Port, Visibility>,
+    /// Whether the default services of the snapshot stay closed.
+    pub no_default_services: bool,
+    /// Whether ports are exposed as soon as something listens on them; `None`: as the snapshot says.
+    pub expose_on_listen: Option<bool>,
     /// Node that the sandbox must be on.
     pub node: Option<NodeName>,
     /// Name of the sandbox.
@@ -200,6 +204,8 @@ impl TryFrom<&wire::CreateSandboxRequest> for Spec {
                 .map(Labels::try_from)
                 .transpose()?
                 .unwrap_or_default(),
+            no_default_services: request.no_default_services,
+            expose_on_listen: request.expose_on_listen,
             node: (!request.node.is_empty()).then(|| request.node.parse()).transpose()?,
             name: (!request.name.is_empty()).then(|| request.name.parse()).transpose()?,
         })

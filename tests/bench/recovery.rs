@@ -210,6 +210,7 @@ fn options() -> Result<Options> {
             bridge: None,
             allowed: Default::default(),
             link: Default::default(),
+            ports: Default::default(),
         }],
         network: Bridge {
             name: "vmbr0".into(),
@@ -248,11 +249,14 @@ fn order(number: u32) -> Result<Order> {
             network: Network::Static,
             egress: None,
             services: BTreeMap::new(),
+            no_default_services: false,
+            expose_on_listen: None,
             visibility: Default::default(),
             node: None,
             labels: Default::default(),
             lifetime: proto::lifetime::LifetimePatch::default(),
         },
+        port_rules: None,
     })
 }
 

@@ -171,6 +171,7 @@ fn options() -> Options {
             bridge: None,
             allowed: Default::default(),
             link: Default::default(),
+            ports: Default::default(),
         }],
         network: Bridge {
             name: "vmbr0".into(),

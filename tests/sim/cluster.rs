@@ -407,6 +407,7 @@ fn options(number: u8) -> Options {
             bridge: None,
             allowed: Default::default(),
             link: Default::default(),
+            ports: Default::default(),
         }],
         network: Bridge {
             name: "vmbr0".into(),

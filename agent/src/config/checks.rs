@@ -1,9 +1,14 @@
 //! Checks of what the configuration file says.
 
-use proto::{lifetime::GRACE_MAX, name::Label};
+use std::collections::BTreeSet;
+
+use proto::{lifetime::GRACE_MAX, name::Label, visibility::Visibility};
 
 use super::{Limits, Shim, Sources, Template, network};
-use crate::{detect::Roots, sandbox::Probe};
+use crate::{
+    detect::Roots,
+    sandbox::{DefaultService, Probe},
+};
 
 const LABELS_MAX: usize = 16;
 /// Limits on processes: systemd needs some dozen, and Linux knows no higher number.
@@ -45,6 +50,38 @@ pub(super) fn templates(from: &mut Sources<'_>, templates: &[Template], roots: R
         }
         if templates.iter().filter(|other| other.vmid == *vmid).count() > 1 {
             wrong("the vmid stands there twice");
+        }
+        let differs = |other: &&Template| {
+            let ports = |of: &Template| (of.services.clone(), of.expose_on_listen);
+            other.snapshot == *snapshot && ports(other) != ports(template)
+        };
+        if templates.iter().any(|other| differs(&other)) {
+            wrong("services and expose_on_listen must be the same for all templates of a snapshot");
+        }
+        services(&template.services, wrong);
+    }
+}
+
+fn services(services: &[DefaultService], mut wrong: impl FnMut(&str)) {
+    if services.len() > proto::spec::limit::SERVICES_MAX {
+        wrong("services must be at most 32");
+    }
+    let (mut names, mut ports) = (BTreeSet::new(), BTreeSet::new());
+    for DefaultService { name, port, visibility } in services {
+        if !names.insert(name) {
+            wrong(&format!("services: the name {name} stands there twice"));
+        }
+        if !ports.insert(port) {
+            wrong(&format!("services: the port {port} stands there twice"));
+        }
+        // Public by default is what these ports never are, whoever's default it is.
+        if *visibility == Some(Visibility::Public)
+            && Visibility::Public.or_guarded(*port) != Visibility::Public
+        {
+            wrong(&format!(
+                "services: {name} may not be public, because port {port} gives a shell, a screen or root's commands \
+                 to everybody who reaches it; a caller can expose it with --public"
+            ));
         }
     }
 }

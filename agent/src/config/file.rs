@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::Wake;
 use crate::{
     pve::{HostPaths, interface::Rate, template_mark::TemplateMark},
-    sandbox::{OnReboot, Probe, exec::shims::Backend},
+    sandbox::{DefaultService, OnReboot, Probe, exec::shims::Backend},
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -194,6 +194,12 @@ pub struct Template {
     /// Directories of the node that the template may mount, read-only and with an id map.
     #[serde(default)]
     pub read_only_caches: Vec<PathBuf>,
+    /// Services that its sandboxes expose from their creation on.
+    #[serde(default)]
+    pub services: Vec<DefaultService>,
+    /// True when its sandboxes expose a port as soon as something listens on it.
+    #[serde(default)]
+    pub expose_on_listen: bool,
 }
 
 impl File {
@@ -221,6 +227,8 @@ impl Template {
             privileged: false,
             allow_unsafe: false,
             read_only_caches: Vec::new(),
+            services: Vec::new(),
+            expose_on_listen: false,
         }
     }
 }

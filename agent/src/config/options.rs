@@ -26,6 +26,10 @@ impl Config {
             },
             link: Link { tag: template.tag, rate: template.rate, firewall: template.firewall },
             probe: template.probe.clone(),
+            ports: sandbox::DefaultPorts {
+                services: template.services.clone(),
+                on_listen: template.expose_on_listen,
+            },
         });
         let network = &self.network;
         let limits = &self.limits;

@@ -250,3 +250,53 @@ fn bounds_of_waiting_requests_and_idle_rules_are_checked() {
     ));
     assert!(wrong.contains("held_max: must be 1 to 3000"), "{wrong}");
 }
+
+#[test]
+fn snapshot_says_what_its_sandboxes_expose() {
+    let template = |more: &str| {
+        let file = format!("[[template]]\nsnapshot = \"s\"\nvmid = 9000\n{more}");
+        complete(&Host::new(), &file, &Flags::default(), &[])
+    };
+    let service = |rest: &str| format!("[[template.services]]\n{rest}\n");
+    let vscode = service("name = \"vscode\"\nport = 39378\nvisibility = \"public\"");
+    let exec = service("name = \"exec\"\nport = 39375");
+    let options =
+        template(&format!("expose_on_listen = true\n{vscode}{exec}")).expect("fits").options();
+    let ports = &options.templates[0].ports;
+    let said: Vec<_> =
+        ports.services.iter().map(|of| (of.name.to_string(), of.visibility)).collect();
+    let public = Some(proto::visibility::Visibility::Public);
+    assert_eq!(said, [("vscode".to_owned(), public), ("exec".to_owned(), None)]);
+    assert!(ports.on_listen);
+    assert_eq!(template("").expect("fits").options().templates[0].ports, Default::default());
+
+    let same_name = service("name = \"vscode\"\nport = 1");
+    let same_port = service("name = \"other\"\nport = 39378");
+    let shell = service("name = \"xterm\"\nport = 39383\nvisibility = \"public\"");
+    let many: String =
+        (1..=33).map(|port| service(&format!("name = \"s-{port}\"\nport = {port}"))).collect();
+    let twin = "[[template]]\nsnapshot = \"s\"\nvmid = 9001\n";
+    for (more, told) in [
+        (format!("{vscode}{same_name}"), "services: the name vscode stands there twice"),
+        (format!("{vscode}{same_port}"), "services: the port 39378 stands there twice"),
+        (shell, "services: xterm may not be public, because port 39383 gives a shell"),
+        (many, "services must be at most 32"),
+        (format!("{vscode}{twin}"), "must be the same for all templates of a snapshot"),
+    ] {
+        let text = mistakes(template(&more));
+        assert!(text.contains(told), "{told}: {text}");
+    }
+    template(&format!("{vscode}{twin}{vscode}")).expect("both say the same");
+    for rest in [
+        "name = \"vscode\"\nport = 0",
+        "name = \"vscode\"\nport = 65536",
+        "name = \"VS Code\"\nport = 1",
+        "name = \"vscode\"",
+        "port = 1",
+        "name = \"vscode\"\nport = 1\nvisibility = \"friends\"",
+        "name = \"vscode\"\nport = 1\nurl = \"x\"",
+    ] {
+        let file = format!("[[template]]\nsnapshot = \"s\"\nvmid = 9000\n{}", service(rest));
+        assert!(toml::from_str::<File>(&file).is_err(), "{rest}");
+    }
+}

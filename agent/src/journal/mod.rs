@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod listen;
 pub mod memory;
 pub mod node;
 pub mod ports;
@@ -19,6 +20,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use proto::id::{SandboxId, Vmid};
 
+pub use listen::{ListenRule, PortRules};
 pub use node::Node;
 pub use ports::{Access, AccessKey, GuardedPort, OpenPort};
 pub use record::{Failure, Lifetime, Phase, Record, WakeOn};

@@ -13,12 +13,12 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::{ListenRule, Record};
 
 /// Key of one sandbox, under which its agent signs the credentials for its ports.
 pub type AccessKey = Secret<[u8; 32]>;
 
-/// Ports of a sandbox that are open, but not to everybody.
+/// Ports of a sandbox that are open, but not to everybody, and what else decides who reaches its ports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Access {
@@ -29,6 +29,8 @@ pub struct Access {
     pub generation: u64,
     /// Key of all credentials; made with the first one. The journal's file has it sealed; a tombstone has none.
     pub key: Option<AccessKey>,
+    /// Rule by which ports are opened as soon as something listens on them; `None`: none are.
+    pub listen: Option<ListenRule>,
 }
 
 /// Open port that not everybody reaches.
@@ -122,11 +124,13 @@ impl Record {
         closed
     }
 
-    /// Closes every port with this name, under all of its names, and returns the names with their ports.
+    /// Closes every port with this name, under all of its names, because a caller wants it. Returns the names with
+    /// their ports.
     pub fn close_named(&mut self, name: &ServiceName) -> Vec<(ServiceName, Port)> {
         let guarded = self.access.ports.iter().filter(|(_, port)| port.names.contains(name));
         let guarded = guarded.map(|(port, _)| *port);
         let ports: BTreeSet<_> = guarded.chain(self.services.get(name).copied()).collect();
+        ports.iter().for_each(|port| self.note_hidden(*port));
         ports.into_iter().flat_map(|port| self.close(port)).collect()
     }
 

@@ -9,12 +9,13 @@ use proto::{
     name::{NodeName, Port, ServiceName},
     sandbox::v1 as wire,
     spec::{Egress, Spec},
+    visibility::Visibility,
 };
 
 use super::SILENCE_MAX;
 use crate::{
-    journal::{Lifetime, OpenPort, Phase, Record},
-    sandbox::{Order, access::credential::Purpose},
+    journal::{Lifetime, OpenPort, Phase, PortRules, Record},
+    sandbox::{DefaultPorts, DefaultService, Order, access::credential::Purpose},
 };
 
 pub(super) fn order(request: &agent::CreateSandboxRequest) -> Result<Order, Invalid> {
@@ -34,7 +35,31 @@ pub(super) fn order(request: &agent::CreateSandboxRequest) -> Result<Order, Inva
         attempt: attempt(request.attempt)?,
         body_digest: digest.clone(),
         spec,
+        port_rules: request.port_rules.as_ref().map(port_rules).transpose()?,
     })
+}
+
+fn port_rules(rules: &agent::PortRules) -> Result<PortRules, Invalid> {
+    let default = Visibility::read(rules.default_visibility, "port_rules.default_visibility")?;
+    let denied = rules.denied_ports.iter().map(|port| {
+        Port::try_from(*port).map_err(|invalid| invalid.named("port_rules.denied_ports"))
+    });
+    Ok(PortRules {
+        default: default.unwrap_or(Visibility::Team),
+        denied: denied.collect::<Result<_, _>>()?,
+    })
+}
+
+/// Converts the ports that sandboxes of a snapshot expose without a word of their callers.
+pub(super) fn default_ports(ports: &DefaultPorts) -> wire::SnapshotPorts {
+    let service = |service: &DefaultService| wire::HttpService {
+        visibility: service.visibility.map(wire::Visibility::from).unwrap_or_default().into(),
+        ..closed(&service.name, service.port)
+    };
+    wire::SnapshotPorts {
+        services: ports.services.iter().map(service).collect(),
+        expose_on_listen: ports.on_listen,
+    }
 }
 
 /// Reads what a container that becomes a sandbox reaches; older controllers do not say it.
@@ -174,6 +199,7 @@ mod tests {
                 ..Default::default()
             }),
             wait: None,
+            port_rules: None,
         }
     }
 
@@ -193,6 +219,15 @@ mod tests {
         refused("body_digest", |r| r.body_digest = "X".repeat(64));
         refused("attempt", |r| r.attempt = 0);
         refused("spec", |r| r.spec = None);
+        let ruled = |default_visibility, denied_ports: &[u32]| {
+            Some(agent::PortRules { default_visibility, denied_ports: denied_ports.into() })
+        };
+        refused("port_rules.default_visibility", |r| r.port_rules = ruled(9, &[]));
+        refused("port_rules.denied_ports", |r| r.port_rules = ruled(1, &[22, 0]));
+        let with = agent::CreateSandboxRequest { port_rules: ruled(0, &[22, 22]), ..request() };
+        let rules = order(&with).expect("valid").port_rules.expect("rules");
+        assert_eq!((rules.default, rules.denied.len()), (Visibility::Team, 1));
+        assert_eq!(order(&request()).expect("valid").port_rules, None, "an older controller");
     }
 
     #[test]

@@ -91,6 +91,10 @@ impl Reporter {
             cordoned: state == SchedulingState::Cordoned,
             draining: state == SchedulingState::Draining,
             renumbered_to: self.sandboxes.renumbered(&cluster).map_or(0, |changed| changed.now),
+            snapshot_ports: templates
+                .iter()
+                .map(|template| convert::default_ports(&template.ports))
+                .collect(),
             labels: options.labels.iter().map(ToString::to_string).collect(),
         }
     }

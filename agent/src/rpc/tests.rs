@@ -127,6 +127,7 @@ fn create(number: u8) -> wire::CreateSandboxRequest {
             ..Default::default()
         }),
         wait: None,
+        port_rules: None,
     }
 }
 

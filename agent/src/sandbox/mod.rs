@@ -56,7 +56,10 @@ pub use self::{
     core::{
         Known, Tombstone,
         error::{Error, Result},
-        options::{Bridge, Dhcp, Lifetimes, Limits, OnReboot, Options, Order, Probe, Template},
+        options::{
+            Bridge, DefaultPorts, DefaultService, Dhcp, Lifetimes, Limits, OnReboot, Options,
+            Order, Probe, Template,
+        },
         phase::{Event, next},
         queries::Tally,
     },

@@ -252,7 +252,15 @@ async fn snapshots(controller: &Controller) -> Check {
             "none: no sandbox can be created",
             "pve-sandbox-agent template init, on a node",
         ),
-        Ok(snapshots) => Check::ok("snapshots", "", format!("{} are offered", snapshots.len())),
+        Ok(snapshots) => match snapshots.iter().find(|one| !one.differing_nodes.is_empty()) {
+            Some(one) => Check::warning(
+                "snapshots",
+                one.id.clone(),
+                format!("its default services differ on {}", one.differing_nodes.join(", ")),
+                "the same services and expose_on_listen in agent.toml of all nodes",
+            ),
+            None => Check::ok("snapshots", "", format!("{} are offered", snapshots.len())),
+        },
         Err(failure) => failed("snapshots", "", &failure, "sandboxctl snapshot ls"),
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct WakeOn {
 }
 
 /// `on` or `off`.
-fn switch(text: &str) -> Result<bool, String> {
+pub(super) fn switch(text: &str) -> Result<bool, String> {
     match text {
         "on" => Ok(true),
         "off" => Ok(false),

@@ -13,6 +13,7 @@ use proto::{
 use super::{
     first_files::{self, FirstFile},
     lifetime::Lifetime,
+    wake_on::switch,
 };
 use crate::{
     client::{self, Controller},
@@ -56,6 +57,12 @@ pub(crate) struct Wanted {
     /// in 8080:public; may be given often
     #[arg(long, value_name = "NAME=PORT[:WHO]")]
     expose: Vec<Service>,
+    /// Leave the services closed that the snapshot exposes by default
+    #[arg(long)]
+    no_services: bool,
+    /// Whether a port is exposed as soon as something listens on it [default: as the snapshot says]
+    #[arg(long, value_name = "on|off", value_parser = switch)]
+    expose_on_listen: Option<bool>,
     /// File that is in it from the start, with its permissions; may be given often, 1.5 MiB in all
     #[arg(long, value_name = "LOCAL:PATH")]
     file: Vec<FirstFile>,
@@ -164,6 +171,8 @@ pub(super) async fn request(
         env: pairs(wanted.env),
         network: network.into(),
         services: wanted.expose.into_iter().map(service).collect(),
+        no_default_services: wanted.no_services,
+        expose_on_listen: wanted.expose_on_listen,
         node: wanted.node.unwrap_or_default(),
         wait: None,
         lifetime: wanted.lifetime.wire(),
@@ -209,5 +218,9 @@ mod tests {
             Service { name: String::new(), port: 81, visibility: Some(Visibility::Private) }
         );
         assert!(parse::<Wanted>("--expose 81:everybody").is_err());
+        assert_eq!((wanted.no_services, wanted.expose_on_listen), (false, None));
+        let bare: Wanted = parse("--no-services --expose-on-listen off").expect("switches");
+        assert_eq!((bare.no_services, bare.expose_on_listen), (true, Some(false)));
+        assert!(parse::<Wanted>("--expose-on-listen maybe").is_err());
     }
 }

@@ -205,11 +205,34 @@ pub struct Snapshot<'a> {
     id: &'a str,
     size: Size,
     nodes: &'a [String],
+    services: Vec<DefaultService<'a>>,
+    expose_on_listen: bool,
+    differing_nodes: &'a [String],
+}
+
+/// JSON of a service that sandboxes expose by default.
+#[derive(Debug, Serialize)]
+struct DefaultService<'a> {
+    name: &'a str,
+    port: u32,
+    visibility: &'static str,
 }
 
 /// Converts a snapshot.
 pub fn snapshot(snapshot: &wire::Snapshot) -> Snapshot<'_> {
-    Snapshot { id: &snapshot.id, size: size(snapshot.size), nodes: &snapshot.nodes }
+    let services = snapshot.services.iter().map(|service| DefaultService {
+        name: &service.name,
+        port: service.port,
+        visibility: service.visibility().word(),
+    });
+    Snapshot {
+        id: &snapshot.id,
+        size: size(snapshot.size),
+        nodes: &snapshot.nodes,
+        services: services.collect(),
+        expose_on_listen: snapshot.expose_on_listen,
+        differing_nodes: &snapshot.differing_nodes,
+    }
 }
 
 /// JSON of a node.

@@ -85,4 +85,8 @@ async fn each_flaw_of_the_connection_is_found_until_it_is_mended() {
     let empty = Fake::start(Behaviour::default()).await;
     let remedy = bad(&empty.run(&["doctor", "--json"]).await, "snapshots");
     assert!(remedy.starts_with("pve-sandbox-agent template init"), "{remedy}");
+    let uneven = Behaviour { snapshots: vec!["uneven"], ..Behaviour::default() };
+    let report = json(&Fake::start(uneven).await.run(&["doctor", "--json"]).await);
+    let found = check(&report, "snapshots");
+    assert_eq!(found["state"], "warning", "{report}");
 }

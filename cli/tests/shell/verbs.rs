@@ -485,6 +485,18 @@ async fn verbs_of_operators_print_text_and_json() {
 
     assert!(fake.run(&["snapshot", "ls"]).await.text().contains("node1, node2"));
     assert_eq!(fake.run(&["snapshot", "ls", "--json"]).await.json()[0]["id"], "small");
+    let uneven = Behaviour { snapshots: vec!["listening", "uneven"], ..Behaviour::default() };
+    let uneven = Fake::start(uneven).await;
+    let listed = uneven.run(&["snapshot", "ls"]).await;
+    assert!(listed.text().contains("vscode=39378:team, on listen"), "{listed:?}");
+    assert!(listed.stderr.contains("uneven: its default services differ on node2"), "{listed:?}");
+    let list = uneven.run(&["snapshot", "ls", "--json"]).await.json();
+    let service = json!({ "name": "vscode", "port": 39378, "visibility": "team" });
+    assert_eq!(list[0]["services"], json!([service]));
+    assert_eq!(
+        (&list[0]["expose_on_listen"], &list[1]["differing_nodes"]),
+        (&json!(true), &json!(["node2"]))
+    );
     assert!(fake.run(&["version"]).await.text().contains("controller 0.9.9 (epoch 4)"));
     let watched = fake.run(&["watch", ID, "--json"]);
     let first = tokio::time::timeout(std::time::Duration::from_secs(2), watched).await;

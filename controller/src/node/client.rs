@@ -72,6 +72,8 @@ pub struct CreateOrder {
     pub digest: String,
     /// Request of the caller.
     pub request: api::CreateSandboxRequest,
+    /// Rules for ports that the snapshot exposes.
+    pub port_rules: wire::PortRules,
 }
 
 /// Cheap handle to one agent.
@@ -154,6 +156,7 @@ impl Client {
             attempt: order.attempt,
             spec: Some(order.request.clone()),
             wait: duration(wait),
+            port_rules: Some(order.port_rules.clone()),
         };
         let answer =
             call(Call::CreateSandbox, wait + MARGIN, self.agent().create_sandbox(request)).await?;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use proto::{
     Reason,
+    agent::v1::PortRules,
     name::Port,
     sandbox::v1::{CreateSandboxRequest, HttpService, Sandbox, Visibility as Wire},
     spec::Spec,
@@ -32,6 +33,29 @@ impl Exposure {
     /// Returns who reaches a port whose caller does not say it.
     pub(super) fn default_of(&self, port: Port) -> Visibility {
         self.default.or_guarded(port)
+    }
+
+    /// Returns the rules for ports that a node exposes because their snapshot says so.
+    pub(super) fn port_rules(&self) -> PortRules {
+        let mut rules = PortRules {
+            denied_ports: self.denied.iter().map(|port| u32::from(*port)).collect(),
+            ..PortRules::default()
+        };
+        rules.set_default_visibility(self.default.into());
+        rules
+    }
+
+    /// Completes the default services of a snapshot as its sandboxes get them: with their visibility, and without
+    /// denied ports.
+    pub(super) fn default_services(&self, services: Vec<HttpService>) -> Vec<HttpService> {
+        let complete = |mut service: HttpService| {
+            let port = Port::try_from(service.port).ok()?;
+            self.check(port).ok()?;
+            let said = Visibility::read(service.visibility, "visibility").ok()?;
+            service.set_visibility(said.unwrap_or_else(|| self.default_of(port)).into());
+            Some(service)
+        };
+        services.into_iter().filter_map(complete).collect()
     }
 
     /// Checks that a port may be exposed.

@@ -99,7 +99,8 @@ impl Sandboxes {
         }
         self.nodes.cache.begin(row.id, row.team.clone(), sandbox);
         let (id, team, digest) = (row.id, row.team.to_string(), row.digest);
-        let order = CreateOrder { id, team, attempt: row.attempt, digest, request };
+        let port_rules = self.options.exposure.port_rules();
+        let order = CreateOrder { id, team, attempt: row.attempt, digest, request, port_rules };
         let creation = Creation::new(order, row.team, spec, row.node).resumed(row.cancelled);
         self.creations.lock().insert(row.id, creation.cancel.clone());
         let (this, stop) = (self.clone(), self.stop.clone());

@@ -60,6 +60,76 @@ async fn port_gets_the_callers_word_else_what_it_has_else_the_default() {
     assert_eq!(again.expect("repeated").id, made.id);
 }
 
+fn snapshot_ports() -> SnapshotPorts {
+    let given =
+        [("vscode", 39_378, Visibility::Unspecified), ("xterm", 39_383, Visibility::Private)];
+    let denied = [("ssh", 22, Visibility::Unspecified)];
+    let service = |(name, port, who): (&str, u32, Visibility)| HttpService {
+        name: name.into(),
+        port,
+        visibility: who.into(),
+        ..HttpService::default()
+    };
+    let services = given.into_iter().chain(denied).map(service).collect();
+    SnapshotPorts { services, expose_on_listen: true }
+}
+
+#[tokio::test(start_paused = true)]
+async fn creation_exposes_what_its_snapshot_says_unless_the_caller_declines() {
+    use Visibility::{Private, Token};
+    let mut lab = Lab::new().await;
+    lab.options.exposure.default = proto::visibility::Visibility::Token;
+    lab.options.exposure.denied = ["22".parse().expect("a port")].into();
+    lab.start().await;
+    for agent in &lab.agents {
+        agent.load(|load| load.snapshot_ports = vec![snapshot_ports()]);
+    }
+    let made = create(&mut lab.api(), request("r1")).await.expect("made");
+    let open: Vec<_> = made.services.iter().map(|of| (of.port, of.visibility())).collect();
+    assert_eq!(open, [(39_378, Token), (39_383, Private)]);
+    assert!(made.services.iter().all(|service| !service.url.is_empty()), "{made:?}");
+    let agent = lab.agents.iter().find(|agent| !agent.received().is_empty()).expect("one got it");
+    let rules = agent.port_rules().expect("they came with it");
+    assert_eq!((rules.default_visibility(), rules.denied_ports), (Token, vec![22]));
+
+    let bare = CreateSandboxRequest { no_default_services: true, ..request("r2") };
+    let made = create(&mut lab.api(), bare.clone()).await.expect("made");
+    assert!(made.services.is_empty(), "{made:?}");
+    let named = |request_id: &str, no_default_services| {
+        let create = CreateSandboxRequest {
+            name: "bare".into(),
+            no_default_services,
+            ..request(request_id)
+        };
+        GetOrCreateSandboxRequest { create: Some(create) }
+    };
+    lab.api().get_or_create_sandbox(named("r3", true)).await.expect("made");
+    lab.api().get_or_create_sandbox(named("r4", true)).await.expect("the same");
+    let other = lab.api().get_or_create_sandbox(named("r5", false)).await.expect_err("another");
+    assert!(other.message().contains("no_default_services"), "{}", other.message());
+    // A port that is exposed by hand gets the same default.
+    assert_eq!(lab.exposed(&made.id, 80, Visibility::Unspecified).await.expect("exposed"), Token);
+}
+
+#[tokio::test(start_paused = true)]
+async fn list_of_snapshots_has_their_services_and_the_nodes_that_differ() {
+    let mut lab = Lab::new().await;
+    lab.options.exposure.denied = ["22".parse().expect("a port")].into();
+    lab.start().await;
+    for agent in &lab.agents {
+        agent.load(|load| load.snapshot_ports = vec![snapshot_ports()]);
+    }
+    lab.agents[2].load(|load| load.snapshot_ports[0].services.truncate(1));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let list = lab.api().list_snapshots(ListSnapshotsRequest {}).await.expect("listed");
+    let [snapshot] = list.into_inner().snapshots.try_into().expect("one");
+    let services: Vec<_> =
+        snapshot.services.iter().map(|of| (of.name.as_str(), of.visibility())).collect();
+    assert_eq!(services, [("vscode", Visibility::Team), ("xterm", Visibility::Private)]);
+    assert!(snapshot.expose_on_listen);
+    assert_eq!((snapshot.nodes.len(), snapshot.differing_nodes), (3, vec!["n3".to_owned()]));
+}
+
 #[tokio::test(start_paused = true)]
 async fn creation_that_is_wanted_again_compares_who_reaches_its_ports() {
     use Visibility::{Private, Team, Unspecified};

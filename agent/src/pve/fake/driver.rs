@@ -279,8 +279,10 @@ impl Pve for FakePve {
         false
     }
 
-    async fn listeners(&self, _: Vmid) -> Vec<std::net::SocketAddr> {
-        Vec::new()
+    async fn listeners(&self, vmid: Vmid) -> Vec<SocketAddr> {
+        let world = self.shared.world.lock();
+        let guest = world.container(&self.node, vmid).filter(|guest| guest.pid.is_some());
+        guest.map(|guest| guest.listeners.clone()).unwrap_or_default()
     }
 
     async fn processes(&self, _: Vmid) -> Vec<u32> {

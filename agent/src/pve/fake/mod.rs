@@ -14,6 +14,7 @@ mod world;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -236,6 +237,13 @@ impl FakeCluster {
     pub fn disconnect(&self, vmid: Vmid) {
         if let Some(guest) = self.0.world.lock().guests.get_mut(&vmid) {
             guest.connection = None;
+        }
+    }
+
+    /// Makes servers in this container listen on these addresses, and no others.
+    pub fn listen(&self, vmid: Vmid, listeners: &[SocketAddr]) {
+        if let Some(guest) = self.0.world.lock().guests.get_mut(&vmid) {
+            guest.listeners = listeners.to_vec();
         }
     }
 

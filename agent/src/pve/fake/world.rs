@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
 };
 
 use proto::{
@@ -36,6 +36,8 @@ pub struct Guest {
     pub up_at: Option<Instant>,
     /// Bytes that a connection to it has moved; `None` while nobody is connected.
     pub connection: Option<u64>,
+    /// Addresses that something in it listens on while it runs.
+    pub listeners: Vec<SocketAddr>,
     /// CPU time that it has used, microseconds.
     pub cpu_us: u64,
     /// Whether it is frozen.
@@ -62,6 +64,7 @@ impl Guest {
             pid: None,
             up_at: None,
             connection: None,
+            listeners: Vec::new(),
             cpu_us: 0,
             frozen: false,
             stubborn: false,

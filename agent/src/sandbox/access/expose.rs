@@ -63,6 +63,7 @@ impl Sandboxes {
             }
             *seen.lock() = record.visibility(port);
             record.open((name.clone(), port), reach.wanted, reach.default);
+            record.note_opened(port);
             Ok(())
         });
         let opened = opened.await?;

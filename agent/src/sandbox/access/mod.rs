@@ -6,5 +6,6 @@ pub mod files;
 pub mod isolation;
 pub mod kill_connections;
 pub mod links;
+mod listen;
 mod names;
 pub(super) mod wake;

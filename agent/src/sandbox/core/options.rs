@@ -5,14 +5,15 @@ use std::{net::Ipv4Addr, time::Duration};
 use proto::{
     id::{SandboxId, Vmid},
     lifetime::LifetimePatch,
-    name::{Label, Port, SnapshotId, Team},
+    name::{Label, Port, ServiceName, SnapshotId, Team},
     spec::{Size, Spec},
+    visibility::Visibility,
 };
 
 use serde::Deserialize;
 
 use crate::{
-    journal::Record,
+    journal::{PortRules, Record},
     pve::{
         ContainerConfig, IoMax, Link,
         forbidden::{self, Allowed},
@@ -91,6 +92,30 @@ pub struct Template {
     pub link: Link,
     /// Lines of the template's config that the operator allows beyond the rules.
     pub allowed: Allowed,
+    /// Ports that its sandboxes expose without a word of their callers.
+    pub ports: DefaultPorts,
+}
+
+/// Ports that the sandboxes of a snapshot expose without a word of their callers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DefaultPorts {
+    /// Services that they expose from their creation on.
+    pub services: Vec<DefaultService>,
+    /// True when they expose a port as soon as something listens on it.
+    pub on_listen: bool,
+}
+
+/// Service that the sandboxes of a snapshot expose from their creation on.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DefaultService {
+    /// Name of the service.
+    pub name: ServiceName,
+    /// Its port.
+    pub port: Port,
+    /// Visibility of the port; the controller's default if unset.
+    #[serde(default)]
+    pub visibility: Option<Visibility>,
 }
 
 impl Template {
@@ -233,4 +258,6 @@ pub struct Order {
     pub body_digest: String,
     /// Specification of the sandbox.
     pub spec: Spec,
+    /// Rules for ports that the caller does not name; `None`, of an older controller: none of them is exposed.
+    pub port_rules: Option<PortRules>,
 }

@@ -21,7 +21,7 @@ use proto::{
 };
 use tokio::time::Instant;
 
-use super::boot;
+use super::{boot, default_services};
 use crate::{
     journal::{Access, Intent, Lifetime, Phase, Record, WakeOn},
     pve::{Address, Cluster, OwnVolumes, Settings, StorageRoom, ownership},
@@ -192,7 +192,7 @@ impl Sandboxes {
 
     /// Writes the intent, durable before anything is touched. Leases a vmid and an address with it.
     async fn begin(&self, work: &Work<'_>) -> Result<Arc<Record>> {
-        let Order { id, team, attempt, body_digest, spec } = work.order;
+        let Order { id, team, attempt, body_digest, spec, port_rules } = work.order;
         // A later cancellation finds this operation; an earlier one is in the journal.
         if self.records.feed().cancelled(id).await? >= *attempt {
             return Err(cancelled(work));
@@ -247,6 +247,9 @@ impl Sandboxes {
             // An older controller says nothing: to it every open port is public.
             let visibility = spec.visibility.get(port).copied();
             record.open((name.clone(), *port), visibility, Visibility::Public);
+        }
+        if let Some(rules) = port_rules {
+            default_services::apply(&mut record, &work.template.ports, spec, rules);
         }
         let taken = self.pve.cluster().await.guests.into_keys().collect();
         let taken_ips = self.taken_addresses().await;

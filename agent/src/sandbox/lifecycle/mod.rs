@@ -8,6 +8,7 @@ pub(super) mod cancel;
 pub(super) mod cgroup_limits;
 mod clone;
 pub(super) mod create;
+mod default_services;
 pub(super) mod delete;
 pub(super) mod enforce_pause;
 pub(super) mod pause;

@@ -3,7 +3,7 @@
 use proto::{Cause, Reason, lifetime::LifetimePatch};
 
 use super::*;
-use crate::{pve::ErrorKind, sandbox::ownership::migrate::Exported};
+use crate::{journal::PortRules, pve::ErrorKind, sandbox::ownership::migrate::Exported};
 
 /// Two nodes of one cluster, each with an agent.
 struct Two {
@@ -38,6 +38,10 @@ impl Two {
         order.spec.metadata.insert("a".into(), "b".into());
         order.spec.env.insert("COLOUR".into(), "green".into());
         order.spec.services.insert("web".parse().expect("valid"), "80".parse().expect("valid"));
+        order.spec.expose_on_listen = Some(true);
+        let default = proto::visibility::Visibility::Team;
+        order.port_rules =
+            Some(PortRules { default, denied: ["22".parse().expect("valid")].into() });
         self.node.sandboxes.create(order, LONG).await.expect("admitted");
         self.node.sandboxes.stop(&id(1), LONG).await.expect("stopped")
     }
@@ -68,6 +72,8 @@ async fn moved_sandbox_keeps_its_record_and_gets_a_new_address() {
     assert_eq!((after.phase, after.vmid, after.boot), (Phase::Stopped, before.vmid, before.boot));
     assert_eq!((&after.metadata, &after.env), (&before.metadata, &before.env));
     assert_eq!((&after.services, &after.snapshot), (&before.services, &before.snapshot));
+    assert!(before.access.listen.is_some());
+    assert_eq!(after.access, before.access, "with the rule for ports that something listens on");
     assert_eq!((&after.lifetime, after.size), (&before.lifetime, before.size));
     assert_eq!(after.ip, Some(Ipv4Addr::new(10, 100, 2, 2)), "an address of that node");
     let up = two.there.start(&id(1), LONG).await.expect("starts");

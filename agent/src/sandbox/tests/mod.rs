@@ -6,6 +6,7 @@ mod boots;
 mod cgroup_limits;
 mod crash;
 mod create;
+mod default_ports;
 mod faults;
 mod isolation;
 mod life;
@@ -84,11 +85,14 @@ pub(crate) fn order(number: u8) -> Order {
             network: Network::Static,
             egress: None,
             services: BTreeMap::new(),
+            no_default_services: false,
+            expose_on_listen: None,
             visibility: BTreeMap::new(),
             node: None,
             labels: Default::default(),
             lifetime: LifetimePatch::default(),
         },
+        port_rules: None,
     }
 }
 
@@ -179,6 +183,7 @@ impl Node {
                 bridge: None,
                 allowed: Default::default(),
                 link: Default::default(),
+                ports: Default::default(),
             }],
             network: Bridge {
                 name: "vmbr0".into(),

@@ -502,6 +502,14 @@ impl SandboxService for Service {
             id: (*id).to_owned(),
             size: Some(Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 }),
             nodes: vec!["node1".into(), "node2".into()],
+            services: vec![HttpService {
+                name: "vscode".into(),
+                port: 39_378,
+                visibility: Visibility::Team.into(),
+                ..HttpService::default()
+            }],
+            expose_on_listen: *id == "listening",
+            differing_nodes: if *id == "uneven" { vec!["node2".into()] } else { Vec::new() },
         };
         let snapshots = self.0.snapshots.iter().map(snapshot).collect();
         Ok(Response::new(ListSnapshotsResponse { snapshots }))

@@ -108,6 +108,8 @@ pub(super) struct World {
     faults: Faults,
     /// Creations that arrived, with their attempts, whatever became of them.
     received: Vec<(SandboxId, u32)>,
+    /// Rules for ports that came with the last creation.
+    port_rules: Option<wire::PortRules>,
     /// Creations with a reservation.
     reservations: BTreeSet<SandboxId>,
     execs: exec::Execs,
@@ -169,6 +171,7 @@ impl FakeAgent {
                 load,
                 faults: Faults::default(),
                 received: Vec::new(),
+                port_rules: None,
                 reservations: BTreeSet::new(),
                 execs: exec::Execs::default(),
                 kept: BTreeMap::new(),
@@ -287,6 +290,11 @@ impl FakeAgent {
     /// Returns the creations that arrived, with their attempts.
     pub fn received(&self) -> Vec<(SandboxId, u32)> {
         self.world.lock().received.clone()
+    }
+
+    /// Returns the rules for ports that came with the last creation.
+    pub fn port_rules(&self) -> Option<wire::PortRules> {
+        self.world.lock().port_rules.clone()
     }
 
     /// Returns the highest epoch seen.

@@ -33,6 +33,20 @@ pub(super) fn refuse<T>(reason: Reason, message: &str) -> Result<T, Status> {
     Err(Refusal::new(reason, message).into())
 }
 
+/// Returns the default services of a snapshot with these rules; as an agent, but without regard to the caller's.
+fn default_services(
+    ports: api::SnapshotPorts,
+    rules: &PortRules,
+) -> impl Iterator<Item = api::HttpService> {
+    let allowed = |service: &api::HttpService| !rules.denied_ports.contains(&service.port);
+    ports.services.into_iter().filter(allowed).map(|mut service| {
+        if service.visibility() == api::Visibility::Unspecified {
+            service.visibility = rules.default_visibility;
+        }
+        service
+    })
+}
+
 fn parse(id: &str) -> Result<SandboxId, Status> {
     id.parse().map_err(|error| Refusal::from(error).into())
 }
@@ -60,6 +74,7 @@ impl FakeAgent {
         let id = parse(&order.sandbox_id)?;
         let mut world = self.world.lock();
         world.received.push((id, order.attempt));
+        world.port_rules = order.port_rules.clone();
         world.reservations.remove(&id);
         if world.cancelled.get(&id).is_some_and(|off| *off >= order.attempt) {
             return refuse(Reason::CreateCancelled, "it was called off");
@@ -75,7 +90,15 @@ impl FakeAgent {
         let spec = order.spec.clone().unwrap_or_default();
         let vmid = world.next_vmid;
         world.next_vmid += 1;
+        let at = world.load.snapshots.iter().position(|known| *known == spec.snapshot_id);
+        let ports = at.and_then(|at| world.load.snapshot_ports.get(at)).cloned();
         drop(world);
+        let mut services = spec.services;
+        if let Some(rules) = &order.port_rules
+            && !spec.no_default_services
+        {
+            services.extend(default_services(ports.unwrap_or_default(), rules));
+        }
         let mut sandbox = Sandbox {
             id: order.sandbox_id.clone(),
             vmid,
@@ -87,7 +110,7 @@ impl FakeAgent {
                 memory_mib: 512,
                 disk_gib: 0,
             })),
-            services: spec.services,
+            services,
             name: spec.name,
             egress: if faults.opens { api::Egress::Unspecified.into() } else { spec.egress },
             egress_names: spec.egress_names.clone(),

@@ -245,7 +245,8 @@ impl Sandboxes {
         self.nodes.cache.begin(id, team.clone(), placeholder);
         admitted.made();
         drop(name);
-        let order = CreateOrder { id, team: team.to_string(), attempt, digest, request };
+        let (team_name, port_rules) = (team.to_string(), self.options.exposure.port_rules());
+        let order = CreateOrder { id, team: team_name, attempt, digest, request, port_rules };
         let creation = Creation::new(order, team, Ok(spec), node).with_files(has_files);
         self.creations.lock().insert(id, creation.cancel.clone());
         Ok((Accepted::New(id), Some(creation)))
@@ -357,6 +358,8 @@ fn differences(one: &CreateSandboxRequest, other: &CreateSandboxRequest) -> Vec<
         ("env", one.env != other.env),
         ("network", one.network != other.network),
         ("services", exposes_otherwise(&one.services, &other.services)),
+        ("no_default_services", one.no_default_services != other.no_default_services),
+        ("expose_on_listen", one.expose_on_listen != other.expose_on_listen),
         ("egress", reaches_otherwise((one.egress, &one.egress_names), other)),
         ("node", one.node != other.node),
         ("lifetime", one.lifetime.unwrap_or_default() != other.lifetime.unwrap_or_default()),

@@ -134,6 +134,8 @@ fn spec(id: SandboxId, sandbox: &Sandbox) -> Result<Spec> {
         network: Network::Static,
         egress: None,
         services: Default::default(),
+        no_default_services: false,
+        expose_on_listen: None,
         visibility: Default::default(),
         name: None,
         node: None,

@@ -172,6 +172,7 @@ impl Rig {
                 bridge: None,
                 allowed: Default::default(),
                 link: Default::default(),
+                ports: Default::default(),
             }],
             network: Bridge {
                 name: "vmbr0".into(),
