@@ -47,6 +47,7 @@ fn settings(node: &Node) -> Settings {
         public: vec![node.public],
         route_socket: PlainPath::try_from(socket.as_path()).expect("a plain path"),
         https: true,
+        secure: None,
         frames: true,
         cors: true,
         peers: None,
