@@ -10,12 +10,15 @@ use std::{
     },
 };
 
-use agent::ingress::{
-    Owner, own_certificate,
-    render::PEER_NAME,
-    settings::{Certificate, CertificateFiles, PlainPath, Secure, Settings},
-    switch::Colour,
-    systemd::Services,
+use agent::{
+    clock::{Clock as _, SystemClock},
+    ingress::{
+        Owner, own_certificate,
+        render::PEER_NAME,
+        settings::{AcmeDns, Certificate, CertificateFiles, PlainPath, Secure, Settings},
+        switch::Colour,
+        systemd::Services,
+    },
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::{
@@ -39,10 +42,10 @@ use crate::{
 };
 
 /// CA that has signed the wildcard certificate.
-struct Ca(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Ca(CertifiedIssuer<'static, KeyPair>);
 
 impl Ca {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
@@ -50,7 +53,7 @@ impl Ca {
     }
 
     /// Makes a certificate and its key, PEM.
-    fn issue(&self, name: &str) -> (String, String) {
+    pub(crate) fn issue(&self, name: &str) -> (String, String) {
         let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.0).expect("signed");
@@ -74,18 +77,23 @@ impl Ca {
 }
 
 /// Address of the listener of the first node.
-fn listen() -> SocketAddr {
+pub(crate) fn listen() -> SocketAddr {
     at(1, 8443)
 }
 
-fn put(dir: &Path, (cert, key): &(String, String)) {
+/// Puts a certificate and its key where the agent looks for them.
+pub(crate) fn put(dir: &Path, (cert, key): &(String, String)) {
+    use std::os::unix::fs::PermissionsExt as _;
+
     std::fs::write(dir.join("own.crt"), cert).expect("written");
-    std::fs::write(dir.join("own.key"), key).expect("written");
+    let path = dir.join("own.key");
+    std::fs::write(&path, key).expect("written");
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("set");
 }
 
 /// Adds the listener to settings, with the certificate in a directory.
-fn with_certificate(settings: &mut Settings, dir: &Path) -> CertificateFiles {
-    let copy = dir.join("copy.pem");
+pub(crate) fn with_certificate(settings: &mut Settings, dir: &Path) -> CertificateFiles {
+    let copy = dir.join("caddy-certificate.pem");
     let files = CertificateFiles {
         cert: dir.join("own.crt"),
         key: dir.join("own.key"),
@@ -102,19 +110,15 @@ fn with_certificate(settings: &mut Settings, dir: &Path) -> CertificateFiles {
 /// Starts a node with a certificate of this CA.
 async fn start(ca: &Ca, dir: &Path, pki: Option<&Path>) -> Node {
     put(dir, &ca.issue(&format!("*.{DOMAIN}")));
-    Node::shaped(1, pki, |settings| {
-        let files = with_certificate(settings, dir);
-        let domain = DOMAIN.parse().expect("a domain");
-        let now_ms = daemon::clock::millis(
-            std::fs::metadata(&files.cert)
-                .and_then(|about| about.modified())
-                .expect("a time")
-                .duration_since(std::time::UNIX_EPOCH)
-                .expect("after 1970"),
-        );
-        assert_eq!(own_certificate::refresh(&files, &domain, None, now_ms), Ok(true));
-    })
-    .await
+    Node::shaped(1, pki, |settings| copy(settings, dir)).await
+}
+
+/// Adds the listener to settings, and makes Caddy's copy of the certificate, as the agent does.
+pub(crate) fn copy(settings: &mut Settings, dir: &Path) {
+    let files = with_certificate(settings, dir);
+    let now_ms = SystemClock::default().now_ms();
+    let copied = own_certificate::refresh(&files, &settings.domain, None, now_ms);
+    assert_eq!(copied, Ok(true));
 }
 
 async fn dial(host: &str, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
@@ -363,6 +367,36 @@ async fn certificate_is_renewed_under_load_and_a_bad_one_leaves_the_one_before()
     let bad = clients.join_all().await.concat();
     eprintln!("{} answered", done.load(Ordering::Relaxed));
     assert!(bad.is_empty(), "{} failed: {:?}", bad.len(), &bad[..bad.len().min(5)]);
+}
+
+/// No package that tests can get has a Caddy with the module of a provider.
+#[test]
+fn caddy_understands_all_of_acme_but_the_module_of_the_provider() {
+    need_caddy!();
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut wanted = settings(dir.path(), 1, None);
+    wanted.access_log = None;
+    let acme = AcmeDns {
+        provider: "cloudflare".parse().expect("a name"),
+        email: "ops@example.com".parse().expect("a text"),
+        token_field: "api_token".parse().expect("a name"),
+        directory: Some("https://acme.example.com/directory".parse().expect("a text")),
+        token: "/nonexistent".into(),
+        token_copy: "/nonexistent".parse().expect("a path"),
+    };
+    let certificate = Certificate::Acme(acme);
+    wanted.secure = Some(Secure { listen: vec![listen()], redirect: Vec::new(), certificate });
+    let config = dir.path().join("caddy.json");
+    let text = agent::ingress::caddy::show(&wanted);
+    std::fs::write(&config, &text).expect("written");
+    let why = crate::node::validate(&config).expect_err("Debian's Caddy has none");
+    assert!(why.contains("unknown module: dns.providers.cloudflare"), "{why}");
+    let mut json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let issuer = &mut json["apps"]["tls"]["automation"]["policies"][0]["issuers"][0];
+    let challenges = issuer["challenges"].as_object_mut().expect("challenges");
+    challenges.remove("dns").expect("the provider");
+    std::fs::write(&config, json.to_string()).expect("written");
+    crate::node::validate(&config).expect("valid");
 }
 
 /// Starts Caddy as another user in a network of its own, with these capabilities; returns how it began to run, or

@@ -8,7 +8,7 @@ use std::{
 
 use daemon::replace::Access;
 
-use super::{switch::Colour, systemd::unit};
+use super::switch::Colour;
 use crate::sys::read;
 
 /// Name of the drop-in.
@@ -23,7 +23,7 @@ AmbientCapabilities=CAP_NET_BIND_SERVICE
 
 /// Lists the drop-ins below a directory of units.
 pub fn drop_ins(units: &Path) -> [PathBuf; 2] {
-    Colour::ALL.map(|colour| units.join(format!("{}.d", unit(colour))).join(NAME))
+    Colour::ALL.map(|colour| units.join(format!("{}.d", colour.unit())).join(NAME))
 }
 
 /// Makes or removes the drop-ins. Returns true when something has changed: systemd is to read its units again.

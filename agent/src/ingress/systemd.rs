@@ -46,15 +46,6 @@ pub trait Services: Send + Sync + std::fmt::Debug {
     async fn permit_low_ports(&self, allow: bool) -> io::Result<()>;
 }
 
-/// Returns the unit of a service.
-pub const fn unit(colour: Colour) -> &'static str {
-    match colour {
-        // The only one of earlier versions, and the one that a boot starts.
-        Colour::Blue => "pve-sandbox-ingress.service",
-        Colour::Green => "pve-sandbox-ingress-green.service",
-    }
-}
-
 /// systemd of this machine.
 #[derive(Debug)]
 pub struct Systemd {
@@ -99,7 +90,7 @@ impl Systemd {
 impl Services for Systemd {
     async fn state(&self, colour: Colour) -> io::Result<Service> {
         let properties = "--property=ActiveState,MainPID,InvocationID";
-        let told = self.call(&["show", properties, unit(colour)], QUESTION).await?;
+        let told = self.call(&["show", properties, colour.unit()], QUESTION).await?;
         let value = |name: &str| {
             let mut lines = told.lines().filter_map(|line| line.split_once('='));
             lines.find(|(key, _)| *key == name).map_or("", |(_, value)| value)
@@ -117,7 +108,7 @@ impl Services for Systemd {
     }
 
     async fn is_enabled(&self) -> io::Result<bool> {
-        let words = ["show", "--property=UnitFileState", unit(Colour::Blue)];
+        let words = ["show", "--property=UnitFileState", Colour::Blue.unit()];
         let told = self.call(&words, QUESTION).await?;
         Ok(told
             .trim()
@@ -126,11 +117,11 @@ impl Services for Systemd {
     }
 
     async fn start(&self, colour: Colour) -> io::Result<()> {
-        self.call(&["start", unit(colour)], CHANGE).await.map(drop)
+        self.call(&["start", colour.unit()], CHANGE).await.map(drop)
     }
 
     async fn stop(&self, colour: Colour) -> io::Result<()> {
-        self.call(&["stop", unit(colour)], CHANGE).await.map(drop)
+        self.call(&["stop", colour.unit()], CHANGE).await.map(drop)
     }
 
     async fn permit_low_ports(&self, allow: bool) -> io::Result<()> {
