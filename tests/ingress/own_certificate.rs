@@ -83,7 +83,7 @@ pub(crate) fn listen() -> SocketAddr {
 
 /// Puts a certificate and its key where the agent looks for them.
 pub(crate) fn put(dir: &Path, (cert, key): &(String, String)) {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::PermissionsExt;
 
     std::fs::write(dir.join("own.crt"), cert).expect("written");
     let path = dir.join("own.key");
@@ -232,9 +232,9 @@ async fn certificate_of_the_hop_is_never_shown_to_clients() {
     };
     let own = CertificateDer::from_pem_file(dir.path().join("own.crt")).expect("a certificate");
     let (_, der) = shown("port-1-vm-100001.sbx.test").await.expect("a connection");
-    assert_eq!(der, own.as_ref());
+    assert_eq!(der, own.to_vec());
     if let Ok((_, der)) = shown(PEER_NAME).await {
-        assert_eq!(der, own.as_ref());
+        assert_eq!(der, own.to_vec());
     }
 }
 
@@ -249,7 +249,7 @@ async fn get_by_http_2(stream: &mut TlsStream<TcpStream>, host: &str) -> (u8, Ve
     let size = u8::try_from(block.len()).expect("short");
     let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     let headers = [0, 0, size, HEADERS, 0b101, 0, 0, 0, 1];
-    let all = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &headers, &block].concat();
+    let all = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &headers, &block[..]].concat();
     stream.write_all(&all).await.expect("sent");
     let (mut status, mut body) = (0, Vec::new());
     loop {
@@ -328,7 +328,7 @@ async fn certificate_is_renewed_under_load_and_a_bad_one_leaves_the_one_before()
     let config = ca.client("http/1.1");
     let connect = move || {
         let config = Arc::clone(&config);
-        async move { Ok(Client::over(dial(&host(8000, 100_001), config).await?)) }
+        async move { dial(&host(8000, 100_001), config).await.map(Client::over) }
     };
     let clients = load(connect, &stop, &done);
     more(&done, 100).await;
@@ -353,7 +353,7 @@ async fn certificate_is_renewed_under_load_and_a_bad_one_leaves_the_one_before()
         assert!(keeper.look().await);
         assert_eq!(services.started.load(Ordering::Relaxed), round + 1);
         assert_eq!(services.on().len(), 1);
-        assert_eq!(shown().await, der(&next.0).as_ref());
+        assert_eq!(shown().await, der(&next.0).to_vec());
         assert!(!node.dir.join("problem").exists());
         more(&done, 100).await;
     }
@@ -430,7 +430,7 @@ fn start_confined(config: &Path, capabilities: &str) -> String {
 /// The drop-in gives one capability, and nothing else is needed for the usual ports.
 #[test]
 fn caddy_listens_on_port_443_with_one_capability_and_not_without() {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::PermissionsExt;
 
     need_caddy!();
     assert!(nix::unistd::geteuid().is_root(), "it becomes another user");
