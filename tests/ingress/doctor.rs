@@ -106,6 +106,8 @@ async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
     assert_eq!(names(&found), ["caddy-config"], "{found:?}");
     assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("restart")), "{found:?}");
     put_back(&node);
+    node.kill_caddy();
+    node.start_caddy().await;
     assert_eq!(findings(&node).await, []);
 
     // The agent is gone: Caddy waits for it.

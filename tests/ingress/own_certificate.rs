@@ -20,6 +20,10 @@ use agent::{
         systemd::Services,
     },
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::{
     ClientConfig, RootCertStore,
@@ -422,7 +426,9 @@ fn start_confined(config: &Path, capabilities: &str) -> String {
             break;
         }
     }
-    drop(child.kill());
+    // `timeout` passes it on; killed, it would leave Caddy behind. It may have ended already.
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    drop(kill(pid, Signal::SIGTERM));
     child.wait().expect("ended");
     told
 }
