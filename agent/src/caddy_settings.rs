@@ -5,17 +5,29 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    config::{Config, Wake},
+    config::{self, Config, Wake},
     ingress::{
         decide::Rules,
         hold::{HOLD_MAX, Limits},
-        settings::{Peers, Settings},
+        settings::{AcmeDns, Certificate, CertificateFiles, Peers, PlainPath, Secure, Settings},
         version::Generation,
     },
 };
 
 /// Name of the file in which the agent records which Caddy it started last; `uninstall` knows it, too.
 pub const RECORD: &str = "ingress-run";
+
+/// Name of the copy of the operator's certificate and key, beside Caddy's configuration.
+const CERTIFICATE_COPY: &str = "caddy-certificate.pem";
+/// Name of the copy of the token for the challenge by DNS, beside Caddy's configuration.
+const TOKEN_COPY: &str = "caddy-dns-token";
+/// Field of most modules of Caddy that takes the token of their provider.
+const TOKEN_FIELD: &str = "api_token";
+
+/// Lists the copies that the agent may have made beside Caddy's configuration.
+pub fn copies(caddy_config: &Path) -> [std::path::PathBuf; 2] {
+    [CERTIFICATE_COPY, TOKEN_COPY].map(|name| caddy_config.with_file_name(name))
+}
 
 /// Builds the settings of Caddy's configuration, in the form for every version; `None` without a domain.
 ///
@@ -35,12 +47,38 @@ pub fn of(config: &Config) -> Result<Option<Settings>> {
         public: ingress.public.clone(),
         route_socket: path(&socket(config))?,
         https: ingress.https,
+        secure: ingress.certificate.as_ref().map(|own| secure(config, own)).transpose()?,
         frames: ingress.frames,
         cors: ingress.cors,
         peers: ingress.peer.map(peers).transpose()?,
         access_log: has_log.then(|| path(&ingress.access_log)).transpose()?,
         generation: Generation::Before,
     }))
+}
+
+/// Builds the settings of the listener with a certificate of the operator's own.
+fn secure(config: &Config, own: &config::Certificate) -> Result<Secure> {
+    let copy = |path: &Path| -> Result<PlainPath> {
+        path.try_into().with_context(|| path.display().to_string())
+    };
+    let [certificate_copy, token_copy] = copies(&config.ingress.caddy_config);
+    let certificate = match (&own.cert, &own.key, &own.acme_dns) {
+        (Some(cert), Some(key), None) => Certificate::Files(CertificateFiles {
+            cert: cert.clone(),
+            key: key.clone(),
+            copy: copy(&certificate_copy)?,
+        }),
+        (None, None, Some(acme)) => Certificate::Acme(AcmeDns {
+            provider: acme.provider.parse()?,
+            email: acme.email.parse()?,
+            token_field: acme.token_field.as_deref().unwrap_or(TOKEN_FIELD).parse()?,
+            directory: acme.directory.as_deref().map(str::parse).transpose()?,
+            token: acme.token_file.clone(),
+            token_copy: copy(&token_copy)?,
+        }),
+        _ => anyhow::bail!("ingress.certificate must have either cert and key, or acme_dns"),
+    };
+    Ok(Secure { listen: own.listen.clone(), redirect: own.redirects(), certificate })
 }
 
 /// Builds the settings of the verdict on a request; `None` without a domain.

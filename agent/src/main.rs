@@ -131,12 +131,13 @@ fn check_config(common: &Common) -> Result<ExitCode> {
     }
     let start = Report::new(doctor::of_start(&config));
     let templates = doctor::of_templates(&config);
-    let found = start.checks.iter().chain(&templates);
+    let certificate = doctor::of_certificate(&config);
+    let found = start.checks.iter().chain(&certificate).chain(&templates);
     let found: Vec<_> = found.filter(|check| check.state != State::Ok).cloned().collect();
     if !found.is_empty() {
         show(&Report::new(found), false)?;
     }
-    // A node without a snapshot starts, and so does one whose template is unfit.
+    // A node without a snapshot starts, and so does one whose template is unfit, or whose own certificate is.
     anyhow::ensure!(!start.has_failed(), "the agent would not start, or Caddy would not");
     Ok(ExitCode::SUCCESS)
 }

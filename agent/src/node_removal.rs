@@ -11,9 +11,10 @@ use std::{
 };
 
 use agent::{
-    bridge,
+    bridge, caddy_settings,
     config::{self, Config, Flags},
     firewall::nft::NftFirewall,
+    ingress::{low_ports, systemd::UNITS as UNITS_DIR},
     join::other_caddy,
     pve::pmxcfs,
     sandbox::exec::shims::Shims as _,
@@ -134,6 +135,9 @@ fn remove(
     let is_empty = left.is_empty();
     if systemctl::is_there() {
         systemctl::run(&[&["disable", "--quiet"], &UNITS[..]].concat())?;
+        if low_ports::arrange(Path::new(UNITS_DIR), false)? {
+            systemctl::run(&["daemon-reload"])?;
+        }
         if config.state_dir.join(MASKED_CADDY).exists() {
             systemctl::run(&["unmask", "--quiet", other_caddy::UNIT])?;
             fs::remove_file(config.state_dir.join(MASKED_CADDY))?;
@@ -213,6 +217,7 @@ fn remove_data(config: &Config) -> Result<()> {
     let caddy = &config.ingress.caddy_config;
     let files = [&own.ca, &own.cert, &own.key, &hop.ca, &hop.cert, &hop.key];
     let files = files.into_iter().cloned().chain([caddy.clone(), caddy.with_extension("proof")]);
+    let files = files.chain(caddy_settings::copies(caddy));
     // What stands elsewhere is another program's, too.
     let ours = files.filter(|path| path.starts_with(CONFIG_DIR));
     for path in ours.flat_map(|path| with_next(&path)) {

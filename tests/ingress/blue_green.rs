@@ -26,6 +26,7 @@ use nix::{
     unistd::Pid,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     task::{JoinSet, spawn_blocking},
     time::{Instant, sleep, timeout},
@@ -39,14 +40,16 @@ use crate::{
 
 /// Two services that run the real Caddy, as systemd does.
 #[derive(Debug)]
-struct Two {
+pub(crate) struct Two {
     dir: PathBuf,
     runs: Mutex<Vec<(Colour, Child, Run)>>,
-    started: AtomicUsize,
+    /// Starts so far.
+    pub(crate) started: AtomicUsize,
 }
 
 impl Two {
-    fn on(&self) -> Vec<Colour> {
+    /// Lists the services that run.
+    pub(crate) fn on(&self) -> Vec<Colour> {
         self.runs.lock().expect("no panic").iter().map(|(colour, ..)| *colour).collect()
     }
 
@@ -100,6 +103,11 @@ impl Services for Two {
         spawn_blocking(move || child.wait()).await.map_err(io::Error::other)??;
         Ok(())
     }
+
+    async fn permit_low_ports(&self, _: bool) -> io::Result<()> {
+        // Tests use high ports.
+        Ok(())
+    }
 }
 
 impl Drop for Two {
@@ -112,7 +120,7 @@ impl Drop for Two {
 }
 
 /// Makes the keeper of a node whose Caddy was ended.
-fn keeper(node: &Node, settings: Settings) -> (Keeper, Arc<Two>) {
+pub(crate) fn keeper(node: &Node, settings: Settings) -> (Keeper, Arc<Two>) {
     let path = |name: &str| node.dir.join(name);
     let services = Arc::new(Two {
         dir: node.dir.clone(),
@@ -134,14 +142,19 @@ fn keeper(node: &Node, settings: Settings) -> (Keeper, Arc<Two>) {
 
 /// Sends requests until `stop`. A client connects anew, once, when its connection ended without a byte of an
 /// answer, as browsers and proxies do. Returns failures.
-async fn load(
-    node: &Node,
+pub(crate) fn load<D, C, S>(
+    dial: D,
     stop: &Arc<AtomicBool>,
     done: &Arc<AtomicUsize>,
-) -> JoinSet<Vec<String>> {
+) -> JoinSet<Vec<String>>
+where
+    D: Fn() -> C + Clone + Send + 'static,
+    C: Future<Output = io::Result<Client<S>>> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut clients = JoinSet::new();
     for _ in 0..32 {
-        let (public, stop, done) = (node.public, Arc::clone(stop), Arc::clone(done));
+        let (dial, stop, done) = (dial.clone(), Arc::clone(stop), Arc::clone(done));
         clients.spawn(async move {
             let host = host(8000, 100_001);
             let request = Request::get(&host, "/");
@@ -151,7 +164,7 @@ async fn load(
                 for _ in 0..2 {
                     let mut client = match connection.take() {
                         Some(client) => client,
-                        None => match Client::connect(public).await {
+                        None => match dial().await {
                             Ok(client) => client,
                             Err(error) => {
                                 answer = Err(error);
@@ -182,7 +195,8 @@ async fn load(
     clients
 }
 
-async fn more(done: &AtomicUsize, count: usize) {
+/// Waits until more requests are answered.
+pub(crate) async fn more(done: &AtomicUsize, count: usize) {
     let before = done.load(Ordering::Relaxed);
     let served = async {
         while done.load(Ordering::Relaxed) < before + count {
@@ -206,7 +220,8 @@ async fn second_caddy_takes_over_without_a_lost_request() {
     assert_eq!(services.on(), [Colour::Blue]);
 
     let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let clients = load(&node, &stop, &done).await;
+    let public = node.public;
+    let clients = load(move || Client::connect(public), &stop, &done);
     more(&done, 100).await;
     // A change by hand is put back, and nothing is restarted.
     std::fs::write(node.dir.join("caddy.json"), "{}").expect("written");

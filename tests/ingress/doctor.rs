@@ -1,6 +1,6 @@
 //! `pve-sandbox-agent doctor` beside a real Caddy: what is broken is found, and is gone after its remedy.
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use agent::{
     bridge,
@@ -13,7 +13,10 @@ use agent::{
 };
 use daemon::doctor::{Check, State};
 
-use crate::node::{self, DOMAIN, Node, need_caddy};
+use crate::{
+    node::{self, DOMAIN, Node, need_caddy},
+    own_certificate::{self, Ca},
+};
 
 /// Looks at the ingress of a node; returns what is wrong with it.
 async fn findings(node: &Node) -> Vec<Check> {
@@ -33,6 +36,7 @@ async fn findings(node: &Node) -> Vec<Check> {
         "route-socket",
         "ingress-files",
         "caddy-listeners",
+        "web-certificate",
     ];
     let all = report.checks.into_iter().filter(|check| ours.contains(&check.name));
     let all: Vec<_> = all.collect();
@@ -47,6 +51,7 @@ fn settings(node: &Node) -> Settings {
         public: vec![node.public],
         route_socket: PlainPath::try_from(socket.as_path()).expect("a plain path"),
         https: true,
+        secure: None,
         frames: true,
         cors: true,
         peers: None,
@@ -62,15 +67,8 @@ fn put_back(node: &Node) {
     caddy::put(&config, &caddy::text(&settings(node), &proof), None).expect("written");
 }
 
-#[track_caller]
-fn names(findings: &[Check]) -> Vec<&str> {
-    findings.iter().map(|check| check.name).collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
-    need_caddy!();
-    let mut node = Node::start(1).await;
+/// Writes the agent's configuration, with more settings at its end.
+fn configure(node: &Node, more: &str) {
     for dir in ["pve/nodes/n1/lxc", "net/vmbr1/bridge"] {
         fs::create_dir_all(node.dir.join(dir)).expect("made");
     }
@@ -81,7 +79,7 @@ async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
         "state_dir = \"{}\"\n[pve]\nroot = \"{}\"\n[network]\nbridge = \"vmbr1\"\n\
          gateway = \"10.100.1.1\"\npool = \"10.100.1.0/24\"\n[ingress]\ndomain = \"{DOMAIN}\"\n\
          public = [\"{}\"]\ncaddy_config = \"{}\"\nsocket = \"{}\"\n\
-         access_log = \"\"\n",
+         access_log = \"\"\n{more}",
         path("state"),
         path("pve"),
         node.public,
@@ -89,6 +87,18 @@ async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
         path("route.sock"),
     );
     fs::write(node.dir.join("agent.toml"), text).expect("written");
+}
+
+#[track_caller]
+fn names(findings: &[Check]) -> Vec<&str> {
+    findings.iter().map(|check| check.name).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
+    need_caddy!();
+    let mut node = Node::start(1).await;
+    configure(&node, "");
     let config = node.dir.join("caddy.json");
 
     // The test's node has written it in a form of its own: the agent's start replaces it.
@@ -96,6 +106,8 @@ async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
     assert_eq!(names(&found), ["caddy-config"], "{found:?}");
     assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("restart")), "{found:?}");
     put_back(&node);
+    node.kill_caddy();
+    node.start_caddy().await;
     assert_eq!(findings(&node).await, []);
 
     // The agent is gone: Caddy waits for it.
@@ -158,5 +170,74 @@ async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
     assert!(found[0].found.contains("other.json"), "{found:?}");
     stray.kill().expect("a child");
     stray.wait().expect("ended");
+    assert_eq!(findings(&node).await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_judges_a_certificate_of_ones_own_and_its_listener() {
+    need_caddy!();
+    let ca = Ca::new();
+    let wildcard = ca.issue(&format!("*.{DOMAIN}"));
+    let mut secure = None;
+    let mut node = Node::shaped(1, None, |settings| {
+        let dir = Path::new(settings.route_socket.as_str()).parent().expect("a directory");
+        let dir = dir.to_owned();
+        own_certificate::put(&dir, &wildcard);
+        own_certificate::copy(settings, &dir);
+        secure.clone_from(&settings.secure);
+    })
+    .await;
+    let file = |name: &str| node.dir.join(name).display().to_string();
+    let (cert, key) = (file("own.crt"), file("own.key"));
+    let text = format!(
+        "[ingress.certificate]\ncert = \"{cert}\"\nkey = \"{key}\"\nlisten = [\"{}\"]\nredirect = \"{}\"\n",
+        own_certificate::listen(),
+        node::at(1, 8080)
+    );
+    configure(&node, &text);
+    let config = node.dir.join("caddy.json");
+    let proof = caddy::Proof::ensure(&config).expect("a proof");
+    let wanted = Settings { secure, ..settings(&node) };
+    caddy::put(&config, &caddy::text(&wanted, &proof), None).expect("written");
+    node.kill_caddy();
+    node.start_caddy().await;
+    assert_eq!(findings(&node).await, []);
+
+    // One for other hosts.
+    let dir = node.dir.clone();
+    own_certificate::put(&dir, &ca.issue("*.example.com"));
+    let found = findings(&node).await;
+    assert_eq!(names(&found), ["web-certificate"], "{found:?}");
+    assert!(found[0].found.contains("not for *.sbx.test"), "{found:?}");
+    assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("within a minute")));
+    // The key of another one, which everybody can read.
+    own_certificate::put(&dir, &wildcard);
+    fs::write(&key, ca.issue("*.example.com").1).expect("written");
+    fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).expect("set");
+    let found = findings(&node).await;
+    assert_eq!(names(&found), ["web-certificate", "web-certificate"], "{found:?}");
+    assert_eq!(found[0].remedy, Some(format!("chmod 0640 {key}")));
+    assert!(found[1].found.contains("not the key of the certificate"), "{found:?}");
+    own_certificate::put(&dir, &wildcard);
+    assert_eq!(findings(&node).await, []);
+
+    // Something else in the place of Caddy, and then nothing.
+    node.kill_caddy();
+    let other = tokio::net::TcpListener::bind(own_certificate::listen()).await.expect("free");
+    let serving = tokio::spawn(async move {
+        let (stream, _) = other.accept().await.expect("somebody");
+        node::greet(stream).await;
+    });
+    let found = findings(&node).await;
+    let of_listener = |found: &[Check]| {
+        let listener = own_certificate::listen().to_string();
+        let check = found.iter().find(|check| check.name == "caddy" && check.subject == listener);
+        check.expect("a finding").found.clone()
+    };
+    assert!(of_listener(&found).contains("no https"), "{found:?}");
+    serving.await.expect("ended");
+    let found = findings(&node).await;
+    assert!(of_listener(&found).contains("nothing listens"), "{found:?}");
+    node.start_caddy().await;
     assert_eq!(findings(&node).await, []);
 }

@@ -19,6 +19,7 @@ mod http;
 mod idle;
 mod isolation;
 mod node;
+mod own_certificate;
 mod pages;
 mod peers;
 mod render;

@@ -301,6 +301,8 @@ pub(crate) struct Node {
     pub(crate) table: Arc<Table>,
     /// Directory of its files.
     pub(crate) dir: PathBuf,
+    /// Addresses where its Caddy listens for clients.
+    listen: Vec<SocketAddr>,
     /// Bounds of held requests.
     limits: Limits,
     agent: Agent,
@@ -317,7 +319,16 @@ impl Node {
 
     /// Starts a node without peers that holds requests within these bounds.
     pub(crate) async fn holding(last: u8, limits: Limits) -> Self {
-        Self::start_within(last, None, limits, |_| {}).await
+        Self::start_within(last, None, limits, |_| {}, |_| {}).await
+    }
+
+    /// Starts a node with a change to its settings.
+    pub(crate) async fn shaped(
+        last: u8,
+        pki: Option<&Path>,
+        shape: impl FnOnce(&mut Settings),
+    ) -> Self {
+        Self::start_within(last, pki, Limits::default(), shape, |_| {}).await
     }
 
     /// Starts a node with the certificates in `pki`, and a change to its configuration.
@@ -326,19 +337,21 @@ impl Node {
         pki: Option<&Path>,
         change: impl FnOnce(&mut serde_json::Value),
     ) -> Self {
-        Self::start_within(last, pki, Limits::default(), change).await
+        Self::start_within(last, pki, Limits::default(), |_| {}, change).await
     }
 
     async fn start_within(
         last: u8,
         pki: Option<&Path>,
         limits: Limits,
+        shape: impl FnOnce(&mut Settings),
         change: impl FnOnce(&mut serde_json::Value),
     ) -> Self {
         let temp = tempfile::tempdir().expect("a directory");
         let dir = temp.path().to_owned();
         let (public, peer) = (at(last, 8480), at(last, 8481));
-        let settings = settings(&dir, last, pki);
+        let mut settings = settings(&dir, last, pki);
+        shape(&mut settings);
         let config = dir.join("caddy.json");
         let proof = Proof::ensure(&config).expect("a proof");
         let text = caddy::text(&settings, &proof);
@@ -349,16 +362,21 @@ impl Node {
         let agent = Agent::start(&dir, Arc::clone(&table), &limits);
         let caddy = run_caddy(&config, &dir);
         let old = Vec::new();
-        let node = Self { public, peer, table, dir, limits, agent, old, caddy, _temp: temp };
+        let secure = settings.secure.iter().flat_map(|secure| &secure.listen);
+        let listen = settings.public.iter().chain(secure).copied().collect();
+        let node =
+            Self { public, peer, table, dir, listen, limits, agent, old, caddy, _temp: temp };
         node.listens().await;
         node
     }
 
     async fn listens(&self) {
         let deadline = Instant::now() + Duration::from_secs(15);
-        while TcpStream::connect(self.public).await.is_err() {
-            assert!(Instant::now() < deadline, "Caddy did not start: {}", self.log());
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        for address in &self.listen {
+            while TcpStream::connect(address).await.is_err() {
+                assert!(Instant::now() < deadline, "Caddy did not start: {}", self.log());
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
         }
     }
 
@@ -436,6 +454,7 @@ pub(crate) fn settings(dir: &Path, last: u8, pki: Option<&Path>) -> Settings {
         public: vec![at(last, 8480)],
         route_socket: plain(dir.join("route.sock")),
         https: true,
+        secure: None,
         frames: true,
         cors: true,
         peers: pki.map(|pki| Peers {

@@ -19,6 +19,7 @@ fn caddy_accepts_the_rendered_configuration() {
         public: vec![node::at(1, 8480), node::at(2, 8480)],
         route_socket: plain(pki.path().join("route.sock")),
         https: true,
+        secure: None,
         frames: true,
         cors: true,
         peers: None,
@@ -61,6 +62,7 @@ fn controller_certificates_and_agent_files_make_a_valid_ingress() {
         public: vec![node::at(1, 8480)],
         route_socket: plain(dir.path().join("ingress.sock")),
         https: true,
+        secure: None,
         frames: true,
         cors: true,
         peers: Some(Peers {

@@ -2,7 +2,11 @@ use std::{net::SocketAddr, time::Duration};
 
 use agent::ingress::State;
 use futures_util::{SinkExt, StreamExt};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{self, Message, client::IntoClientRequest},
@@ -25,7 +29,10 @@ pub(crate) async fn open(
 }
 
 /// Sends a message and checks that the same one comes back.
-pub(crate) async fn echo(socket: &mut WebSocketStream<TcpStream>, message: Message) {
+pub(crate) async fn echo(
+    socket: &mut WebSocketStream<impl AsyncRead + AsyncWrite + Unpin>,
+    message: Message,
+) {
     socket.send(message.clone()).await.expect("sent");
     let back = timeout(Duration::from_secs(10), socket.next()).await.expect("in time");
     assert_eq!(back.expect("open").expect("a message"), message);

@@ -12,7 +12,7 @@ use proto::{
 };
 use serde::Deserialize;
 
-use super::Wake;
+use super::{Certificate, Wake};
 use crate::{
     pve::{HostPaths, interface::Rate, template_mark::TemplateMark},
     sandbox::{DefaultService, OnReboot, Probe, exec::shims::Backend},
@@ -437,6 +437,8 @@ pub struct Ingress {
     pub access_log: PathBuf,
     /// Certificates for connections between the nodes' Caddys.
     pub tls: Tls,
+    /// Certificate with which Caddy itself serves https; `None` where a proxy or a tunnel in front does.
+    pub certificate: Option<Certificate>,
     /// Bounds of requests that wait for their sandbox.
     pub wake: Wake,
 }
@@ -456,6 +458,7 @@ impl Default for Ingress {
             caddy_config: "/etc/pve-sandbox/caddy.json".into(),
             access_log: "/var/log/pve-sandbox-ingress/access.log".into(),
             tls: Tls::named("ingress-"),
+            certificate: None,
             wake: Wake::default(),
         }
     }

@@ -1,6 +1,7 @@
 //! Configuration of the agent. Sources by precedence: flags, one file, the `PVE_*` variables of
 //! older setups, detection on the host, defaults. Each value records its source.
 
+mod certificate;
 mod checks;
 pub mod edit;
 mod file;
@@ -23,6 +24,7 @@ use proto::{
     name::{Label, NodeName},
 };
 
+pub use certificate::{AcmeDns, Certificate, Redirect};
 pub use file::{File, Ingress, Limits, Load, Shim, Template, Tls};
 pub use isolation::{Isolation, Reach};
 pub use network::{Network, pool_of_host};
@@ -311,6 +313,7 @@ impl Config {
         let lifetimes = lifetimes(&mut from, &file.lifetime);
         checks::shim(&mut from, &file.shim);
         ingress.wake.check(&mut from);
+        certificate::check(&mut from, &ingress);
 
         let (Some(node), Some(vmids), Some(network), []) =
             (node, vmids, network, from.mistakes.as_slice())

@@ -300,3 +300,43 @@ fn snapshot_says_what_its_sandboxes_expose() {
         assert!(toml::from_str::<File>(&file).is_err(), "{rest}");
     }
 }
+
+#[test]
+fn certificate_of_ones_own_has_files_or_acme_and_addresses_of_its_own() {
+    let of = |text: &str| complete(&Host::new(), text, &Flags::default(), &[]);
+    let files = "[ingress]\ndomain = \"sbx.test\"\npeer = \"10.99.0.1:8481\"\n\
+                 [ingress.certificate]\ncert = \"/c\"\nkey = \"/k\"\n";
+    let own = of(files).expect("complete").ingress.certificate.expect("a certificate");
+    assert_eq!(own.listen, ["0.0.0.0:443".parse().expect("an address")]);
+    let acme = "[ingress]\ndomain = \"sbx.test\"\n[ingress.certificate]\nredirect = true\n\
+                acme_dns = { provider = \"cloudflare\", email = \"a@b.test\", token_file = \"/t\" }\n";
+    let own = of(acme).expect("complete").ingress.certificate.expect("a certificate");
+    assert_eq!(own.redirects(), ["0.0.0.0:80".parse().expect("an address")]);
+
+    for (text, word) in [
+        ("[ingress.certificate]\ncert = \"/c\"\nkey = \"/k\"\n".to_owned(), "needs ingress.domain"),
+        (files.replace("key", "#"), "either cert and key, or acme_dns"),
+        (
+            format!("{files}{}", acme.lines().last().expect("a line")),
+            "either cert and key, or acme_dns",
+        ),
+        (format!("{files}listen = []\n"), "one to four addresses"),
+        (
+            format!("{files}listen = [\"127.0.0.1:8480\"]\n"),
+            "127.0.0.1:8480 is taken by 127.0.0.1:8480",
+        ),
+        (
+            format!("{files}listen = [\"0.0.0.0:8481\"]\n"),
+            "0.0.0.0:8481 is taken by 10.99.0.1:8481",
+        ),
+        (format!("{files}redirect = \"10.0.0.1:443\"\n"), "10.0.0.1:443 is taken by 0.0.0.0:443"),
+    ] {
+        let wrong = mistakes(of(&text));
+        assert!(wrong.contains(word), "{word}: {wrong}");
+    }
+    for line in
+        ["lifetime = 1", "redirect = 80", "acme_dns = { provider = \"x\" }", "listen = \"x\""]
+    {
+        assert!(toml::from_str::<File>(&format!("{files}{line}\n")).is_err(), "{line}");
+    }
+}

@@ -6,7 +6,10 @@ use std::{
     path::Path,
 };
 
-use daemon::doctor::reach::{PATIENCE, local};
+use daemon::{
+    doctor::reach::{self, Listener, PATIENCE, local},
+    tls,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpStream, UdpSocket, UnixStream},
@@ -48,6 +51,20 @@ fn host(domain: &str) -> String {
 pub(super) async fn web(listen: SocketAddr, domain: &str) -> WebAnswer {
     let connected = timeout(PATIENCE, TcpStream::connect(local(listen))).await;
     let Ok(Ok(stream)) = connected else { return WebAnswer::Nobody };
+    ask(stream, domain).await
+}
+
+/// Asks like `web`, by https. Returns the certificate that was shown, too (DER).
+pub(super) async fn secure(listen: SocketAddr, domain: &str) -> (WebAnswer, Vec<u8>) {
+    let Ok(tls) = tls::client_that_looks() else { return (WebAnswer::NoTls, Vec::new()) };
+    match reach::connect(local(listen), &host(domain), tls).await {
+        Ok((stream, shown)) => (ask(stream, domain).await, shown),
+        Err(Listener::Nobody) => (WebAnswer::Nobody, Vec::new()),
+        Err(Listener::Other(_) | Listener::Accepted(_)) => (WebAnswer::NoTls, Vec::new()),
+    }
+}
+
+async fn ask(stream: impl AsyncRead + AsyncWrite + Unpin, domain: &str) -> WebAnswer {
     let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", host(domain));
     match timeout(PATIENCE, exchange(stream, &request)).await {
         Err(_) => WebAnswer::Silent,

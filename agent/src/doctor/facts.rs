@@ -53,6 +53,8 @@ pub struct Node {
     pub limits: Limits,
     /// Ingress, where it is configured.
     pub ingress: Option<Ingress>,
+    /// Certificate of the operator's own, where there is one in files.
+    pub own: Option<certificate::Facts>,
     /// Tunnel, where one was set up, or why its settings cannot be read.
     pub tunnel: Result<Option<tunnel::look::Facts>, String>,
     /// Free space of the agent's directory, bytes.
@@ -156,6 +158,10 @@ pub struct Ingress {
     pub started_ms: Option<u64>,
     /// Answers of the addresses where clients reach Caddy.
     pub public: Vec<(SocketAddr, WebAnswer)>,
+    /// Answers of the addresses where Caddy serves https, with the certificate that it shows (DER).
+    pub secure: Vec<(SocketAddr, WebAnswer, Vec<u8>)>,
+    /// Whether Caddy has the module for the DNS provider; `None` where none is needed, or Caddy does not tell.
+    pub has_dns_module: Option<bool>,
     /// Whether the agent's route server answers.
     pub routes: bool,
     /// Whether the Caddy that the agent has started reads these files; `None` where the agent starts none.
@@ -192,6 +198,8 @@ pub enum WebAnswer {
     OtherDomain,
     /// Not an answer of this ingress.
     Other,
+    /// Somebody listens, and gives no certificate.
+    NoTls,
 }
 
 /// The agent that should run.

@@ -1,14 +1,27 @@
 //! Judges the ingress: what Caddy reads, whether it runs with the agent's proof, and what it answers. Pure.
 
-use daemon::doctor::{Check, reach::local};
+use std::net::SocketAddr;
+
+use daemon::{
+    doctor::{Check, reach::local},
+    peer,
+};
 
 use super::{
     facts::{Ingress, Node, WebAnswer, Written},
     listeners_of,
 };
-use crate::{config::Config, ingress::version::Version};
+use crate::{
+    config::{AcmeDns, Config},
+    ingress::{keeper, program::CADDY, version::Version},
+};
 
 const AGENT: &str = "systemctl restart pve-sandbox-agent";
+/// Command that shows what Caddy says.
+const LOG: &str = "journalctl -u 'pve-sandbox-ingress*' says why";
+/// Time before its end from which a certificate that Caddy renews is late, milliseconds; of one that lives for days, its last
+/// quarter. Caddy renews with a third of its life left.
+const SOON_MS: u64 = 14 * 86_400_000;
 
 /// Difference between two clocks of the kernel, milliseconds: the start of a process is known less exactly.
 const SLACK_MS: u64 = 2000;
@@ -37,35 +50,23 @@ pub(super) fn files(config: &Config, node: &Node) -> Vec<Check> {
 }
 
 /// Judges Caddy, and its way to the agent.
-pub(super) fn caddy(config: &Config, node: &Node) -> Vec<Check> {
+pub(super) fn caddy(config: &Config, node: &Node, now_ms: u64) -> Vec<Check> {
     let Some(ingress) = &node.ingress else { return Vec::new() };
-    let mut checks: Vec<_> = ingress
-        .public
-        .iter()
-        .map(|(address, answer)| {
-            let (subject, local) = (address.to_string(), local(*address));
-            let failed = |found: &str, remedy: String| {
-                Check::failed("caddy", subject.clone(), found, remedy)
-            };
-            match answer {
-                WebAnswer::Ours => {
-                    Check::ok("caddy", subject, "it answers, with the agent behind it")
-                }
-                WebAnswer::Nobody => failed(
-                    "nothing listens: Caddy does not run",
-                    "systemctl enable pve-sandbox-ingress; systemctl start pve-sandbox-ingress"
-                        .to_owned(),
-                ),
-                WebAnswer::Silent => {
-                    failed("Caddy gets no answer from the agent", AGENT.to_owned())
-                }
-                WebAnswer::OtherDomain => {
-                    failed("Caddy runs with the configuration of another domain", AGENT.to_owned())
-                }
-                WebAnswer::Other => failed("something else listens there", listeners_of(local)),
-            }
-        })
-        .collect();
+    let mut checks: Vec<_> =
+        ingress.public.iter().map(|(address, found)| answer(*address, *found)).collect();
+    for (address, found, shown) in &ingress.secure {
+        checks.push(answer(*address, *found));
+        if let (Some(_), Some(domain)) = (acme(config), &config.ingress.domain) {
+            checks.extend(shown_certificate(domain, *address, shown, now_ms));
+        }
+    }
+    if let (Some(false), Some(acme)) = (ingress.has_dns_module, acme(config)) {
+        let module = format!("dns.providers.{}", acme.provider);
+        let found = keeper::without_module(CADDY, &module);
+        let remedy =
+            format!("{CADDY} list-modules has to show {module}; docs/caddy.md has the steps");
+        checks.push(Check::failed("web-certificate", module, found, remedy));
+    }
     checks.push(proof(config, ingress));
     checks.extend(ingress.version.map(version));
     checks.extend(ingress.strays.iter().map(|(address, stray)| {
@@ -79,6 +80,59 @@ pub(super) fn caddy(config: &Config, node: &Node) -> Vec<Check> {
         false => Check::failed("route-socket", socket, "the agent does not answer", AGENT),
     });
     checks
+}
+
+/// Judges what an address answers where clients reach Caddy.
+fn answer(address: SocketAddr, answer: WebAnswer) -> Check {
+    let (subject, local) = (address.to_string(), local(address));
+    let failed =
+        |found: &str, remedy: String| Check::failed("caddy", subject.clone(), found, remedy);
+    match answer {
+        WebAnswer::Ours => Check::ok("caddy", subject, "it answers, with the agent behind it"),
+        WebAnswer::Nobody => failed(
+            "nothing listens: Caddy does not run, or not with this address",
+            "systemctl enable pve-sandbox-ingress; systemctl start pve-sandbox-ingress".to_owned(),
+        ),
+        WebAnswer::Silent => failed("Caddy gets no answer from the agent", AGENT.to_owned()),
+        WebAnswer::OtherDomain => {
+            failed("Caddy runs with the configuration of another domain", AGENT.to_owned())
+        }
+        WebAnswer::Other => failed("something else listens there", listeners_of(local)),
+        WebAnswer::NoTls => failed(
+            "no https: Caddy has no certificate for this domain, or something else listens there",
+            format!("{LOG}; {}", listeners_of(local)),
+        ),
+    }
+}
+
+fn acme(config: &Config) -> Option<&AcmeDns> {
+    config.ingress.certificate.as_ref()?.acme_dns.as_ref()
+}
+
+/// Judges the certificate that Caddy shows where it gets certificates by itself. Those in files are judged there.
+fn shown_certificate(
+    domain: &str,
+    address: SocketAddr,
+    shown: &[u8],
+    now_ms: u64,
+) -> Option<Check> {
+    let (validity, names) = (peer::validity(shown).ok()?, peer::names(shown).ok()?);
+    let name = format!("*.{domain}");
+    let subject = address.to_string();
+    let days = validity.hours_left(now_ms) / 24;
+    let life_ms = validity.not_after_ms.saturating_sub(validity.not_before_ms);
+    let left_ms = validity.not_after_ms.saturating_sub(now_ms);
+    let failed = |found: String| Check::failed("web-certificate", subject.clone(), found, LOG);
+    Some(if validity.not_after_ms <= now_ms {
+        failed("the certificate that Caddy shows has ended".to_owned())
+    } else if !names.iter().any(|other| other.eq_ignore_ascii_case(&name)) {
+        failed(format!("Caddy shows a certificate for {}, and not for {name}", names.join(", ")))
+    } else if left_ms < SOON_MS.min(life_ms / 4) {
+        let found = format!("the certificate that Caddy shows ends in {days} days");
+        Check::warning("web-certificate", subject, found, LOG)
+    } else {
+        Check::ok("web-certificate", subject, format!("good for {days} days"))
+    })
 }
 
 /// Judges the version. The configuration avoids the fault of earlier ones.
@@ -124,5 +178,51 @@ fn proof(config: &Config, ingress: &Ingress) -> Check {
             Check::warning("caddy-config", path, found, AGENT)
         }
         (Written::Current, ..) => Check::ok("caddy-config", path, "it has the agent's proof"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use daemon::doctor::State;
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    /// Begin of the tests' certificates, days since 1970.
+    const BEGIN: u64 = 20_000;
+
+    fn shown(name: &str, life: u64, day: u64) -> (State, String) {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let at = |day| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_hours(day * 24);
+        (params.not_before, params.not_after) = (at(BEGIN), at(BEGIN + life));
+        let key = KeyPair::generate().expect("a key");
+        let der = params.self_signed(&key).expect("signed").der().to_vec();
+        let (address, now_ms) =
+            (SocketAddr::from(([10, 0, 0, 1], 443)), (BEGIN + day) * 86_400_000);
+        let check = shown_certificate("sbx.test", address, &der, now_ms).expect("a certificate");
+        assert_eq!(check.subject, "10.0.0.1:443");
+        (check.state, check.found)
+    }
+
+    #[test]
+    fn certificate_that_caddy_does_not_renew_is_told_of_before_its_end() {
+        for (name, life, day, state, word) in [
+            ("*.SBX.test", 90, 1, State::Ok, "good for 89 days"),
+            ("*.sbx.test", 90, 76, State::Ok, "good for 14 days"),
+            ("*.sbx.test", 90, 77, State::Warning, "ends in 13 days"),
+            ("*.sbx.test", 90, 90, State::Failed, "has ended"),
+            // One that lives for a week.
+            ("*.sbx.test", 8, 6, State::Ok, "good for 2 days"),
+            ("*.sbx.test", 8, 7, State::Warning, "ends in 1 days"),
+            ("a.sbx.test", 90, 1, State::Failed, "for a.sbx.test, and not for *.sbx.test"),
+        ] {
+            let (found, why) = shown(name, life, day);
+            assert_eq!(found, state, "{name}, day {day} of {life}: {why}");
+            assert!(why.contains(word), "{word}: {why}");
+        }
+        let none = shown_certificate("sbx.test", SocketAddr::from(([10, 0, 0, 1], 443)), &[], 0);
+        assert_eq!(none, None, "the answer says that there is none");
     }
 }

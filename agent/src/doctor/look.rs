@@ -26,7 +26,7 @@ use super::{
         Agent, Bridge, Facts, Ingress, Limits, Node, Program, Storage, Template, TemplateState,
         Written,
     },
-    hop, own, tunnel_paths,
+    hop, own, own_web, tunnel_paths,
 };
 use crate::{
     bridge, caddy_settings,
@@ -37,6 +37,8 @@ use crate::{
     ingress::{
         caddy, keeper,
         listeners::{self, Listener as WebListener},
+        program,
+        settings::{self as web, Settings},
         version::Version,
     },
     pve::{ContainerConfig, HostPaths, forbidden, io_limit, pmxcfs, process_limit, storage},
@@ -135,6 +137,7 @@ pub(super) fn files(config: &Config) -> Node {
         programs: Vec::new(),
         certificate: certificate::look(&own(config)),
         hop: hop(config).as_ref().map(certificate::look),
+        own: own_web(config).as_ref().map(certificate::look),
         bridge: Bridge::default(),
         tables: None,
         storages: Vec::new(),
@@ -170,6 +173,8 @@ fn no_ingress(why: String) -> Ingress {
         written_ms: None,
         started_ms: None,
         public: Vec::new(),
+        secure: Vec::new(),
+        has_dns_module: None,
         routes: false,
         used: None,
         version: None,
@@ -203,6 +208,16 @@ async fn ingress(config: &Config, host: &Host, files: Option<Ingress>) -> Option
         public.push((*address, contact::web(*address, domain).await));
     }
     ingress.public = public;
+    if let Ok(Some(Settings { secure: Some(secure), .. })) = caddy_settings::of(config) {
+        for address in secure.listen.iter().take(4) {
+            let (answer, shown) = contact::secure(*address, domain).await;
+            ingress.secure.push((*address, answer, shown));
+        }
+        if let web::Certificate::Acme(acme) = &secure.certificate {
+            let told = systemctl::ask(&host.caddy, &["list-modules"], PATIENCE).await.ok();
+            ingress.has_dns_module = told.map(|told| program::lists(&told.stdout, &acme.module()));
+        }
+    }
     if let Some(socket) = &config.ingress.socket {
         ingress.routes = contact::routes(socket, domain).await;
     }
@@ -227,10 +242,14 @@ fn is_used(config: &Config, version: Option<Version>) -> Option<bool> {
 /// Lists programs that listen where clients reach Caddy, and that are none of ours.
 fn strays(config: &Config) -> Vec<(SocketAddr, WebListener)> {
     let ours = config.ingress.caddy_config.to_str().unwrap_or_default();
-    let public = config.ingress.public.iter().take(4);
-    let all = public.flat_map(|address| {
-        let all = listeners::of(&config.pve.proc, *address).into_iter();
-        all.map(|listener| (*address, listener))
+    let mut addresses: Vec<_> = config.ingress.public.iter().take(4).copied().collect();
+    if let Some(own) = &config.ingress.certificate {
+        addresses.extend(own.listen.iter().take(4));
+        addresses.extend(own.redirects());
+    }
+    let all = addresses.into_iter().flat_map(|address| {
+        let all = listeners::of(&config.pve.proc, address).into_iter();
+        all.map(move |listener| (address, listener))
     });
     all.filter(|(_, listener)| !listener.argv.iter().any(|word| word == ours)).collect()
 }

@@ -101,7 +101,8 @@ fn checks(config: &Result<Config, config::Error>, facts: &Facts, host: &Host) ->
         checks.extend(storage::templates(config, &node.templates));
         checks.extend(limits::check(config, node));
         checks.extend(ingress::files(config, node));
-        checks.extend(ingress::caddy(config, node));
+        checks.extend(own_certificate(config, node, facts.now_ms));
+        checks.extend(ingress::caddy(config, node, facts.now_ms));
         checks.extend(of_tunnel(config, node, host));
         checks.push(node::room(config, node.room));
         checks.extend(node::agent(config, &node.agent));
@@ -117,6 +118,12 @@ pub fn of_start(config: &Config) -> Vec<Check> {
     let mut checks = certificates(config, &node, look::now_ms(config));
     checks.extend(ingress::files(config, &node));
     checks
+}
+
+/// Looks at the certificate of the operator's own, if there is one in files. Without a good one the agent starts, and
+/// Caddy serves what it has.
+pub fn of_certificate(config: &Config) -> Vec<Check> {
+    own_certificate(config, &look::files(config), look::now_ms(config))
 }
 
 /// Looks at the templates, without the storage that they are on.
@@ -192,6 +199,38 @@ fn hop(config: &Config) -> Option<certificate::Expected> {
             names: vec![PEER_NAME.to_owned()],
             ..own
         }
+    })
+}
+
+fn own_certificate(config: &Config, node: &facts::Node, now_ms: u64) -> Vec<Check> {
+    match (own_web(config), &node.own) {
+        (Some(expected), Some(facts)) => certificate::check(&expected, facts, now_ms),
+        (Some(_), None) | (None, _) => Vec::new(),
+    }
+}
+
+/// Certificate of the operator's own for https, where it is in files.
+fn own_web(config: &Config) -> Option<certificate::Expected> {
+    let (web, domain) = (config.ingress.certificate.as_ref()?, config.ingress.domain.as_ref()?);
+    let (certificate, key) = (web.cert.clone()?, web.key.clone()?);
+    let name = format!("*.{domain}");
+    let replace = format!(
+        "put a certificate for {name} with its chain into {}, and its key into {}; the agent takes them within a minute",
+        certificate.display(),
+        key.display()
+    );
+    Some(certificate::Expected {
+        name: "web-certificate",
+        certificate,
+        key,
+        ca: None,
+        // certbot and others give keys to a group.
+        for_group: true,
+        names: vec![name],
+        replace: replace.clone(),
+        rename: replace,
+        overdue: None,
+        restart: "systemctl restart pve-sandbox-agent".to_owned(),
     })
 }
 

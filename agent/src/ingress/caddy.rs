@@ -105,7 +105,7 @@ pub fn text(settings: &Settings, proof: &Proof) -> String {
     pretty(settings, proof.newest())
 }
 
-/// Replaces a configuration of Caddy: mode 0640 for the group that Caddy runs as.
+/// Replaces a configuration of Caddy, or another file for it: mode 0640 for the group that Caddy runs as.
 ///
 /// # Errors
 /// When the file cannot be written, or the group does not exist.
@@ -243,7 +243,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::{
-        super::settings::{Peers, PlainPath},
+        super::settings::{Certificate, CertificateFiles, Peers, PlainPath, Secure},
         *,
     };
 
@@ -254,6 +254,7 @@ mod tests {
             public: vec!["127.0.0.1:8480".parse().expect("an address")],
             route_socket: path("/run/pve-sandbox/route.sock"),
             https: true,
+            secure: None,
             frames: true,
             cors: true,
             access_log: Some(path("/var/log/pve-sandbox-ingress/access.log")),
@@ -270,6 +271,46 @@ mod tests {
     #[test]
     fn rendered_configuration_matches_the_tested_one() {
         insta::assert_snapshot!(show(&settings()));
+    }
+
+    #[test]
+    fn listener_with_a_certificate_of_ones_own_routes_as_the_public_one_and_trusts_nobody() {
+        let copy = "/etc/pve-sandbox/caddy-certificate.pem";
+        let files = CertificateFiles {
+            cert: "/etc/ssl/own.crt".into(),
+            key: "/etc/ssl/own.key".into(),
+            copy: copy.parse().expect("a path"),
+        };
+        let own = Secure {
+            listen: vec!["0.0.0.0:443".parse().expect("an address")],
+            redirect: Vec::new(),
+            certificate: Certificate::Files(files),
+        };
+        let all = |https| -> serde_json::Value {
+            let secure = Some(own.clone());
+            let text = show(&Settings { secure, https, ..settings() });
+            serde_json::from_str(&text).expect("JSON")
+        };
+        let servers = all(true)["apps"]["http"]["servers"].clone();
+        let trusted = r#""trusted_proxies":["127.0.0.0/8","::1/128"]"#;
+        let public = servers["public"]["routes"].to_string();
+        assert!(public.matches(trusted).count() > 3, "{public}");
+        let public = public.replace(trusted, r#""trusted_proxies":[]"#);
+        let mut secure = servers["secure"]["routes"].clone();
+        let handlers = secure[0]["handle"].as_array_mut().expect("handlers");
+        let forgets = handlers.remove(1);
+        assert!(forgets["request"]["delete"].to_string().contains("X-Forwarded-*"), "{forgets}");
+        assert_eq!(secure.to_string(), public);
+        // Its clients use https, also where those of the public one do not.
+        let proto = r#""X-Forwarded-Proto":["https"]"#;
+        let servers = all(false)["apps"]["http"]["servers"].clone();
+        assert!(servers["secure"].to_string().contains(proto));
+        assert!(!servers["public"].to_string().contains(proto));
+        // The operator's own files are not named.
+        assert!(!all(true).to_string().contains("/etc/ssl"));
+        let files = all(true)["apps"]["tls"]["certificates"]["load_files"].clone();
+        assert_eq!((&files[0]["certificate"], &files[0]["key"]), (&copy.into(), &copy.into()));
+        assert_eq!(files[1]["tags"], serde_json::json!(["peer"]));
     }
 
     #[test]

@@ -53,6 +53,18 @@ impl Caddy {
         }
     }
 
+    /// Returns whether the program was built with a module.
+    ///
+    /// # Errors
+    /// When it cannot be started, does not end in time, or fails.
+    pub async fn has_module(&self, module: &str) -> io::Result<bool> {
+        let finished = self.run(vec![OsString::from("list-modules")]).await?;
+        match finished.exit {
+            Exit::Code(0) => Ok(lists(&finished.stdout, module)),
+            Exit::Code(_) | Exit::Signal(_) => Err(io::Error::other(explanation(&finished))),
+        }
+    }
+
     async fn run(&self, words: Vec<OsString>) -> io::Result<Finished> {
         // It makes directories where these lead. Nothing is to be kept.
         let mut argv: Vec<OsString> = ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"]
@@ -75,6 +87,11 @@ impl Caddy {
         let finished = self.runner.run(program, Instant::now() + DEADLINE).await;
         finished.map_err(io::Error::other)
     }
+}
+
+/// Returns whether a list of modules, as `caddy list-modules` prints it, has a module.
+pub fn lists(modules: &str, module: &str) -> bool {
+    modules.lines().any(|line| line.split_whitespace().next() == Some(module))
 }
 
 /// Returns Caddy's reason: the last line that it printed.
@@ -116,6 +133,18 @@ mod tests {
         caddy("exit 1", dir.path()).version().await.expect_err("none");
         let missing = Caddy { path: dir.path().join("none"), ..good };
         missing.version().await.expect_err("none");
+    }
+
+    #[tokio::test]
+    async fn module_is_there_only_under_its_whole_name() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let listing = "test $1 = list-modules && printf 'http\\n\\n  Standard modules: 1\\n\\ndns.providers.cloudflare v1\\n'";
+        let some = caddy(listing, dir.path());
+        assert!(some.has_module("dns.providers.cloudflare").await.expect("told"));
+        for other in ["dns.providers.cloud", "dns.providers", "v1", "dns.providers.hetzner"] {
+            assert!(!some.has_module(other).await.expect("told"), "{other}");
+        }
+        caddy("exit 1", dir.path()).has_module("http").await.expect_err("not told");
     }
 
     #[tokio::test]

@@ -22,8 +22,8 @@ use serde_json::{Value, json};
 
 use super::{
     decide::{Domain, Via},
-    headers, pages,
-    settings::{Peers, PlainPath, Settings},
+    headers, pages, secure,
+    settings::{Peers, PlainPath, Secure, Settings},
     version::Generation,
 };
 
@@ -41,11 +41,26 @@ const ACCESS_LOGGER: &str = "http.log.access.access";
 pub fn render(settings: &Settings, proof: &str) -> Value {
     let mut servers = json!({ "public": public_server(settings, proof) });
     let mut apps = json!({});
+    let mut files = Vec::new();
+    if let Some(secure) = &settings.secure {
+        servers["secure"] = secure_server(settings, secure, proof);
+        if let Some(redirect) = secure::redirect(secure, &host_pattern(&settings.domain)) {
+            servers["redirect"] = redirect;
+        }
+        files.extend(secure::load_file(secure));
+        if let Some((names, policies)) = secure::automation(secure, &settings.domain) {
+            apps["tls"]["certificates"]["automate"] = names;
+            apps["tls"]["automation"] = policies;
+        }
+    }
     if let Some(peers) = &settings.peers {
         servers["peer"] = peer_server(settings, peers, proof);
-        apps["tls"] = json!({ "certificates": { "load_files": [
-            { "certificate": peers.cert.as_str(), "key": peers.key.as_str(), "tags": ["peer"] },
-        ] } });
+        files.push(json!({
+            "certificate": peers.cert.as_str(), "key": peers.key.as_str(), "tags": ["peer"],
+        }));
+    }
+    if !files.is_empty() {
+        apps["tls"]["certificates"]["load_files"] = files.into();
     }
     apps["http"] = json!({ "grace_period": "10s", "servers": servers });
     let mut all =
@@ -102,6 +117,36 @@ fn log_entry(via: Via) -> Value {
     })
 }
 
+/// Server of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Server {
+    /// For clients, by plain HTTP, behind a tunnel or a proxy on this host.
+    Public,
+    /// For clients, by https, with nobody in front.
+    Secure,
+    /// For the Caddys of other nodes.
+    Peer,
+}
+
+impl Server {
+    /// Returns the way that the agent is told of.
+    fn via(self) -> Via {
+        match self {
+            Self::Public | Self::Secure => Via::Edge,
+            Self::Peer => Via::Peer,
+        }
+    }
+
+    /// Lists the senders whose X-Forwarded-For is trusted: the tunnel, on this host; behind mTLS, every peer.
+    fn trusted(self) -> Value {
+        match self {
+            Self::Public => json!(["127.0.0.0/8", "::1/128"]),
+            Self::Secure => json!([]),
+            Self::Peer => json!(["0.0.0.0/0", "::/0"]),
+        }
+    }
+}
+
 /// Returns the word for the server that asks a route question.
 fn asks(via: Via) -> &'static str {
     match via {
@@ -111,15 +156,24 @@ fn asks(via: Via) -> &'static str {
 }
 
 fn public_server(settings: &Settings, proof: &str) -> Value {
-    let mut server = server(settings, Via::Edge, proof);
+    let mut server = server(settings, Server::Public, proof);
     server["listen"] = settings.public.iter().map(ToString::to_string).collect();
     // HTTP/2 without TLS, for gRPC from what stands in front.
     server["protocols"] = json!(["h1", "h2", "h2c"]);
     server
 }
 
+fn secure_server(settings: &Settings, secure: &Secure, proof: &str) -> Value {
+    let mut server = server(settings, Server::Secure, proof);
+    let Value::Object(own) = secure::server(secure, &settings.domain) else { return server };
+    for (key, value) in own {
+        server[key] = value;
+    }
+    server
+}
+
 fn peer_server(settings: &Settings, peers: &Peers, proof: &str) -> Value {
-    let mut server = server(settings, Via::Peer, proof);
+    let mut server = server(settings, Server::Peer, proof);
     server["listen"] = json!([peers.listen.to_string()]);
     server["protocols"] = json!(["h1"]);
     // Asking for client certificates enables this, and it would refuse requests: the name in the
@@ -136,11 +190,14 @@ fn peer_server(settings: &Settings, peers: &Peers, proof: &str) -> Value {
     server
 }
 
-/// Renders the common part of both servers.
-fn server(settings: &Settings, via: Via, proof: &str) -> Value {
-    let mut handle = vec![question(settings, via, proof)];
+/// Renders the common part of all servers that lead to sandboxes.
+fn server(settings: &Settings, of: Server, proof: &str) -> Value {
+    let mut handle = vec![question(settings, of, proof)];
+    if of == Server::Secure {
+        handle.insert(0, secure::forget_claims());
+    }
     if settings.access_log.is_some() {
-        handle.insert(0, log_entry(via));
+        handle.insert(0, log_entry(of.via()));
     }
     let mut server = json!({
         "automatic_https": { "disable": true },
@@ -195,7 +252,8 @@ fn explanation(status: impl Into<Value>, body: &str) -> Value {
 }
 
 /// Renders the handler that asks the agent and follows its answer.
-fn question(settings: &Settings, via: Via, proof: &str) -> Value {
+fn question(settings: &Settings, of: Server, proof: &str) -> Value {
+    let via = of.via();
     let route = |kind: &str, then: Vec<Value>| {
         let vars = json!({
             "handler": "vars",
@@ -222,16 +280,16 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
     };
     // `replies` in the agent says which is for what.
     let mut answers = vec![
-        route("local", to_sandbox(settings, via, Visitor::Anybody)),
-        route("known", to_sandbox(settings, via, Visitor::Known)),
+        route("local", to_sandbox(settings, of, Visitor::Anybody)),
+        route("known", to_sandbox(settings, of, Visitor::Known)),
         route(
             "stripped",
-            [vec![without_credential()], to_sandbox(settings, via, Visitor::Known)].concat(),
+            [vec![without_credential()], to_sandbox(settings, of, Visitor::Known)].concat(),
         ),
     ];
     answers.push(route("preflight", vec![pages::preflight_of_a_guarded_port()]));
     if let (Via::Edge, Some(peers)) = (via, &settings.peers) {
-        answers.push(route("peer", vec![to_peer(peers)]));
+        answers.push(route("peer", vec![to_peer(peers, of)]));
     }
     // A successful answer that is not a route is not the agent's.
     answers.push(json!({
@@ -259,7 +317,7 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
         "transport": no_keep_alive(),
         // The time that an agent takes to restart.
         "load_balancing": { "try_duration": "15s", "try_interval": "50ms" },
-        "trusted_proxies": trusted(via),
+        "trusted_proxies": of.trusted(),
         "headers": {
             "request": {
                 "delete": ["Upgrade", "Connection", "Content-Type", "Expect"],
@@ -291,18 +349,18 @@ fn without_credential() -> Value {
 
 /// Renders the handlers that send a request to a sandbox. A client's headers are deleted first, since Caddy would
 /// delete what it has just set.
-fn to_sandbox(settings: &Settings, via: Via, visitor: Visitor) -> Vec<Value> {
+fn to_sandbox(settings: &Settings, of: Server, visitor: Visitor) -> Vec<Value> {
     let mut set = json!({
         "Host": ["{http.vars.sbx_host}"],
         // With the port, as browsers say it in Origin: servers compare the two.
         "X-Forwarded-Host": ["{http.request.hostport}"],
     });
     // Behind a tunnel the last leg to Caddy is plain HTTP, whatever the client used.
-    if settings.https {
+    if settings.https || of == Server::Secure {
         set["X-Forwarded-Proto"] = json!(["https"]);
     }
     // A peer's request already has the edge's id.
-    if via == Via::Edge {
+    if of.via() == Via::Edge {
         set["X-Request-Id"] = json!(["{http.request.uuid}"]);
     }
     if visitor == Visitor::Known {
@@ -336,7 +394,7 @@ fn to_sandbox(settings: &Settings, via: Via, visitor: Visitor) -> Vec<Value> {
         "upstreams": [{ "dial": "{http.vars.sbx_upstream}" }],
         "transport": no_keep_alive(),
         "load_balancing": { "try_duration": "2s", "try_interval": "50ms" },
-        "trusted_proxies": trusted(via),
+        "trusted_proxies": of.trusted(),
         "headers": {
             "request": { "replace": { "Cookie": cookies, "Referer": referer }, "set": set },
             "response": answer,
@@ -362,7 +420,7 @@ fn to_sandbox(settings: &Settings, via: Via, visitor: Visitor) -> Vec<Value> {
     vec![clean, by_kind]
 }
 
-fn to_peer(peers: &Peers) -> Value {
+fn to_peer(peers: &Peers, of: Server) -> Value {
     json!({
         "handler": "reverse_proxy",
         "upstreams": [{ "dial": "{http.vars.sbx_upstream}" }],
@@ -381,7 +439,7 @@ fn to_peer(peers: &Peers) -> Value {
                 "server_name": PEER_NAME,
             },
         },
-        "trusted_proxies": trusted(Via::Edge),
+        "trusted_proxies": of.trusted(),
         "headers": {
             "request": {
                 "delete": headers::for_a_peer(),
@@ -404,13 +462,4 @@ fn of_a_response() -> Vec<String> {
 
 fn no_keep_alive() -> Value {
     json!({ "protocol": "http", "keep_alive": { "enabled": false }, "dial_timeout": "3s" })
-}
-
-/// Lists the senders whose X-Forwarded-For is trusted: the tunnel, on this host; behind mTLS, every
-/// peer.
-fn trusted(via: Via) -> Value {
-    match via {
-        Via::Edge => json!(["127.0.0.0/8", "::1/128"]),
-        Via::Peer => json!(["0.0.0.0/0", "::/0"]),
-    }
 }

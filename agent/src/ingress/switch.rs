@@ -25,6 +25,15 @@ impl Colour {
             Self::Green => Self::Blue,
         }
     }
+
+    /// Returns the name of the service's unit of systemd.
+    pub const fn unit(self) -> &'static str {
+        match self {
+            // The only one of earlier versions, and the one that a boot starts.
+            Self::Blue => "pve-sandbox-ingress.service",
+            Self::Green => "pve-sandbox-ingress-green.service",
+        }
+    }
 }
 
 /// State of a service.

@@ -4,7 +4,10 @@ use std::{ffi::OsString, io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::switch::{Colour, Run, Service};
+use super::{
+    low_ports,
+    switch::{Colour, Run, Service},
+};
 use crate::{
     clock::Clock,
     run::{Exit, Program, Runner},
@@ -15,6 +18,8 @@ use crate::{
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
 /// Directory that is there while systemd runs this machine.
 const RUNNING: &str = "/run/systemd/system";
+/// Directory of units and drop-ins that are made on this machine.
+pub const UNITS: &str = "/etc/systemd/system";
 /// Longest answer to a question.
 const QUESTION: Duration = Duration::from_secs(10);
 /// Longest start or stop: longer than the limits in the unit.
@@ -36,21 +41,16 @@ pub trait Services: Send + Sync + std::fmt::Debug {
 
     /// Stops a service; returns once its Caddy has answered what it had accepted.
     async fn stop(&self, colour: Colour) -> io::Result<()>;
-}
 
-/// Returns the unit of a service.
-pub const fn unit(colour: Colour) -> &'static str {
-    match colour {
-        // The only one of earlier versions, and the one that a boot starts.
-        Colour::Blue => "pve-sandbox-ingress.service",
-        Colour::Green => "pve-sandbox-ingress-green.service",
-    }
+    /// Lets services that start from now on listen on ports below 1024, or takes that from them.
+    async fn permit_low_ports(&self, allow: bool) -> io::Result<()>;
 }
 
 /// systemd of this machine.
 #[derive(Debug)]
 pub struct Systemd {
     program: PathBuf,
+    units: PathBuf,
     runner: Runner,
     proc: PathBuf,
     clock: Arc<dyn Clock>,
@@ -61,7 +61,7 @@ impl Systemd {
     pub fn of_host(runner: Runner, proc: PathBuf, clock: Arc<dyn Clock>) -> Option<Self> {
         let program = PathBuf::from(SYSTEMCTL);
         let runs = std::path::Path::new(RUNNING).is_dir() && program.exists();
-        runs.then_some(Self { program, runner, proc, clock })
+        runs.then_some(Self { program, units: UNITS.into(), runner, proc, clock })
     }
 
     async fn call(&self, words: &[&str], limit: Duration) -> io::Result<String> {
@@ -90,7 +90,7 @@ impl Systemd {
 impl Services for Systemd {
     async fn state(&self, colour: Colour) -> io::Result<Service> {
         let properties = "--property=ActiveState,MainPID,InvocationID";
-        let told = self.call(&["show", properties, unit(colour)], QUESTION).await?;
+        let told = self.call(&["show", properties, colour.unit()], QUESTION).await?;
         let value = |name: &str| {
             let mut lines = told.lines().filter_map(|line| line.split_once('='));
             lines.find(|(key, _)| *key == name).map_or("", |(_, value)| value)
@@ -108,7 +108,7 @@ impl Services for Systemd {
     }
 
     async fn is_enabled(&self) -> io::Result<bool> {
-        let words = ["show", "--property=UnitFileState", unit(Colour::Blue)];
+        let words = ["show", "--property=UnitFileState", Colour::Blue.unit()];
         let told = self.call(&words, QUESTION).await?;
         Ok(told
             .trim()
@@ -117,11 +117,23 @@ impl Services for Systemd {
     }
 
     async fn start(&self, colour: Colour) -> io::Result<()> {
-        self.call(&["start", unit(colour)], CHANGE).await.map(drop)
+        self.call(&["start", colour.unit()], CHANGE).await.map(drop)
     }
 
     async fn stop(&self, colour: Colour) -> io::Result<()> {
-        self.call(&["stop", unit(colour)], CHANGE).await.map(drop)
+        self.call(&["stop", colour.unit()], CHANGE).await.map(drop)
+    }
+
+    async fn permit_low_ports(&self, allow: bool) -> io::Result<()> {
+        if !low_ports::arrange(&self.units, allow)? {
+            return Ok(());
+        }
+        let reloaded = self.call(&["daemon-reload"], CHANGE).await;
+        if reloaded.is_err() {
+            // The next call finds that there is something to do.
+            low_ports::arrange(&self.units, !allow)?;
+        }
+        reloaded.map(drop)
     }
 }
 
@@ -139,7 +151,13 @@ mod tests {
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("set");
         let runner =
             Runner::new(dir.join("output"), "/proc".into(), |_| false, 1).expect("a runner");
-        Systemd { program, runner, proc: "/proc".into(), clock: Arc::new(SystemClock::default()) }
+        Systemd {
+            program,
+            units: dir.join("units"),
+            runner,
+            proc: "/proc".into(),
+            clock: Arc::new(SystemClock::default()),
+        }
     }
 
     #[tokio::test]
@@ -172,6 +190,28 @@ mod tests {
             say(text);
             assert!(!systemd.is_enabled().await.expect("known"), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn low_ports_are_permitted_once_and_again_after_a_failure() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = dir.path().display();
+        let script = format!("echo $* >> {at}/calls; ! test -e {at}/broken");
+        let systemd = systemd(dir.path(), &script);
+        let calls = || std::fs::read_to_string(dir.path().join("calls")).unwrap_or_default();
+        systemd.permit_low_ports(false).await.expect("nothing to do");
+        assert_eq!(calls(), "");
+        std::fs::write(dir.path().join("broken"), "").expect("written");
+        systemd.permit_low_ports(true).await.expect_err("systemd does not read it");
+        std::fs::remove_file(dir.path().join("broken")).expect("removed");
+        for _ in 0..2 {
+            systemd.permit_low_ports(true).await.expect("permitted");
+        }
+        assert_eq!(calls(), "daemon-reload\ndaemon-reload\n");
+        assert!(low_ports::drop_ins(&systemd.units).iter().all(|path| path.exists()));
+        systemd.permit_low_ports(false).await.expect("taken back");
+        assert!(!low_ports::drop_ins(&systemd.units).iter().any(|path| path.exists()));
+        assert_eq!(calls().lines().count(), 3);
     }
 
     #[tokio::test]

@@ -11,6 +11,9 @@ impl Version {
     /// may lead to a sandbox.
     pub const FIXED: Self = Self(2, 11, 7);
 
+    /// First version that replaces `{file.PATH}` in its configuration by what the file holds.
+    pub const READS_FILES: Self = Self(2, 8, 0);
+
     /// Returns the form of the configuration for it.
     pub fn generation(self) -> Generation {
         if self >= Self::FIXED { Generation::Fixed } else { Generation::Before }

@@ -8,7 +8,7 @@ use tokio::{
     net::TcpStream,
     time::{error::Elapsed, timeout},
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::Check;
 use crate::systemctl;
@@ -41,24 +41,32 @@ pub fn local(listen: SocketAddr) -> SocketAddr {
 
 /// Connects with TLS and hangs up.
 pub async fn listener(address: SocketAddr, name: &str, tls: Arc<ClientConfig>) -> Listener {
+    match connect(address, name, tls).await {
+        Ok((_, shown)) => Listener::Accepted(shown),
+        Err(found) => found,
+    }
+}
+
+/// Connects with TLS. Returns the connection, and the certificate that the server has shown (DER).
+///
+/// # Errors
+/// Says what is there instead.
+pub async fn connect(
+    address: SocketAddr,
+    name: &str,
+    tls: Arc<ClientConfig>,
+) -> Result<(TlsStream<TcpStream>, Vec<u8>), Listener> {
     let late = |_: Elapsed| io::Error::from(io::ErrorKind::TimedOut);
     let tcp = timeout(PATIENCE, TcpStream::connect(address)).await;
-    let tcp = match tcp.map_err(late).and_then(|connected| connected) {
-        Ok(tcp) => tcp,
-        Err(_) => return Listener::Nobody,
-    };
-    let name = match ServerName::try_from(name.to_owned()) {
-        Ok(name) => name,
-        Err(error) => return Listener::Other(error.to_string()),
-    };
+    let tcp = tcp.map_err(late).and_then(|connected| connected).map_err(|_| Listener::Nobody)?;
+    let name = ServerName::try_from(name.to_owned());
+    let name = name.map_err(|error| Listener::Other(error.to_string()))?;
     let shaken = timeout(PATIENCE, TlsConnector::from(tls).connect(name, tcp)).await;
-    match shaken.map_err(late).and_then(|shaken| shaken) {
-        Ok(stream) => {
-            let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-            Listener::Accepted(shown.map(|der| der.to_vec()).unwrap_or_default())
-        }
-        Err(error) => Listener::Other(error.to_string()),
-    }
+    let shaken = shaken.map_err(late).and_then(|shaken| shaken);
+    let stream = shaken.map_err(|error| Listener::Other(error.to_string()))?;
+    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let shown = shown.map(|der| der.to_vec()).unwrap_or_default();
+    Ok((stream, shown))
 }
 
 /// Asks whether the clock is synchronised; `None` where nothing knows.

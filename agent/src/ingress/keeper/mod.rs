@@ -3,7 +3,8 @@
 //! that a change by hand is put back.
 //!
 //! A configuration that Caddy refuses is not written: the one before stays in use, and the reason is logged and
-//! left in a file for `doctor`.
+//! left in a file for `doctor`. So does a certificate of the operator's own that is not good; where there was none before,
+//! Caddy runs without the listener that needs it.
 
 use std::{
     fs, io,
@@ -23,13 +24,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     caddy::{self, Proof},
+    own_certificate,
     program::Caddy,
-    settings::Settings,
+    settings::{AcmeDns, Certificate, Secure, Settings},
     switch::{self, Colour, Record, Service, Step, View},
     systemd::Services,
     version::{Generation, Version},
 };
-use crate::sys::read;
+use crate::{
+    clock::{Clock as _, SystemClock},
+    sys::read,
+};
 
 /// Interval between two looks.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -74,6 +79,7 @@ pub struct Keeper {
     files: Files,
     proof: Proof,
     caddy: Caddy,
+    clock: SystemClock,
     /// Services that run Caddy; `None` where somebody else starts it.
     services: Option<Arc<dyn Services>>,
     /// Last problem that was logged.
@@ -88,7 +94,8 @@ impl Keeper {
     /// Makes a keeper of files alone.
     pub fn new(settings: Settings, files: Files, proof: Proof, caddy: Caddy) -> Self {
         let (told, version, busy) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { settings, files, proof, caddy, services: None, told, version, busy }
+        let clock = SystemClock::default();
+        Self { settings, files, proof, caddy, clock, services: None, told, version, busy }
     }
 
     /// Has these services run Caddy.
@@ -118,13 +125,15 @@ impl Keeper {
 
     /// Makes configuration and services as they should be. Returns false when a service is busy.
     pub async fn look(&self) -> bool {
-        let unwritten = self.write().await.err();
+        let version = self.see_version().await;
+        let (settings, flaw) = self.usable(version).await;
+        let unwritten = self.write_for(&settings, version).await.err();
         // Also with the configuration that is there: a renewed certificate is to be used.
-        let (is_settled, unserved) = match self.run_it().await {
+        let (is_settled, unserved) = match self.run_it(&settings).await {
             Ok(settled) => (settled, None),
             Err(problem) => (true, Some(problem)),
         };
-        self.tell(unwritten.or(unserved));
+        self.tell(unwritten.or(flaw).or(unserved));
         is_settled
     }
 
@@ -133,14 +142,85 @@ impl Keeper {
     /// # Errors
     /// Says why it was not written. What was there stays.
     pub async fn write(&self) -> Result<Looked, String> {
-        let path = &self.files.config;
         let version = self.see_version().await;
+        let (settings, _) = self.usable(version).await;
+        self.write_for(&settings, version).await
+    }
+
+    /// Returns the settings as far as Caddy can use them now: without the listener with a certificate of the
+    /// operator's own, where there is no certificate; and what is wrong with it.
+    async fn usable(&self, version: Option<Version>) -> (Settings, Option<String>) {
+        let generation = version.map_or(Generation::Before, Version::generation);
+        let mut settings = Settings { generation, ..self.settings.clone() };
+        let Some(secure) = &settings.secure else { return (settings, None) };
+        let copy = Path::new(secure.certificate.copy().as_str());
+        let (is_usable, flaw) = match &secure.certificate {
+            Certificate::Files(files) => {
+                let (domain, now_ms) = (&settings.domain, self.clock.now_ms());
+                let taken = own_certificate::refresh(files, domain, self.group(), now_ms);
+                (copy.exists(), taken.err().map(|flaw| flaw.to_string()))
+            }
+            Certificate::Acme(acme) => match self.lack(acme, version).await {
+                Ok(Some(why)) => (false, Some(why)),
+                Ok(None) => {
+                    let taken = own_certificate::refresh_token(&acme.token, copy, self.group());
+                    (copy.exists(), taken.err().map(|flaw| flaw.to_string()))
+                }
+                Err(why) => (copy.exists(), Some(why)),
+            },
+        };
+        if !is_usable {
+            settings.secure = None;
+        }
+        let flaw = flaw.map(|why| match is_usable {
+            true => format!("ingress.certificate: the one before stays in use: {why}"),
+            false => format!("ingress.certificate: Caddy runs without it: {why}"),
+        });
+        (settings, flaw)
+    }
+
+    /// Returns why Caddy can get no certificate by itself; `None` when it can.
+    ///
+    /// # Errors
+    /// When Caddy does not tell.
+    async fn lack(
+        &self,
+        acme: &AcmeDns,
+        version: Option<Version>,
+    ) -> Result<Option<String>, String> {
+        let (path, module) = (self.caddy.path.display().to_string(), acme.module());
+        let version = version.ok_or_else(|| "Caddy does not tell its version".to_owned())?;
+        match self.caddy.has_module(&module).await {
+            Ok(false) => Ok(Some(without_module(&path, &module))),
+            Ok(true) if version < Version::READS_FILES => {
+                let needed = Version::READS_FILES;
+                Ok(Some(format!("{path} is {version}: ACME by DNS needs {needed} or later")))
+            }
+            Ok(true) => Ok(None),
+            Err(error) => Err(format!("Caddy does not list its modules: {error}")),
+        }
+    }
+
+    fn group(&self) -> Option<&str> {
+        self.files.group.as_deref()
+    }
+
+    /// Ensures that the configuration is there and that of these settings.
+    async fn write_for(
+        &self,
+        settings: &Settings,
+        version: Option<Version>,
+    ) -> Result<Looked, String> {
+        let path = &self.files.config;
         if version.is_none() && self.caddy.path.exists() {
             return Err("Caddy does not tell its version".to_owned());
         }
-        let generation = version.map_or(Generation::Before, Version::generation);
-        let settings = Settings { generation, ..self.settings.clone() };
-        let text = caddy::text(&settings, &self.proof);
+        if let Some(services) = &self.services {
+            let is_low = settings.secure.as_ref().is_some_and(Secure::has_low_port);
+            let permitted = services.permit_low_ports(is_low).await;
+            permitted.map_err(|error| format!("ports below 1024 for Caddy: {error}"))?;
+        }
+        let text = caddy::text(settings, &self.proof);
         let there = match read::whole(path, read::LARGE) {
             Ok(there) if there == text.as_bytes() => return Ok(Looked::Current),
             Ok(_) => true,
@@ -148,7 +228,7 @@ impl Keeper {
         };
         self.make_log_dir().map_err(|error| format!("the directory of the access log: {error}"))?;
         let written = |error: io::Error| format!("{} was not written: {error}", path.display());
-        let group = self.files.group.as_deref();
+        let group = self.group();
         // Without a Caddy, nobody can check it.
         if version.is_some() {
             let candidate = path.with_extension("candidate.json");
@@ -202,7 +282,7 @@ impl Keeper {
     }
 
     /// Has Caddy run with the present files. Returns false when a service is busy.
-    async fn run_it(&self) -> Result<bool, String> {
+    async fn run_it(&self, settings: &Settings) -> Result<bool, String> {
         let Some(services) = &self.services else { return Ok(true) };
         let version = *self.version.lock();
         if version.is_none() && self.caddy.path.exists() {
@@ -210,7 +290,7 @@ impl Keeper {
             return Ok(true);
         }
         for _ in 0..STEPS_MAX {
-            let inputs = inputs(&self.settings, &self.files.config, version);
+            let inputs = inputs(settings, &self.files.config, version);
             let Inputs { digest, changed_ms } = inputs.map_err(|error| error.to_string())?;
             let record = record(&self.files.record);
             let asked = async {
@@ -314,6 +394,14 @@ impl Keeper {
     }
 }
 
+/// Says that Caddy has not the module for a provider, and what to do.
+pub fn without_module(program: &str, module: &str) -> String {
+    format!(
+        "{program} was built without the module {module}, as Debian's Caddy is: install one with it \
+         (https://caddyserver.com/download) there, or name a certificate that another program renews by cert and key"
+    )
+}
+
 /// All that Caddy reads at its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inputs {
@@ -331,7 +419,8 @@ pub struct Inputs {
 pub fn inputs(settings: &Settings, config: &Path, version: Option<Version>) -> io::Result<Inputs> {
     let peers = settings.peers.iter();
     let certificates = peers.flat_map(|peers| [&peers.ca, &peers.cert, &peers.key]);
-    let files = certificates.map(|path| Path::new(path.as_str()));
+    let own = settings.secure.iter().map(|secure| secure.certificate.copy());
+    let files = certificates.chain(own).map(|path| Path::new(path.as_str()));
     let (mut all, mut changed_ms) = (Sha256::new(), 0);
     for path in [config].into_iter().chain(files) {
         let named =

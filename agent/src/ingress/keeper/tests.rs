@@ -2,9 +2,8 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use super::*;
 use crate::{
-    clock::{Clock as _, SystemClock},
     ingress::{
-        settings::{Peers, PlainPath},
+        settings::{AcmeDns, Certificate, CertificateFiles, Peers, PlainPath, Secure},
         switch::Run,
     },
     run::Runner,
@@ -17,6 +16,7 @@ struct Memory {
     calls: Mutex<Vec<String>>,
     broken: Mutex<bool>,
     busy: Mutex<Vec<Colour>>,
+    low_ports: Mutex<bool>,
 }
 
 impl Memory {
@@ -63,6 +63,13 @@ impl Services for Memory {
         self.busy.lock().retain(|of| *of != colour);
         Ok(())
     }
+
+    async fn permit_low_ports(&self, allow: bool) -> io::Result<()> {
+        if std::mem::replace(&mut *self.low_ports.lock(), allow) != allow {
+            self.calls.lock().push(format!("low ports {allow}"));
+        }
+        Ok(())
+    }
 }
 
 struct Place {
@@ -71,14 +78,19 @@ struct Place {
     keeper: Keeper,
 }
 
-/// Makes a keeper whose Caddy is a script: `version` prints the file `version`, and `validate` fails when
-/// the file `refuse` is there.
+/// Makes a keeper without a certificate of the operator's own.
 fn place() -> Place {
+    place_with(|_| None)
+}
+
+/// Makes a keeper whose Caddy is a script: `version` and `list-modules` print the files of these names, and `validate` fails
+/// when the file `refuse` is there.
+fn place_with(secure: impl FnOnce(&Path) -> Option<Secure>) -> Place {
     let dir = tempfile::tempdir().expect("a directory");
     let path = |name: &str| dir.path().join(name);
     let plain = |name: &str| PlainPath::try_from(path(name).as_path()).expect("a plain path");
     let script = format!(
-        "#!/bin/sh\ncd {}\ncase $1 in version) cat version;; validate) test -s $3 && ! test -e refuse || \
+        "#!/bin/sh\ncd {}\ncase $1 in version) cat version;; list-modules) cat modules;; validate) test -s $3 && ! test -e refuse || \
          {{ echo 'Error: it is bad' >&2; exit 1; }};; esac\n",
         dir.path().display()
     );
@@ -93,6 +105,7 @@ fn place() -> Place {
         public: vec!["127.0.0.1:8480".parse().expect("an address")],
         route_socket: plain("route.sock"),
         https: true,
+        secure: secure(dir.path()),
         frames: true,
         cors: true,
         peers: Some(Peers {
@@ -296,4 +309,143 @@ async fn configuration_is_written_also_where_caddy_is_not_installed_yet() {
     assert_eq!(place.keeper.write().await, Ok(Looked::Written));
     assert!(!place.text("caddy.json").contains("read_idle_timeout"));
     assert_eq!(place.keeper.write().await, Ok(Looked::Current));
+}
+
+fn pair(domain: &str) -> (String, String) {
+    let params = rcgen::CertificateParams::new(vec![format!("*.{domain}")]).expect("names");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    (params.self_signed(&key).expect("signed").pem(), key.serialize_pem())
+}
+
+fn secure(certificate: Certificate) -> Secure {
+    let listen = vec!["127.0.0.1:443".parse().expect("an address")];
+    Secure { listen, redirect: Vec::new(), certificate }
+}
+
+fn plain(path: PathBuf) -> PlainPath {
+    PlainPath::try_from(path.as_path()).expect("a plain path")
+}
+
+/// Makes a keeper with a certificate in files, which are not there yet.
+fn place_with_files() -> Place {
+    place_with(|dir| {
+        let (cert, key) = (dir.join("own.crt"), dir.join("own.key"));
+        let copy = plain(dir.join("copy.pem"));
+        Some(secure(Certificate::Files(CertificateFiles { cert, key, copy })))
+    })
+}
+
+impl Place {
+    fn put(&self, (cert, key): &(String, String)) {
+        fs::write(self.path("own.crt"), cert).expect("written");
+        fs::write(self.path("own.key"), key).expect("written");
+    }
+
+    fn has_secure(&self) -> bool {
+        self.text("caddy.json").contains("127.0.0.1:443")
+    }
+}
+
+#[tokio::test]
+async fn caddy_runs_without_a_certificate_of_ones_own_until_there_is_a_good_one() {
+    let place = place_with_files();
+    assert_eq!(place.look().await, ["start Blue"]);
+    assert!(!place.has_secure());
+    let problem = place.text("problem");
+    assert!(problem.contains("runs without it") && problem.contains("own.crt"), "{problem}");
+    place.put(&pair("other.test"));
+    assert_eq!(place.look().await, [""; 0]);
+    assert!(place.text("problem").contains("not for *.sbx.test"), "{}", place.text("problem"));
+    place.put(&pair("sbx.test"));
+    // It may listen there before it starts.
+    assert_eq!(place.look().await, ["low ports true", "start Green", "stop Blue"]);
+    assert!(place.has_secure() && !place.path("problem").exists());
+    assert_eq!(place.look().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn renewed_certificate_is_used_and_a_bad_one_leaves_the_one_before() {
+    let place = place_with_files();
+    place.put(&pair("sbx.test"));
+    assert_eq!(place.look().await, ["low ports true", "start Blue"]);
+    let (written, copy) = (place.text("caddy.json"), place.text("copy.pem"));
+    let next = pair("sbx.test");
+    // The certificate is there, and its key is not.
+    fs::write(place.path("own.crt"), &next.0).expect("written");
+    assert_eq!(place.look().await, [""; 0]);
+    assert_eq!(place.text("copy.pem"), copy);
+    let problem = place.text("problem");
+    assert!(problem.contains("the one before stays") && problem.contains("own.key"), "{problem}");
+    for gone in ["own.crt", "own.key"] {
+        fs::remove_file(place.path(gone)).expect("removed");
+        assert_eq!(place.look().await, [""; 0]);
+        assert!(place.has_secure());
+    }
+    place.put(&next);
+    assert_eq!(place.look().await, ["start Green", "stop Blue"]);
+    assert_ne!(place.text("copy.pem"), copy);
+    assert_eq!(place.text("caddy.json"), written);
+    assert!(!place.path("problem").exists());
+}
+
+/// Makes a keeper whose Caddy is to get a certificate by itself.
+fn place_with_acme() -> Place {
+    let place = place_with(|dir| {
+        Some(secure(Certificate::Acme(AcmeDns {
+            provider: "cloudflare".parse().expect("a name"),
+            email: "ops@example.com".parse().expect("a text"),
+            token_field: "api_token".parse().expect("a name"),
+            directory: None,
+            token: dir.join("token"),
+            token_copy: plain(dir.join("token-copy")),
+        })))
+    });
+    fs::write(place.path("version"), "v2.11.7 h1:x\n").expect("written");
+    fs::write(place.path("modules"), "http\ndns.providers.hetzner\n").expect("written");
+    fs::write(place.path("token"), "abc\n").expect("written");
+    fs::set_permissions(place.path("token"), PermissionsExt::from_mode(0o600)).expect("set");
+    place
+}
+
+#[tokio::test]
+async fn caddy_without_the_module_of_the_provider_is_told_of_and_runs_without_acme() {
+    let place = place_with_acme();
+    assert_eq!(place.look().await, ["start Blue"]);
+    let problem = place.text("problem");
+    for word in ["dns.providers.cloudflare", "caddyserver.com/download", "cert and key"] {
+        assert!(problem.contains(word), "{word}: {problem}");
+    }
+    assert!(!place.has_secure() && !place.path("token-copy").exists());
+    // Another Caddy, of a version that does not read the token.
+    fs::write(place.path("modules"), "dns.providers.cloudflare\n").expect("written");
+    fs::write(place.path("version"), "v2.7.6 h1:x\n").expect("written");
+    place.look().await;
+    assert!(place.text("problem").contains("needs 2.8.0 or later"), "{}", place.text("problem"));
+    assert!(!place.has_secure());
+    fs::write(place.path("version"), "v2.11.7 h1:x\n").expect("written");
+    let calls = place.look().await;
+    assert_eq!(calls, ["low ports true", "start Blue", "stop Green"]);
+    assert!(place.has_secure() && place.text("token-copy") == "abc");
+    assert!(!place.text("caddy.json").contains("abc\""), "the token is in its own file");
+    assert!(!place.path("problem").exists());
+    // An upgrade by the distribution takes the module away: everything else goes on.
+    fs::write(place.path("modules"), "http\n").expect("written");
+    assert_eq!(place.look().await, ["low ports false", "start Green", "stop Blue"]);
+    assert!(!place.has_secure());
+}
+
+#[tokio::test]
+async fn token_is_renewed_and_a_list_of_modules_that_fails_changes_nothing() {
+    let place = place_with_acme();
+    fs::write(place.path("modules"), "dns.providers.cloudflare\n").expect("written");
+    assert_eq!(place.look().await, ["low ports true", "start Blue"]);
+    fs::write(place.path("token"), "def").expect("written");
+    assert_eq!(place.look().await, ["start Green", "stop Blue"]);
+    fs::set_permissions(place.path("token"), PermissionsExt::from_mode(0o644)).expect("set");
+    assert_eq!(place.look().await, [""; 0]);
+    assert!(place.text("problem").contains("chmod 0600"), "{}", place.text("problem"));
+    fs::remove_file(place.path("modules")).expect("removed");
+    assert_eq!(place.look().await, [""; 0]);
+    assert!(place.has_secure());
+    assert!(place.text("problem").contains("does not list"), "{}", place.text("problem"));
 }
