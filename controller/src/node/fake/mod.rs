@@ -111,6 +111,7 @@ pub(super) struct World {
     /// Interner of messages after which the next streams of commands break.
     breaks: VecDeque<u32>,
     files: files::Files,
+    listeners: forward::Listeners,
     /// Number of calls that came and are not answered.
     swallowed: usize,
 }
@@ -166,6 +167,7 @@ impl FakeAgent {
                 streams: BTreeMap::new(),
                 breaks: VecDeque::new(),
                 files: files::Files::new(),
+                listeners: forward::Listeners::default(),
                 swallowed: 0,
             }),
             changes: watch::channel(0).0,
