@@ -112,7 +112,8 @@ fn openssh_enters_a_sandbox_that_has_no_server() {
     assert!(String::from_utf8_lossy(&tty.stdout).starts_with("/dev/pts/"), "{tty:?}");
 
     let key = client.path("id_ed25519");
-    let verb = ["ssh", "--identity", &key.to_string_lossy(), &client.name, "--", "-o", "BatchMode=yes"];
+    let verb =
+        ["ssh", "--identity", &key.to_string_lossy(), &client.name, "--", "-o", "BatchMode=yes"];
     let ran = world.command(&verb).env("HOME", client.home.path()).arg("exit 7").status();
     assert_eq!(ran.expect("it runs").code(), Some(7), "by sandboxctl ssh");
 

@@ -48,7 +48,7 @@ pub(super) async fn look(config: &Config, ssh: &Ssh) -> Facts {
     let host = ssh.host.trim_matches(['[', ']']);
     let resolves = async {
         let found = timeout(PATIENCE, lookup_host((host, 22))).await;
-        matches!(found, Ok(Ok(mut addresses)) if addresses.next().is_some())
+        found.is_ok_and(|found| found.is_ok_and(|mut addresses| addresses.next().is_some()))
     };
     let is_name = !host.is_empty() && IpAddr::from_str(host).is_err();
     Facts {

@@ -1,6 +1,6 @@
 //! Bounds of one connection.
 
-use russh::{ChannelMsg, ChannelOpenFailure};
+use russh::ChannelMsg;
 
 use super::{forwards::log_in, *};
 use crate::ssh::KEPT_MAX;
@@ -15,9 +15,7 @@ async fn connection_ends_after_so_many_channels_that_the_server_closed_first() {
         channel.exec(false, [0xff]).await.expect("sent");
         while !matches!(channel.wait().await.expect("open"), ChannelMsg::Close) {}
     }
-    let refused = client.channel_open_session().await.map(drop).expect_err("too many");
-    let why = ChannelOpenFailure::ResourceShortage;
-    assert!(matches!(refused, russh::Error::ChannelOpenFailure(reason) if reason == why));
+    client.channel_open_session().await.map(drop).expect_err("too many");
     until("the end of the connection", || async { client.is_closed() }).await;
     let again = log_in(&door).await;
     again.channel_open_session().await.expect("another connection has its own");
@@ -62,4 +60,37 @@ async fn listeners_and_their_connections_count_as_streams_of_the_team() {
     client.cancel_tcpip_forward("localhost", 9001).await.expect("ended");
     let again = async || client.tcpip_forward("localhost", 9003).await.is_ok();
     until("room", || again()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listener_and_each_of_its_connections_are_audited() {
+    let (lab, _log) = audit::lab().await;
+    let door = Door::of(lab).await;
+    let client = log_in(&door).await;
+    client.tcpip_forward("localhost", 9001).await.expect("listens");
+    client.tcpip_forward("localhost", 9001).await.expect_err("the port is taken");
+    let agent = door.lab.holder(&door.id);
+    // This client refuses every channel, and so the connection.
+    let mut program = agent.dial(&door.id, 9001).expect("connected");
+    let mut rest = Vec::new();
+    timeout(STEP, program.read_to_end(&mut rest)).await.expect("in time").expect("an end");
+    client.cancel_tcpip_forward("localhost", 9001).await.expect("ended");
+    let ends = async || {
+        door.lab.audit.flush().await;
+        let mut lines = door.lab.calls().await;
+        lines.retain(|line| {
+            line.record.kind == daemon::audit::Kind::Call && line.record.sandbox == door.id
+        });
+        let told = lines.into_iter().map(|line| (line.record.method, line.record.reason));
+        let mut told: Vec<_> = told.filter(|(method, _)| method.starts_with("SshF")).collect();
+        told.sort();
+        told
+    };
+    let entry = |method: &str, reason: &str| (method.to_owned(), reason.to_owned());
+    let expected = [
+        entry("SshForward", "NOT_LISTENING"),
+        entry("SshForwardListen", ""),
+        entry("SshForwardListen", "FORWARD_REFUSED"),
+    ];
+    until("the entries", || async { ends().await == expected }).await;
 }

@@ -1,7 +1,7 @@
 //! Forwards to servers in the sandbox, with OpenSSH's client and with one that shows how a channel ends.
 
 use russh::{
-    ChannelMsg,
+    ChannelMsg, Disconnect,
     client::{self, Handle},
     keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate},
 };
@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 
 use super::*;
 
-/// Client that trusts any server.
+/// Client that trusts any server, and refuses channels that it opens.
 pub(super) struct Trusting;
 
 impl client::Handler for Trusting {
@@ -18,11 +18,25 @@ impl client::Handler for Trusting {
     async fn check_server_key(&mut self, _: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
         Ok(true)
     }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _: russh::Channel<client::Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        reply: client::ChannelOpenHandle,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        reply.reject(russh::ChannelOpenFailure::ConnectFailed).await;
+        Ok(())
+    }
 }
 
 /// Logs in with a client of this process.
 pub(super) async fn log_in(door: &Door) -> Handle<Trusting> {
-    let config = Arc::new(client::Config::default());
+    let config = Arc::new(client::Config { nodelay: true, ..client::Config::default() });
     let mut client = client::connect(config, door.address, Trusting).await.expect("connected");
     let key = PrivateKeyWithHashAlg::new(Arc::new(key(1)), None);
     let answer = client.authenticate_publickey(&door.id, key).await.expect("answered");
@@ -87,7 +101,7 @@ async fn client_that_goes_without_an_end_breaks_the_connection_off() {
     open().await.close().await.expect("sent");
     until("the break", || async { broken() == 1 }).await;
     let _open = open().await;
-    drop(client);
+    client.disconnect(Disconnect::ByApplication, "", "").await.expect("sent");
     until("the end of the connection", || async { broken() == 2 }).await;
 }
 

@@ -105,7 +105,10 @@ fn here(start: &ExecStart) -> Option<Program> {
 
 impl Door {
     async fn open() -> Self {
-        let lab = Lab::new().await;
+        Self::of(Lab::new().await).await
+    }
+
+    async fn of(lab: Lab) -> Self {
         let id = lab.create("r1").await.expect("made").id;
         lab.until(&id, Phase::Running).await;
         lab.agents.iter().for_each(|agent| agent.run_with(here));
