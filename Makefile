@@ -132,6 +132,7 @@ bench: packages ## Measures what ships; writes target/bench/results.json. One pa
 	  ulimit -n $$(ulimit -Hn) && target/dist/bench $(ONLY);; install) \
 	  PVE_LAB_PACKAGES="apt-utils dpkg-dev gpg" tests/lab/prepare && packaging/build-debs.sh && \
 	  target/dist/bench install;; *) \
+	  PVE_LAB_PACKAGES=openssh-server tests/lab/prepare && \
 	  LAB_BUILT=target/dist tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/dist/bench $(ONLY);; esac
 
 deb: packages ## Builds the three Debian packages into target/debian

@@ -17,6 +17,7 @@ mod isolation;
 mod pause;
 mod placement;
 mod recovery;
+mod ssh;
 mod verdict;
 mod wake;
 mod world;
@@ -39,12 +40,13 @@ const BURST_S: u64 = 180;
 const KNOWN: usize = 50;
 
 /// Parts that can be measured alone, in the order of a full run.
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 13] = [
     "create",
     "exec",
     "inside",
     "pause",
     "wake",
+    "ssh",
     "burst",
     "abuse",
     "isolation",
@@ -105,6 +107,7 @@ async fn main() -> Result<()> {
             "inside" => inside::measure(&world, &mut figures).await?,
             "pause" => pause::pause_and_resume(&world, &mut figures).await?,
             "wake" => wake::measure(&world, &mut figures).await?,
+            "ssh" => Box::pin(ssh::measure(&world, &mut figures)).await?,
             "isolation" => isolation::measure(&world, &mut figures).await?,
             "abuse" => abuse::measure(&world, &mut figures).await?,
             RECOVERY => recovery::measure(&mut figures).await?,

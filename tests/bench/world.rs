@@ -131,16 +131,21 @@ impl World {
 
     /// Runs the lab's `sandboxctl`.
     pub(crate) async fn cli(&self, args: &[&str]) -> Result<ExitStatus> {
+        let mut command = self.sandboxctl(args);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.status().await.context("sandboxctl does not start")
+    }
+
+    /// Prepares the lab's `sandboxctl`.
+    pub(crate) fn sandboxctl(&self, args: &[&str]) -> tokio::process::Command {
         let dir = self.lab.layout().dir();
         let mut command = tokio::process::Command::new(dir.join("bin/sandboxctl"));
         command
             .args(args)
             .env("SANDBOXCTL_ENDPOINT", format!("https://{}", api_address()))
             .env("SANDBOXCTL_CA", dir.join("controller/ca/ca.crt"))
-            .env("SANDBOXCTL_TOKEN", &self.token)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        command.status().await.context("sandboxctl does not start")
+            .env("SANDBOXCTL_TOKEN", &self.token);
+        command
     }
 
     /// Returns the number of sandboxes on a node.

@@ -180,6 +180,63 @@ async fn stopped_controller_is_found_until_it_is_started() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn each_flaw_of_the_ssh_server_is_found_and_mended() {
+    let controller = Controller::new().await;
+    let file = controller.file("controller.toml");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    drop(listener);
+    let text = fs::read_to_string(&file).expect("read");
+    let text = format!("{text}\n[ssh]\nlisten = \"0.0.0.0:{port}\"\n");
+    fs::write(&file, &text).expect("written");
+    let config = file.display();
+    controller.run(&format!("pve-sandbox-controller setup --config {config} --no-start")).await;
+    let ssh = async || {
+        let checks = doctor::run(&file).await.checks;
+        checks.into_iter().find(|check| check.name == "ssh").expect("looked at")
+    };
+    let stopped = ssh().await;
+    assert_eq!(stopped.state, State::Failed);
+    assert!(stopped.remedy.is_some_and(|text| text.starts_with("systemctl restart")));
+    let other = tokio::net::TcpListener::bind(("0.0.0.0", port)).await.expect("free");
+    let silent = tokio::spawn(async move { other.accept().await.map(drop) });
+    let taken = ssh().await;
+    assert!(taken.remedy.as_deref().is_some_and(|text| text.starts_with("ss -ltnp")), "{taken:?}");
+    silent.await.expect("ended").expect("accepted");
+    let run = command(&format!("pve-sandbox-controller run --config {config}"));
+    let flaws = async {
+        while ssh().await.state != State::Ok {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let key = "$DATA/ssh_host_ed25519_key";
+        controller.is_mended("ssh-host-key", &format!("chmod 640 {key}")).await;
+        controller.is_mended("ssh-host-key", &format!("rm {key}")).await;
+        if nix::unistd::geteuid().is_root() {
+            controller.is_mended("owner", &format!("chown 12345 {key}")).await;
+        }
+        fs::write(controller.file("data/ssh_host_ed25519_key"), "nonsense").expect("written");
+        let found = controller.findings().await;
+        assert_eq!((found.len(), found[0].name), (1, "ssh-host-key"), "{found:?}");
+        let remedy = found[0].remedy.as_deref().unwrap_or_default();
+        assert!(remedy.starts_with("restore it from a backup; without one: rm "), "{remedy}");
+        let (_, make) = remedy.split_once("without one: ").expect("a remedy");
+        controller.run(make).await;
+        assert_eq!(controller.findings().await, []);
+        fs::write(&file, format!("{text}host = \"localhost\"\n")).expect("written");
+        let found = controller.findings().await;
+        assert_eq!((found.len(), found[0].name), (1, "ssh-address"), "{found:?}");
+        assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("host = ")));
+        fs::write(&file, &text).expect("written");
+        assert_eq!(controller.findings().await, []);
+    };
+    let mended = tokio::time::timeout(Duration::from_secs(60), flaws);
+    tokio::select! {
+        ended = run.execute() => panic!("it ended: {ended:?}"),
+        mended = mended => mended.expect("in time"),
+    }
+}
+
 /// The lines that `setup` and `ca rotate` print are run by a shell, with stand-ins for the two programs.
 #[test]
 fn printed_loop_gives_each_node_a_line_of_its_own() {

@@ -3,12 +3,18 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
 };
 
 use lab::{daemons::AGENT, image::TOOLS};
+use nix::{
+    pty::{OpenptyResult, Winsize, openpty},
+    unistd::ttyname,
+};
 use tempfile::TempDir;
 
 use crate::world::{PATIENCE, World, id, node, unique, wait, world};
@@ -50,14 +56,20 @@ impl<'a> Client<'a> {
         String::from_utf8_lossy(&ran.stdout).into_owned()
     }
 
-    /// Prepares one of OpenSSH's clients with the written configuration.
-    fn client(&self, program: &str) -> Command {
+    /// Returns the options by which OpenSSH's clients use the written configuration.
+    fn options(&self) -> Vec<String> {
         let dir = fs::read_dir(self.path(".ssh/sandboxctl")).expect("written");
         let mut files = dir.map(|entry| entry.expect("an entry").path());
         let config = files.find(|path| path.extension().is_some_and(|ext| ext == "conf"));
+        let config = config.expect("a configuration").display().to_string();
+        let options = ["-F", &config, "-o", "BatchMode=yes", "-o", "IdentityAgent=none"];
+        options.map(str::to_owned).into()
+    }
+
+    /// Prepares one of OpenSSH's clients with the written configuration.
+    fn client(&self, program: &str) -> Command {
         let mut client = Command::new(program);
-        client.arg("-F").arg(config.expect("a configuration"));
-        client.args(["-o", "BatchMode=yes", "-o", "IdentityAgent=none"]).stdin(Stdio::null());
+        client.args(self.options()).stdin(Stdio::null());
         client
     }
 
@@ -98,6 +110,12 @@ fn openssh_enters_a_sandbox_that_has_no_server() {
     let shell = client.client("ssh").args(["-tt", &client.name, "test -t 0 && tty"]).output();
     let tty = shell.expect("it runs");
     assert!(String::from_utf8_lossy(&tty.stdout).starts_with("/dev/pts/"), "{tty:?}");
+
+    let key = client.path("id_ed25519");
+    let verb =
+        ["ssh", "--identity", &key.to_string_lossy(), &client.name, "--", "-o", "BatchMode=yes"];
+    let ran = world.command(&verb).env("HOME", client.home.path()).arg("exit 7").status();
+    assert_eq!(ran.expect("it runs").code(), Some(7), "by sandboxctl ssh");
 
     // Files both ways, and what sftp does to them.
     let (here, back) = (client.path("here"), client.path("back"));
@@ -163,6 +181,100 @@ fn ssh_forwards_to_ports_and_sockets_of_the_sandbox() {
     forward.wait().expect("ended");
     let far = client.client("ssh").args(["-W", "1.1.1.1:53", &client.name]).output();
     assert!(!far.expect("it runs").status.success(), "another host is refused");
+    drop(client);
+    world.finish();
+}
+
+#[test]
+fn rsync_copies_what_differs_both_ways() {
+    let Some(world) = world() else { return };
+    let (client, _) = Client::new(&world, &["--snapshot", TOOLS.snapshot]);
+    let (here, back) = (client.path("here"), client.path("back"));
+    fs::create_dir_all(here.join("deep/er")).expect("made");
+    fs::write(here.join("deep/er/large"), vec![7; 5_000_000]).expect("written");
+    fs::write(here.join("run.sh"), "#!/bin/sh\n").expect("written");
+    std::os::unix::fs::symlink("deep/er", here.join("link")).expect("made");
+    let shell = format!("ssh {}", client.options().join(" "));
+    let (local, inside) = (format!("{}/", here.display()), format!("{}:/root/copy/", client.name));
+    let rsync = |from: &str, to: &str| {
+        let ran = Command::new("rsync").args(["-a", "-i", "-e", &shell, from, to]).output();
+        let ran = ran.expect("rsync is installed");
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8_lossy(&ran.stdout).into_owned()
+    };
+    assert!(rsync(&local, &inside).contains("deep/er/large"));
+    assert_eq!(rsync(&local, &inside), "", "nothing differs any more");
+    client.says("echo more >> /root/copy/run.sh");
+    rsync(&inside, &format!("{}/", back.display()));
+    assert_eq!(fs::read_to_string(back.join("run.sh")).expect("copied"), "#!/bin/sh\nmore\n");
+    assert_eq!(digest(&back.join("link/large")), digest(&here.join("deep/er/large")));
+    drop(client);
+    world.finish();
+}
+
+#[test]
+fn ssh_forwards_back_to_a_server_beside_the_client() {
+    let Some(world) = world() else { return };
+    let (client, _) = Client::new(&world, &["--snapshot", TOOLS.snapshot]);
+    let here = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let port = here.local_addr().expect("bound").port();
+    let serving = std::thread::spawn(move || {
+        for _ in 0..3 {
+            let (mut stream, _) = here.accept().expect("connected");
+            stream.set_read_timeout(Some(PATIENCE)).expect("set");
+            let mut name = String::new();
+            stream.read_to_string(&mut name).expect("an end");
+            stream.write_all(format!("hello {name}").as_bytes()).expect("sent");
+        }
+    });
+    let forward = format!("8124:127.0.0.1:{port}");
+    let mut back = client.client("ssh");
+    let back = back.args(["-N", "-o", "ExitOnForwardFailure=yes", "-R", &forward, &client.name]);
+    let mut back = back.spawn().expect("it runs");
+    let listens = "grep -q ':1FBC .* 0A ' /proc/net/tcp";
+    wait("the listener", || client.run(listens).status.success());
+    let line = "python3 -c 'import socket; s=socket.create_connection((\"127.0.0.1\", 8124)); \
+                s.sendall(b\"ada\"); s.shutdown(1); print(s.recv(99, socket.MSG_WAITALL).decode())'";
+    for _ in 0..3 {
+        assert_eq!(client.says(line), "hello ada");
+    }
+    serving.join().expect("no panic");
+    let mut second = client.client("ssh");
+    let second =
+        second.args(["-N", "-o", "ExitOnForwardFailure=yes", "-R", &forward, &client.name]);
+    assert!(!second.status().expect("it runs").success(), "the port is taken");
+    back.kill().expect("ended");
+    back.wait().expect("ended");
+    wait("the end of the listener", || !client.run(listens).status.success());
+    drop(client);
+    world.finish();
+}
+
+#[test]
+fn terminal_follows_the_window_of_the_client() {
+    let Some(world) = world() else { return };
+    let (client, _) = Client::new(&world, &[]);
+    let size = Winsize { ws_row: 30, ws_col: 90, ws_xpixel: 0, ws_ypixel: 0 };
+    let OpenptyResult { master, slave } = openpty(&size, None).expect("a terminal");
+    let path = ttyname(&slave).expect("a path");
+    // The terminal is its own, so that it is signalled when the size changes.
+    let mut ssh = Command::new("setsid");
+    ssh.args(["--ctty", "ssh"]).args(client.options()).args(["-tt", &client.name]);
+    ssh.arg("stty size; while read -r line; do stty size; done");
+    let mut ssh = ssh.stdin(slave).stdout(Stdio::piped()).spawn().expect("it runs");
+    let mut said = BufReader::new(ssh.stdout.take().expect("one")).lines();
+    let mut next = || said.next().expect("a line").expect("read").trim().to_owned();
+    assert_eq!(next(), "30 90");
+    let mut resize = Command::new("stty");
+    resize.arg("-F").arg(&path).args(["rows", "33", "cols", "101"]);
+    assert!(resize.status().expect("it runs").success());
+    let mut keys = fs::File::from(master);
+    wait("the size", || {
+        keys.write_all(b"\n").expect("typed");
+        next() == "33 101"
+    });
+    ssh.kill().expect("ended");
+    ssh.wait().expect("ended");
     drop(client);
     world.finish();
 }

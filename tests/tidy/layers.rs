@@ -101,7 +101,7 @@ const CONTROLLER: &[Rule] = &[
     ),
     ("access", &["ca", "clock", "sandbox", "store", "token"]),
     ("audit", &["clock"]),
-    ("doctor", &["ca", "clock", "config", "setup", "store"]),
+    ("doctor", &["ca", "clock", "config", "setup", "ssh", "store"]),
     ("config", &["audit", "ca", "events", "node", "placement", "sandbox", "url"]),
     (
         "rpc",

@@ -64,6 +64,7 @@ mod screens;
 mod set;
 mod shell;
 mod snapshot;
+mod ssh;
 mod ssh_config;
 mod ssh_key;
 mod start;
@@ -120,6 +121,8 @@ pub(crate) enum User {
     Exec(exec::Exec),
     /// Open a login shell in a sandbox
     Shell(shell::Shell),
+    /// Run the `ssh` of this machine with a sandbox
+    Ssh(ssh::Ssh),
     /// List the commands that a sandbox runs and ran
     Ps(ps::Ps),
     /// Print what a command has said
@@ -312,8 +315,10 @@ pub(crate) async fn run(
 impl User {
     /// Whether the exit code is that of a command in a sandbox.
     fn runs_a_command(&self) -> bool {
-        matches!(self, Self::Exec(_) | Self::Run(_) | Self::Shell(_) | Self::Attach(_))
-            || matches!(self, Self::Logs(logs) if logs.follow)
+        matches!(
+            self,
+            Self::Exec(_) | Self::Run(_) | Self::Shell(_) | Self::Ssh(_) | Self::Attach(_)
+        ) || matches!(self, Self::Logs(logs) if logs.follow)
     }
 }
 
@@ -363,6 +368,7 @@ async fn user(
         User::Snapshot(snapshot::Snapshot::Ls(listing)) => {
             snapshot::ls(connect()?, listing, output).await
         }
+        User::Ssh(args) => ssh::run(connect()?, args, output).await,
         User::SshKey(verb) => ssh_key::run(connect()?, verb, output).await,
         User::SshConfig(args) => ssh_config::run(connect()?, args, output).await,
         User::Explain(args) => explain::run(connect()?, args, output).await,

@@ -34,6 +34,7 @@ fn of_user(verb: &mut User) -> Vec<&mut String> {
         User::Get(args) => vec![&mut args.id],
         User::Exec(args) => vec![&mut args.id],
         User::Shell(args) => vec![&mut args.id],
+        User::Ssh(args) => vec![&mut args.id],
         User::Wait(args) => vec![&mut args.id],
         User::Inspect(args) => args.ids.iter_mut().collect(),
         User::Ps(args) => vec![&mut args.id],

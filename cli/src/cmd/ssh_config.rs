@@ -27,6 +27,8 @@ use crate::{
 const DIR: &str = "sandboxctl";
 /// Line in ~/.ssh/config that reads our files.
 const INCLUDE: &str = "Include ~/.ssh/sandboxctl/*.conf";
+/// Files that nobody else reads.
+const PRIVATE: Access = Access { mode: 0o600, group: None };
 /// Most bytes of ~/.ssh/config.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -55,19 +57,9 @@ pub(super) async fn run(
     args: SshConfig,
     output: Output,
 ) -> Result<u8, Failure> {
-    let call = || {
-        let mut client = controller.operator.clone();
-        async move { client.get_version(GetVersionRequest {}).await }
-    };
-    let server = read(call).await?.ssh.ok_or_else(|| {
-        Failure::usage(
-            "the controller has no SSH server",
-            "an operator switches it on: `[ssh]` in controller.toml",
-        )
-    })?;
+    let place = Place::of(&controller).await?;
     let mut sandboxes = list_all(&controller, ListSandboxesRequest::default()).await?;
     sandboxes.retain(|sandbox| !matches!(sandbox.phase(), Phase::Deleted | Phase::Failed));
-    let place = Place::new(&controller.address, server, home()?.join(".ssh").join(DIR))?;
     let main = place.main();
     let (own, _) = read_config(&main).map_err(|error| {
         let message = format!("cannot read {}: {error}", main.display());
@@ -102,13 +94,28 @@ pub(super) async fn run(
 }
 
 /// SSH server, and where its files are.
-struct Place {
+pub(super) struct Place {
     host: String,
     server: SshServer,
     dir: PathBuf,
 }
 
 impl Place {
+    /// Asks the controller for its SSH server.
+    pub(super) async fn of(controller: &Controller) -> Result<Self, Failure> {
+        let call = || {
+            let mut client = controller.operator.clone();
+            async move { client.get_version(GetVersionRequest {}).await }
+        };
+        let server = read(call).await?.ssh.ok_or_else(|| {
+            Failure::usage(
+                "the controller has no SSH server",
+                "an operator switches it on: `[ssh]` in controller.toml",
+            )
+        })?;
+        Self::new(&controller.address, server, home()?.join(".ssh").join(DIR))
+    }
+
     /// Checks what the controller says of itself: it is written to files that `ssh` obeys.
     fn new(address: &str, server: SshServer, dir: PathBuf) -> Result<Self, Failure> {
         let own = address.rsplit_once(':').map_or(address, |(host, _)| host);
@@ -180,38 +187,53 @@ impl Place {
         if all.is_empty() {
             return Ok((text, taken));
         }
-        let (host, port, alias) = (&self.host, self.server.port, self.alias());
-        let known = self.file("known_hosts");
-        let known = known.display();
-        let common = format!(
-            "Host {}\n  HostName {host}\n  Port {port}\n  HostKeyAlias {alias}\n  \
-             UserKnownHostsFile \"{known}\"\n  StrictHostKeyChecking yes\n  \
-             ForwardAgent no\n  ForwardX11 no\n",
-            all.join(" ")
-        );
-        text.push_str(&common);
-        if let Some(identity) = identity {
-            let identity = identity.display();
-            text.push_str(&format!("  IdentityFile \"{identity}\"\n  IdentitiesOnly yes\n"));
+        text.push_str(&format!("Host {}\n", all.join(" ")));
+        for (name, value) in self.options(identity) {
+            text.push_str(&format!("  {name} {value}\n"));
         }
         Ok((text, taken))
     }
 
-    fn write(&self, lines: &str) -> Result<(), (PathBuf, io::Error)> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |error| (path, error)
-        };
+    /// Returns the options of `ssh` that lead to any sandbox, and pin the host key.
+    pub(super) fn options(&self, identity: Option<&Path>) -> Vec<(&'static str, String)> {
+        let quoted = |path: &Path| format!("\"{}\"", path.display());
+        let mut options = vec![
+            ("HostName", self.host.clone()),
+            ("Port", self.server.port.to_string()),
+            ("HostKeyAlias", self.alias()),
+            ("UserKnownHostsFile", quoted(&self.file("known_hosts"))),
+            ("StrictHostKeyChecking", "yes".to_owned()),
+            ("ForwardAgent", "no".to_owned()),
+            ("ForwardX11", "no".to_owned()),
+        ];
+        if let Some(identity) = identity {
+            options.push(("IdentityFile", quoted(identity)));
+            options.push(("IdentitiesOnly", "yes".to_owned()));
+        }
+        options
+    }
+
+    /// Writes the host key where the options say that it is.
+    pub(super) fn write_known_hosts(&self) -> Result<(), (PathBuf, io::Error)> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(at(&self.dir))?;
-        let private = Access { mode: 0o600, group: None };
         let known = self.file("known_hosts");
         let line = format!("{}\n", self.known_hosts());
-        replace(&known, line.as_bytes(), private).map_err(at(&known))?;
+        replace(&known, line.as_bytes(), PRIVATE).map_err(at(&known))
+    }
+
+    fn write(&self, lines: &str) -> Result<(), (PathBuf, io::Error)> {
+        self.write_known_hosts()?;
         let conf = self.file("conf");
-        replace(&conf, lines.as_bytes(), private).map_err(at(&conf))?;
+        replace(&conf, lines.as_bytes(), PRIVATE).map_err(at(&conf))?;
         let main = self.main();
         include(&main).map_err(at(&main))
     }
+}
+
+/// Names the path of a failure.
+fn at(path: &Path) -> impl FnOnce(io::Error) -> (PathBuf, io::Error) + use<> {
+    let path = path.to_owned();
+    move |error| (path, error)
 }
 
 /// Returns the patterns of the lines `Host` of a configuration, in lower case, but for those of all hosts.

@@ -18,6 +18,7 @@ mod forward;
 mod help;
 mod session;
 mod short;
+mod ssh;
 mod terminal;
 mod verbs;
 mod whole;

@@ -1,35 +1,23 @@
 //! Byte streams to servers inside a sandbox, and listeners for programs inside. Nothing is kept of them:
 //! a stream whose connection to its node breaks has ended.
 
-use std::{
-    future::ready,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{future::ready, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use proto::{
     Reason,
     exec::check_chunk,
-    forward::{Target, check_unix_path},
+    forward::Target,
     id::Invalid,
     name::{Port, Team},
     sandbox::v1::{
         ForwardListenRequest, ForwardListenResponse, ForwardOpen, ForwardOpened, ForwardRequest,
-        ForwardResponse, ForwardTcp, ListeningPort, Sandbox, forward_listen_response as listened,
-        forward_open, forward_request, forward_response,
+        ForwardResponse, ListeningPort, Sandbox, forward_listen_response as listened,
+        forward_request, forward_response,
     },
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
-    sync::mpsc,
-    time::timeout,
-};
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Error, RETRY, Result, Sandboxes, exec::owner};
@@ -41,12 +29,8 @@ const FIRST: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Buffered messages for a slow end.
 const AHEAD: usize = 4;
-/// Bytes that each direction of a stream of ours buffers, and most bytes of one message.
-const CHUNK: usize = 64 * 1024;
 /// Longest wait until a stream that was broken off has ended at the node.
 const HANG_UP: Duration = Duration::from_secs(15);
-/// Interval between looks whether a stream whose half has ended was dropped.
-const LOOK: Duration = Duration::from_secs(1);
 
 type FromNode = Pin<Box<dyn Stream<Item = Result<ForwardResponse, node::Error>> + Send>>;
 type ToNode = mpsc::Sender<ForwardRequest>;
@@ -55,29 +39,6 @@ type ToNode = mpsc::Sender<ForwardRequest>;
 pub type Forwarded = ReceiverStream<Result<ForwardResponse>>;
 /// Messages of a listener.
 pub type Accepted = ReceiverStream<Result<ForwardListenResponse>>;
-
-/// Server inside a sandbox.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ForwardTarget {
-    /// TCP port, on a loopback address or on the sandbox's own.
-    Tcp(Port),
-    /// Unix socket: an absolute path of at most 107 bytes.
-    Unix(String),
-}
-
-impl ForwardTarget {
-    fn wire(self) -> Result<forward_open::Target, Invalid> {
-        Ok(match self {
-            Self::Tcp(port) => {
-                forward_open::Target::Tcp(ForwardTcp { host: String::new(), port: port.into() })
-            }
-            Self::Unix(path) => {
-                check_unix_path(&path)?;
-                forward_open::Target::UnixPath(path)
-            }
-        })
-    }
-}
 
 /// Open connection of a node.
 struct Connection {
@@ -88,28 +49,6 @@ struct Connection {
 }
 
 impl Sandboxes {
-    /// Connects to a server inside a sandbox. Dropping the stream ends the connection; shutting it down
-    /// ends the caller's half alone.
-    ///
-    /// # Errors
-    /// When there is no such sandbox, it does not run, or nothing listens there. A connection that
-    /// breaks later ends like one that the server closes.
-    pub async fn forward(
-        self: &Arc<Self>,
-        team: &Team,
-        id: &str,
-        target: ForwardTarget,
-    ) -> Result<DuplexStream> {
-        let open = ForwardOpen { id: id.to_owned(), target: Some(target.wire()?) };
-        let connection = self.connect(team, open).await?;
-        let (ours, theirs) = tokio::io::duplex(CHUNK);
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            stop.run_until_cancelled(bridge(ours, connection.to, connection.from)).await;
-        });
-        Ok(theirs)
-    }
-
     /// Connects to a server inside a sandbox. The first message of `input` says to which.
     ///
     /// # Errors
@@ -125,6 +64,23 @@ impl Sandboxes {
         let Some(forward_request::Message::Open(open)) = first else {
             return Err(Invalid::new("open", "must be the first message").into());
         };
+        self.forward(team, open, input).await
+    }
+
+    /// Connects to a server inside a sandbox. The end of `input` is the end of the caller's bytes, an error breaks
+    /// the connection off, and so does dropping the answer before that end.
+    ///
+    /// # Errors
+    /// When there is no such sandbox, it does not run, or nothing listens there. Later errors end the stream.
+    pub async fn forward<S>(
+        self: &Arc<Self>,
+        team: &Team,
+        open: ForwardOpen,
+        input: S,
+    ) -> Result<Forwarded>
+    where
+        S: Stream<Item = Result<ForwardRequest>> + Send + Unpin + 'static,
+    {
         let connection = self.connect(team, open).await?;
         let (to_caller, answer) = mpsc::channel(AHEAD);
         let this = self.clone();
@@ -325,53 +281,4 @@ async fn break_off(to: ToNode) {
         to.closed().await;
     };
     timeout(HANG_UP, told).await.ok();
-}
-
-/// Passes bytes between a stream of ours and a connection until both directions have ended.
-async fn bridge(ours: DuplexStream, to: ToNode, mut from: FromNode) {
-    let (mut read, mut write) = tokio::io::split(ours);
-    let up_over = AtomicBool::new(false);
-    let up = async {
-        let to = to;
-        let mut chunk = vec![0; CHUNK];
-        while let Ok(length @ 1..) = read.read(&mut chunk).await {
-            let data = Bytes::copy_from_slice(&chunk[..length]);
-            let message = Some(forward_request::Message::Data(data));
-            if to.send(ForwardRequest { message }).await.is_err() {
-                break;
-            }
-        }
-        // The end of the messages is the end of the bytes.
-        drop(to);
-        up_over.store(true, Ordering::Relaxed);
-        std::future::pending::<()>().await;
-    };
-    let down = async {
-        let mut down_over = false;
-        loop {
-            let half = up_over.load(Ordering::Relaxed) && !down_over;
-            let message = match timeout(LOOK, from.next()).await {
-                Ok(message) => message,
-                // The half that has ended may be a stream that was dropped: a write of nothing tells.
-                Err(_) if half && write.write(&[]).await.is_err() => return,
-                Err(_) => continue,
-            };
-            let passed = match message.transpose().ok().flatten().map(|message| message.message) {
-                Some(Some(forward_response::Message::Data(data))) => write.write_all(&data).await,
-                Some(Some(forward_response::Message::Eof(true))) => {
-                    down_over = true;
-                    write.shutdown().await
-                }
-                Some(_) => Ok(()),
-                None => return,
-            };
-            if passed.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        () = up => {}
-        () = down => {}
-    }
 }

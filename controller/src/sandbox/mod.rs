@@ -45,7 +45,7 @@ use crate::{
 pub use exec::{Output, Responses};
 pub use exposure::Exposure;
 pub use files::Piece;
-pub use forward::{Accepted, ForwardTarget, Forwarded};
+pub use forward::{Accepted, Forwarded};
 pub use operate::{Outcome, Report, Witness};
 pub use quota::{Exceeded, TeamView};
 pub use read::{EventItem, EventQuery};

@@ -4,15 +4,14 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Weak},
 };
 
 use bytes::Bytes;
-use proto::{forward::check_unix_path, id::Invalid, sandbox::v1::WindowSize};
+use proto::{
+    id::Invalid,
+    sandbox::v1::{WindowSize, forward_open::Target},
+};
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Disconnect, Pty, Sig,
     server::{self, Auth, ChannelOpenHandle, Handle, Msg, PublicKeyOffer, VerifiedPublicKey},
@@ -22,41 +21,25 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     Shared,
+    channels::{Channels, Place},
     command::{self, Ends, Program, Requested, signal_number},
     forward,
     inputs::{Input, InputSender, Inputs, inputs},
     login::{self, Login},
     protocol::{SMALL_WINDOW, WINDOW},
     record,
-    session::Session,
+    reverse::Listeners,
+    session::{LAST_WORDS, Session},
     transport::Gate,
 };
-use crate::{
-    access::OpenCall,
-    sandbox::{ForwardTarget, Result},
-};
+use crate::sandbox::Result;
 
-/// Most channels of a connection at the same time.
-const CHANNELS_MAX: usize = 64;
-/// Most channels that russh keeps for a connection: it forgets only those that the client was the first to
-/// close. With about 4 KiB for each, that is as much as the bytes that may wait.
-const KEPT_MAX: usize = 2048;
+/// Says why a connection takes no other channels.
+pub(super) const WORN: &str = "this connection has had too many channels; connect again";
 /// Most variables of a command.
 const ENV_MAX: usize = 32;
 /// Longest value of a variable, bytes.
 const VALUE_MAX: usize = 1024;
-/// Time in which a client may read why its connection ends.
-const LAST_WORDS: Duration = Duration::from_millis(300);
-
-/// Place of an open channel among those of its connection.
-struct Place(Arc<AtomicUsize>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Channel that a client has opened.
 struct Open {
     to: InputSender,
@@ -85,9 +68,9 @@ pub(super) struct Connection {
     accepted: Option<Login>,
     session: Option<Arc<Session>>,
     channels: HashMap<ChannelId, Open>,
-    count: Arc<AtomicUsize>,
     /// Ends the tasks of the connection with it.
     _end: DropGuard,
+    listeners: Listeners,
 }
 
 impl Connection {
@@ -107,7 +90,7 @@ impl Connection {
             accepted: None,
             session: None,
             channels: HashMap::new(),
-            count: Arc::default(),
+            listeners: Listeners::default(),
         }
     }
 
@@ -115,30 +98,18 @@ impl Connection {
     fn admit(&mut self) -> Option<(Arc<Place>, InputSender, Inputs)> {
         // russh tells neither of a refused channel nor of one that we were the first to close.
         self.channels.retain(|_, open| open.place.strong_count() > 0);
-        if self.is_worn() {
-            return None;
-        }
-        if self.count.fetch_add(1, Ordering::Relaxed) >= CHANNELS_MAX {
-            self.count.fetch_sub(1, Ordering::Relaxed);
-            return None;
-        }
+        let place = self.session.as_ref()?.channels.take()?;
         let (to, inputs) = inputs(&self.gate);
-        Some((Arc::new(Place(self.count.clone())), to, inputs))
-    }
-
-    /// Returns true when russh keeps so many channels that the connection takes no others.
-    fn is_worn(&self) -> bool {
-        let kept = self.session.as_ref().map(|session| session.kept.load(Ordering::Relaxed));
-        kept.is_some_and(|kept| kept >= KEPT_MAX)
+        Some((Arc::new(place), to, inputs))
     }
 
     /// Ends a connection that takes no other channels, once none is open.
     fn retire(&self, session: &mut server::Session) -> Result<(), russh::Error> {
-        if !self.is_worn() || self.count.load(Ordering::Relaxed) > 0 {
-            return Ok(());
+        let channels = self.session.as_ref().map(|own| &own.channels);
+        if channels.is_some_and(|channels| channels.are_worn() && channels.are_idle()) {
+            self.disconnect(session, Disconnect::ByApplication, WORN)?;
         }
-        let why = "this connection has had too many channels; connect again";
-        self.disconnect(session, Disconnect::ByApplication, why)
+        Ok(())
     }
 
     /// Ends the connection, also that of a client that does not read why.
@@ -186,7 +157,7 @@ impl Connection {
     async fn forward(
         &mut self,
         channel: Channel<Msg>,
-        target: impl FnOnce(&Session) -> Result<ForwardTarget, Invalid>,
+        target: impl FnOnce(&Session) -> Result<Target, Invalid>,
         reply: ChannelOpenHandle,
     ) {
         let (Some((place, to, inputs)), Some(own)) = (self.admit(), self.session.clone()) else {
@@ -204,22 +175,16 @@ impl Connection {
     }
 
     /// Ends the connection when the key of its client ends, or the controller stops.
-    fn watch(&self, open: &OpenCall, handle: Handle) {
-        let (ending, stop) = (open.ending(), self.shared.stop.clone());
-        let (closed, gate) = (self.closed.clone(), self.gate.clone());
+    fn watch(own: Arc<Session>, handle: Handle) {
         tokio::spawn(async move {
-            let why = tokio::select! {
-                () = ending.over() => "this SSH key was removed or has expired",
-                () = stop.cancelled() => "the controller is stopping; connect again",
-                () = closed.cancelled() => return,
-            };
-            let told = handle.disconnect(Disconnect::ByApplication, why.to_owned(), String::new());
-            // A client that does not read does not hold up its end.
-            tokio::select! {
-                () = async { drop(told.await); closed.cancelled().await } => {}
-                () = sleep(LAST_WORDS) => {}
+            if own.until_closed(own.ended()).await.is_none() {
+                return;
             }
-            gate.shut();
+            let why = match own.shared.stop.is_cancelled() {
+                true => "the controller is stopping; connect again",
+                false => "this SSH key was removed or has expired",
+            };
+            own.part(&handle, Disconnect::ByApplication, why).await;
         });
     }
 }
@@ -265,16 +230,18 @@ impl server::Handler for Connection {
         self.shared.access.note_use(&login.token);
         record::login(&self.shared, &login, self.peer);
         let open = self.shared.access.begin_call(&login.token);
-        self.watch(&open, session.handle());
-        self.session = Some(Arc::new(Session {
+        let own = Arc::new(Session {
             shared: self.shared.clone(),
             login,
             peer: self.peer,
             closed: self.closed.clone(),
-            kept: AtomicUsize::new(0),
+            gate: self.gate.clone(),
+            channels: Channels::default(),
             _counted: counted,
-            _open: open,
-        }));
+            open,
+        });
+        Self::watch(own.clone(), session.handle());
+        self.session = Some(own);
         Ok(())
     }
 
@@ -294,7 +261,7 @@ impl server::Handler for Connection {
         let weak = Arc::downgrade(&place);
         let idle = Some(Idle { out, inputs, requested: Requested::default(), place });
         self.channels.insert(id, Open { to, place: weak, idle });
-        own.kept.fetch_add(1, Ordering::Relaxed);
+        own.channels.keep();
         reply.accept().await;
         Ok(())
     }
@@ -320,11 +287,7 @@ impl server::Handler for Connection {
         reply: ChannelOpenHandle,
         session: &mut server::Session,
     ) -> Result<(), Self::Error> {
-        let target = |_: &Session| {
-            check_unix_path(path)?;
-            Ok(ForwardTarget::Unix(path.to_owned()))
-        };
-        self.forward(channel, target, reply).await;
+        self.forward(channel, |_| forward::unix(path), reply).await;
         self.retire(session)
     }
 
@@ -461,8 +424,45 @@ impl server::Handler for Connection {
     ) -> Result<(), Self::Error> {
         self.channels.remove(&channel);
         if let Some(own) = &self.session {
-            own.kept.fetch_sub(1, Ordering::Relaxed);
+            own.channels.forget();
         }
+        Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        session: &mut server::Session,
+    ) -> Result<bool, Self::Error> {
+        let Some(own) = &self.session else { return Ok(false) };
+        let listens = self.listeners.add(own, session.handle(), (address, *port)).await;
+        *port = listens.map_or(0, u32::from);
+        Ok(listens.is_some())
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _: &mut server::Session,
+    ) -> Result<bool, Self::Error> {
+        Ok(self.listeners.remove(address, port))
+    }
+
+    async fn channel_open_confirmation(
+        &mut self,
+        channel: ChannelId,
+        _: u32,
+        _: u32,
+        _: &mut server::Session,
+    ) -> Result<(), Self::Error> {
+        let (to, inputs) = inputs(&self.gate);
+        let own = self.session.as_ref().filter(|_| !self.channels.contains_key(&channel));
+        let place = own.and_then(|own| own.channels.confirm(channel, inputs));
+        // The client answers what it was not asked.
+        let Some(place) = place else { return Err(russh::Error::Inconsistent) };
+        self.channels.insert(channel, Open { to, place, idle: None });
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! Host key of the SSH server: made once, and kept. Clients pin it, so a new one looks to them like an attack.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -11,6 +12,8 @@ use russh::keys::{
     PrivateKey,
     ssh_key::{LineEnding, private::Ed25519Keypair},
 };
+
+use crate::access::ssh_keys;
 
 /// Most bytes of the file.
 const BYTES_MAX: u64 = 16 * 1024;
@@ -34,6 +37,33 @@ pub enum Error {
 /// Returns the path of the key in the controller's directory.
 pub fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("ssh_host_ed25519_key")
+}
+
+/// Key that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Fingerprint, as OpenSSH shows it.
+    pub fingerprint: String,
+    /// Mode of the file.
+    pub mode: u32,
+}
+
+/// Looks at the key. `None`: there is none.
+///
+/// # Errors
+/// When the file cannot be read, or has no key.
+pub fn look(data_dir: &Path) -> Result<Option<Found>, Error> {
+    let path = path(data_dir);
+    let read = load(&path).and_then(|text| Ok((text, fs::metadata(&path)?.permissions().mode())));
+    match read {
+        Ok((text, mode)) => {
+            let key = PrivateKey::from_openssh(&text).map_err(|_| Error::Key(path))?;
+            let fingerprint = ssh_keys::fingerprint_of(key.public_key());
+            Ok(Some(Found { fingerprint, mode: mode & 0o7777 }))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::File { path, source }),
+    }
 }
 
 /// Loads the key; makes it where there is none.
@@ -68,8 +98,6 @@ fn make(path: &Path) -> io::Result<PrivateKey> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]

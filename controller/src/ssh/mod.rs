@@ -4,12 +4,14 @@
 //! ```text
 //!  client -> transport (bounds) -> russh -> connection (one login) -> command -> sandbox/exec
 //!                                                                  -> forward -> sandbox/forward
+//!                                            <- channels of ours   <- reverse <-
 //! ```
 //! Invariants: all refusals of a login are alike, in text and time; of what one client
 //! sends, and of what it does not read, a bounded part is kept; the end of a key ends its connections within a second.
 
 mod arrivals;
 mod capacity;
+mod channels;
 mod command;
 mod connection;
 mod forward;
@@ -18,6 +20,7 @@ mod inputs;
 mod login;
 mod protocol;
 mod record;
+mod reverse;
 mod session;
 mod transport;
 
@@ -43,6 +46,9 @@ use arrivals::Arrivals;
 use capacity::Capacity;
 use connection::Connection;
 use transport::{Gate, Transport};
+
+#[cfg(test)]
+pub(crate) use channels::KEPT_MAX;
 
 /// Time from the connection to the login.
 const LOGIN: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! Entries of SSH in the audit log: a login, and for each command, terminal, file transfer and forward its
+//! Entries of SSH in the audit log: a login, and for each command, terminal, file transfer, forward and listener its
 //! begin and its end. Never commands, paths or bytes.
 
 use std::net::SocketAddr;
@@ -17,6 +17,7 @@ pub(super) enum Action {
     Shell,
     Sftp,
     Forward,
+    Listen,
 }
 
 impl Action {
@@ -27,6 +28,7 @@ impl Action {
             Self::Shell => "SshShell",
             Self::Sftp => "SshSftp",
             Self::Forward => "SshForward",
+            Self::Listen => "SshForwardListen",
         }
     }
 }

@@ -1,24 +1,28 @@
 //! Client that is logged in, which the channels of its connection share.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, atomic::AtomicUsize},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use proto::{Reason, name::Team, sandbox::v1::Phase};
+use russh::{Disconnect, server::Handle};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
     capacity::CountGuard,
+    channels::Channels,
     login::Login,
     record::{self, Action, Entry},
+    transport::Gate,
 };
 use crate::{
     access::OpenCall,
     rpc::Permit,
     sandbox::{Error, Result},
 };
+
+/// Time in which a client may read why its connection ends.
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Logged-in client, which its channels share.
 #[derive(Debug)]
@@ -29,12 +33,12 @@ pub(super) struct Session {
     pub(super) peer: SocketAddr,
     /// Cancelled when the connection closes.
     pub(super) closed: CancellationToken,
-    /// Channels that were accepted and that the client has not closed: russh keeps those that we have closed.
-    pub(super) kept: AtomicUsize,
+    pub(super) gate: Arc<Gate>,
+    pub(super) channels: Channels,
     /// Place among the connections of the team.
     pub(super) _counted: CountGuard,
     /// Keeps the key under watch.
-    pub(super) _open: OpenCall,
+    pub(super) open: OpenCall,
 }
 
 impl Session {
@@ -76,6 +80,24 @@ impl Session {
         self.closed.run_until_cancelled(work).await
     }
 
+    /// Waits for the end of the key, or of the controller.
+    pub(super) async fn ended(&self) {
+        tokio::select! {
+            () = self.open.ending().over() => {}
+            () = self.shared.stop.cancelled() => {}
+        }
+    }
+
+    /// Ends the connection. A client that does not read why does not hold up its end.
+    pub(super) async fn part(&self, handle: &Handle, reason: Disconnect, why: &str) {
+        let told = async {
+            drop(handle.disconnect(reason, why.to_owned(), String::new()).await);
+            self.closed.cancelled().await;
+        };
+        timeout(LAST_WORDS, told).await.ok();
+        self.gate.shut();
+    }
+
     /// Takes a place among the team's streams, to enter the sandbox.
     pub(super) fn enter(&self) -> Result<Permit> {
         self.is_paused()?;
@@ -92,6 +114,12 @@ impl Session {
             self.shared.sandboxes.resume(&self.login.caller, &self.sandbox()).await?;
         }
         Ok(())
+    }
+
+    /// Returns true when the sandbox is paused, whatever its rule.
+    pub(super) fn is_at_rest(&self) -> Result<bool> {
+        let view = self.shared.sandboxes.get(self.team(), &self.sandbox())?;
+        Ok(view.phase() == Phase::Paused)
     }
 
     /// Returns true when the sandbox is paused and its rule lets connections wake it.

@@ -27,7 +27,7 @@ impl Lab {
         self.start().await;
     }
 
-    async fn calls(&self) -> Vec<Line> {
+    pub(super) async fn calls(&self) -> Vec<Line> {
         let mut lines = entries(&self.audit, AuditQuery::default()).await;
         lines.retain(|line| matches!(line.record.kind, Kind::Call | Kind::Begun));
         lines
@@ -45,7 +45,7 @@ impl Lab {
     }
 }
 
-async fn lab() -> (Lab, tempfile::TempDir) {
+pub(super) async fn lab() -> (Lab, tempfile::TempDir) {
     let mut lab = Lab::new().await;
     let dir = tempfile::tempdir().expect("a directory");
     lab.audited(&dir.path().join("audit"), Options::default()).await;

@@ -122,6 +122,7 @@ pub(super) struct World {
     files: files::Files,
     /// Names that it was told; `None` before.
     names: Option<names::Names>,
+    listeners: forward::Listeners,
     /// Number of calls that came and are not answered.
     swallowed: usize,
 }
@@ -179,6 +180,7 @@ impl FakeAgent {
                 breaks: VecDeque::new(),
                 files: files::Files::new(),
                 names: None,
+                listeners: forward::Listeners::default(),
                 swallowed: 0,
             }),
             changes: watch::channel(0).0,

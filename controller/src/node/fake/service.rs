@@ -447,18 +447,15 @@ impl AgentService for Service {
 
     type ForwardListenStream = Messages<ForwardListenResponse>;
 
-    /// Listens, and accepts nothing.
     async fn forward_listen(
         &self,
         request: Request<ForwardListenRequest>,
     ) -> Answer<Self::ForwardListenStream> {
-        self.0.get(&request.into_inner().id)?;
-        let listening =
-            api::ForwardListening { listener: "0".repeat(32), node: self.0.name.to_string() };
-        let message = api::forward_listen_response::Message::Listening(listening);
-        let message = Some(api::ForwardListenResponse { message: Some(message) });
-        let first = futures_util::stream::iter([Ok(ForwardListenResponse { message })]);
-        Ok(Response::new(first.chain(futures_util::stream::pending()).boxed()))
+        let answer = self.0.forward_listen(&request.into_inner())?;
+        let wrap = |message| ForwardListenResponse {
+            message: Some(api::ForwardListenResponse { message: Some(message) }),
+        };
+        Ok(Response::new(ReceiverStream::new(answer).map(move |m| m.map(wrap)).boxed()))
     }
 
     async fn list_ports(&self, request: Request<ListPortsRequest>) -> Answer<ListPortsResponse> {

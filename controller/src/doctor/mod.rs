@@ -1,6 +1,8 @@
 //! `doctor`: looks at the controller's machine and says what is wrong, each finding with its remedy. `look`
 //! sees, and has all effects; `checks` decides and is pure.
 
+mod ssh;
+
 use std::{
     fs,
     net::SocketAddr,
@@ -47,6 +49,8 @@ struct Facts {
     listener: Option<Listener>,
     /// Certificate on the disk, DER.
     on_disk: Vec<u8>,
+    /// SSH server; `None` when there is to be none.
+    ssh: Option<ssh::Facts>,
 }
 
 /// Looks at everything.
@@ -113,6 +117,10 @@ async fn look(config: &Config) -> Facts {
         foreign: setup::foreign(&config.data_dir).map_err(|error| error.to_string()),
         listener,
         on_disk: on_disk.map(|der| der.to_vec()).unwrap_or_default(),
+        ssh: match &config.ssh {
+            Some(ssh) => Some(ssh::look(config, ssh).await),
+            None => None,
+        },
     }
 }
 
@@ -122,6 +130,14 @@ fn data_dir(config: &Config) -> String {
     match dir == Path::new(DATA_DIR) {
         true => String::new(),
         false => format!(" --data-dir {}", dir.display()),
+    }
+}
+
+/// Option that names a configuration which is not the usual one.
+fn config_option(path: &Path) -> String {
+    match path == Path::new("/etc/pve-sandbox/controller.toml") {
+        true => String::new(),
+        false => format!(" --config {}", path.display()),
     }
 }
 
@@ -205,6 +221,9 @@ fn checks(path: &Path, config: &Config, facts: &Facts) -> Vec<Check> {
     checks.push(owner(config, facts));
     checks.push(domain(path, config));
     checks.extend(listening(config, facts));
+    if let (Some(server), Some(facts)) = (&config.ssh, &facts.ssh) {
+        checks.extend(ssh::checks(path, config, server, facts));
+    }
     checks
 }
 
@@ -288,10 +307,7 @@ fn owner(config: &Config, facts: &Facts) -> Check {
 fn domain(path: &Path, config: &Config) -> Check {
     let template = &config.url_template;
     if config.urls().without_ingress() {
-        let option = match path == Path::new("/etc/pve-sandbox/controller.toml") {
-            true => String::new(),
-            false => format!(" --config {}", path.display()),
-        };
+        let option = config_option(path);
         return Check::warning(
             "url-template",
             template,

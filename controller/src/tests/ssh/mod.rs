@@ -16,10 +16,15 @@ use russh::keys::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UnixStream, unix::pipe},
+    net::{TcpListener, TcpStream, unix::pipe},
     process::Command,
     time::{Instant, timeout},
 };
+
+mod bounds;
+mod forwards;
+mod reverse;
+mod terminal;
 
 use super::*;
 use crate::{
@@ -100,7 +105,10 @@ fn here(start: &ExecStart) -> Option<Program> {
 
 impl Door {
     async fn open() -> Self {
-        let lab = Lab::new().await;
+        Self::of(Lab::new().await).await
+    }
+
+    async fn of(lab: Lab) -> Self {
         let id = lab.create("r1").await.expect("made").id;
         lab.until(&id, Phase::Running).await;
         lab.agents.iter().for_each(|agent| agent.run_with(here));
@@ -187,6 +195,28 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Connects, says something and reads it back.
+async fn echoes<S>(connected: std::io::Result<S>) -> bool
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let Ok(mut stream) = connected else { return false };
+    let mut answer = [0; 5];
+    stream.write_all(b"hello").await.is_ok()
+        && matches!(timeout(STEP, stream.read_exact(&mut answer)).await, Ok(Ok(_)))
+        && &answer == b"hello"
+}
+
+/// Waits for a client that listens.
+async fn until<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
+    let wait = async {
+        while !done().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(STEP, wait).await.unwrap_or_else(|_| panic!("{what} in time"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn openssh_runs_commands_with_their_outputs_apart_and_their_exit_codes() {
     let door = Door::open().await;
@@ -224,17 +254,6 @@ async fn sandbox_is_entered_by_its_id_its_vmid_and_its_name() {
         let ran = output(door.ssh(1, user).arg("echo in")).await;
         assert_eq!(text(&ran.stdout), "in\n", "{user}: {}", text(&ran.stderr));
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn terminal_has_its_kind_and_its_size() {
-    let door = Door::open().await;
-    let mut ssh = door.ssh(1, &door.id);
-    let ran = output(ssh.args(["-tt", "-o", "SetEnv=TERM=vt220"]).arg("echo $TERM")).await;
-    assert!(ran.status.success(), "{}", text(&ran.stderr));
-    let (start, _) = door.lab.holder(&door.id).last_command().expect("one");
-    assert!(start.tty && start.window.is_some(), "{start:?}");
-    assert!(!text(&ran.stdout).trim().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -414,79 +433,6 @@ async fn paused_sandbox_is_woken_where_its_rule_says_so() {
     let ran = door.run("echo in").await;
     assert_eq!(text(&ran.stdout), "in\n", "{}", text(&ran.stderr));
     assert_eq!(door.lab.get(&door.id).await.expect("there").phase(), Phase::Running);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn forwards_end_in_the_sandbox_alone_and_nothing_is_forwarded_back() {
-    let door = Door::open().await;
-    for target in ["10.0.0.1:80", "metadata.internal:80", "localhost:0"] {
-        let refused = output(door.ssh(1, &door.id).args(["-W", target])).await;
-        assert!(!refused.status.success(), "{target}");
-    }
-    let mut back = door.ssh(1, &door.id);
-    let back = back.args(["-o", "ExitOnForwardFailure=yes", "-N", "-R", "0:localhost:1"]);
-    let refused = output(back).await;
-    assert!(
-        text(&refused.stderr).contains("remote port forwarding failed"),
-        "{}",
-        text(&refused.stderr)
-    );
-    let ran = output(door.ssh(1, &door.id).args(["-A", "-X"]).arg("echo in")).await;
-    assert_eq!(text(&ran.stdout), "in\n", "agent and X11 are refused, and the session goes on");
-}
-
-/// Connects, says something and reads it back.
-async fn echoes<S>(connected: std::io::Result<S>) -> bool
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-{
-    let Ok(mut stream) = connected else { return false };
-    let mut answer = [0; 5];
-    stream.write_all(b"hello").await.is_ok()
-        && matches!(timeout(STEP, stream.read_exact(&mut answer)).await, Ok(Ok(_)))
-        && &answer == b"hello"
-}
-
-/// Waits for a client that listens.
-async fn until<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
-    let wait = async {
-        while !done().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(STEP, wait).await.unwrap_or_else(|_| panic!("{what} in time"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn ports_and_sockets_of_the_sandbox_are_reached() {
-    let door = Door::open().await;
-    // The fake's servers: 7 echoes, and so does every socket; nothing listens on 81.
-    for host in ["localhost", "127.0.0.1", door.id.as_str()] {
-        let mut ssh = door.ssh(1, &door.id);
-        let child = ssh.arg("-W").arg(format!("{host}:7")).stdin(Stdio::piped()).spawn();
-        let mut child = child.expect("ssh");
-        let mut stdin = child.stdin.take().expect("one");
-        stdin.write_all(b"hello").await.expect("sent");
-        drop(stdin);
-        let ended = timeout(STEP, child.wait_with_output()).await.expect("in time").expect("ended");
-        assert_eq!(text(&ended.stdout), "hello", "{host}: {}", text(&ended.stderr));
-    }
-    let closed = output(door.ssh(1, &door.id).args(["-W", "localhost:81"])).await;
-    assert!(!closed.status.success());
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
-    let near = free.local_addr().expect("an address");
-    drop(free);
-    let socket = door.path("near");
-    let mut ssh = door.ssh(1, &door.id);
-    ssh.arg("-N").arg("-L").arg(format!("{near}:localhost:7"));
-    let _listens = ssh.arg("-L").arg(format!("{}:/run/x", socket.display())).spawn().expect("ssh");
-    until("the port", || async { echoes(TcpStream::connect(near).await).await }).await;
-    until("the socket", || async { echoes(UnixStream::connect(&socket).await).await }).await;
-    // Many at once, beside one whose server never stops writing.
-    let mut unread = door.ssh(1, &door.id);
-    let _unread = unread.args(["-W", "localhost:19"]).spawn().expect("ssh");
-    let many = (0..20).map(|_| async { echoes(TcpStream::connect(near).await).await });
-    assert!(futures_util::future::join_all(many).await.into_iter().all(|echoed| echoed));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,156 @@
+//! Channels of one connection: how many are open, how many russh keeps, and those that we have asked the client
+//! to open.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use daemon::sync::Mutex;
+use russh::ChannelId;
+use tokio::sync::Notify;
+
+use super::inputs::Inputs;
+
+/// Most channels of a connection at the same time.
+const OPEN_MAX: usize = 64;
+/// Most channels that russh keeps for a connection: it forgets only those that the client was the first to
+/// close. With about 4 KiB for each, that is as much as the bytes that may wait.
+pub(crate) const KEPT_MAX: usize = 2048;
+
+/// Place of an open channel among those of its connection.
+#[derive(Debug)]
+pub(super) struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Channel that the client has opened for us.
+#[derive(Debug)]
+pub(super) struct Confirmed {
+    pub(super) inputs: Inputs,
+    pub(super) place: Arc<Place>,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    /// Places of the channels that the client has not answered: the request does not tell its number.
+    places: Vec<Place>,
+    confirmed: HashMap<ChannelId, Confirmed>,
+}
+
+/// Channels of a connection.
+#[derive(Debug, Default)]
+pub(super) struct Channels {
+    open: Arc<AtomicUsize>,
+    /// Channels that were accepted and that the client has not closed: russh keeps those that we have closed.
+    kept: AtomicUsize,
+    asked: Mutex<Asked>,
+    answered: Notify,
+}
+
+impl Channels {
+    /// Takes a place for a channel. `None`: too many are open, or russh keeps too many.
+    pub(super) fn take(&self) -> Option<Place> {
+        if self.are_worn() {
+            return None;
+        }
+        if self.open.fetch_add(1, Ordering::Relaxed) >= OPEN_MAX {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Place(self.open.clone()))
+    }
+
+    /// Counts a channel that is accepted.
+    pub(super) fn keep(&self) {
+        self.kept.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a channel that the client has closed: russh has forgotten it.
+    pub(super) fn forget(&self) {
+        self.kept.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Returns true when russh keeps so many channels that the connection takes no others.
+    pub(super) fn are_worn(&self) -> bool {
+        self.kept.load(Ordering::Relaxed) >= KEPT_MAX
+    }
+
+    /// Returns true when no channel is open.
+    pub(super) fn are_idle(&self) -> bool {
+        self.open.load(Ordering::Relaxed) == 0
+    }
+
+    /// Notes that the client is asked to open a channel.
+    pub(super) fn ask(&self, place: Place) {
+        self.asked.lock().places.push(place);
+    }
+
+    /// Gives up the place of a channel that the client has refused to open.
+    pub(super) fn refused(&self) {
+        // All places are alike.
+        drop(self.asked.lock().places.pop());
+    }
+
+    /// Notes that the client has opened a channel. `None`: it was not asked to.
+    pub(super) fn confirm(&self, id: ChannelId, inputs: Inputs) -> Option<Weak<Place>> {
+        let mut asked = self.asked.lock();
+        let place = Arc::new(asked.places.pop()?);
+        let weak = Arc::downgrade(&place);
+        asked.confirmed.insert(id, Confirmed { inputs, place });
+        drop(asked);
+        self.keep();
+        self.answered.notify_waiters();
+        Some(weak)
+    }
+
+    /// Takes a channel that the client has opened. russh may tell of it before `confirm`.
+    pub(super) async fn claim(&self, id: ChannelId) -> Confirmed {
+        loop {
+            let mut answered = std::pin::pin!(self.answered.notified());
+            // From here on no answer is missed.
+            answered.as_mut().enable();
+            if let Some(confirmed) = self.asked.lock().confirmed.remove(&id) {
+                return confirmed;
+            }
+            answered.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connection_takes_so_many_channels_at_once_and_so_many_in_all() {
+        let channels = Channels::default();
+        let places: Vec<_> = std::iter::from_fn(|| channels.take()).collect();
+        assert_eq!(places.len(), OPEN_MAX);
+        drop(places);
+        assert!(channels.are_idle());
+        for _ in 0..KEPT_MAX {
+            drop(channels.take().expect("a place"));
+            channels.keep();
+        }
+        assert!(channels.take().is_none() && channels.are_worn());
+        channels.forget();
+        assert!(channels.take().is_some(), "the client has closed one");
+    }
+
+    #[test]
+    fn place_of_a_refused_channel_is_free_again() {
+        let channels = Channels::default();
+        channels.ask(channels.take().expect("a place"));
+        assert!(!channels.are_idle());
+        channels.refused();
+        assert!(channels.are_idle());
+    }
+}
