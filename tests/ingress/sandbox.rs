@@ -82,6 +82,28 @@ fn forged(address: SocketAddr) -> String {
     )
 }
 
+/// Value of `X-Answer` for an answer that breaks off.
+pub(crate) const CUT: &str = "cut";
+
+/// Value of `X-Answer` for a server that ends the connection instead.
+pub(crate) const NONE: &str = "none";
+
+/// Returns the answer that a client asks for: `X-Answer` is its status, [`CUT`] or [`NONE`], and `X-Answer-With` a
+/// header of it.
+fn asked_for(head: &Head) -> Option<String> {
+    let asked = head.get("x-answer")?;
+    if asked == NONE {
+        return Some(String::new());
+    }
+    let (status, body) =
+        if asked == CUT { ("200", "Content-Length: 1000\r\n\r\nhalf") } else { (asked, NO_BODY) };
+    let with = head.get("x-answer-with").map(|header| format!("{header}\r\n")).unwrap_or_default();
+    Some(format!("HTTP/1.1 {status} X\r\n{with}{body}"))
+}
+
+/// End of a head without a body.
+const NO_BODY: &str = "Content-Length: 0\r\n\r\n";
+
 async fn serve(
     stream: TcpStream,
     name: Arc<String>,
@@ -104,6 +126,13 @@ async fn serve(
             );
             stream.write_all(answer.as_bytes()).await?;
             return echo(stream).await;
+        }
+        if let Some(answer) = asked_for(&head) {
+            stream.write_all(answer.as_bytes()).await?;
+            if [Some(CUT), Some(NONE)].contains(&head.get("x-answer")) {
+                return Ok(());
+            }
+            continue;
         }
         let mut answer = String::new();
         if head.line.contains("/v1/route?via=edge&rid=") {

@@ -21,19 +21,33 @@ pub(super) fn without_frame_ancestors() -> Value {
     json!({ "Content-Security-Policy": strip, "Content-Security-Policy-Report-Only": strip })
 }
 
-/// Renders the handler that lets other sites read an answer whose server says nothing about that. The answer
-/// of one that does stays as it is, so there is never more than one such header. Browsers send no cookies with
-/// such requests.
-pub(super) fn readable_by_all() -> Value {
-    json!({
-        "handler": "headers",
-        "response": {
+/// Header of an answer, inside Caddy alone, whose server allows some origins and not this one.
+const OWN_CORS: &str = "X-Sbx-Own-Cors";
+
+/// Renders the handlers that let other sites read an answer whose server says nothing about that. The answer
+/// of one that does stays as it is, so there is never more than one such header. `Vary: Origin` says something:
+/// the server allows other origins than this one. Browsers send no cookies with such requests.
+///
+/// The last handler sees an answer first. A condition has no `not`, so the mark stands for that.
+pub(super) fn readable_by_all() -> [Value; 3] {
+    let change = |response: Value| json!({ "handler": "headers", "response": response });
+    [
+        change(json!({ "deferred": true, "delete": [OWN_CORS] })),
+        change(json!({
             "deferred": true,
-            "require": { "headers": { ALLOW_ORIGIN: null } },
+            "require": { "headers": { ALLOW_ORIGIN: null, OWN_CORS: null } },
             "set": { ALLOW_ORIGIN: ["*"], "Access-Control-Expose-Headers": ["*"] },
-        },
-    })
+        })),
+        change(json!({
+            "deferred": true,
+            "require": { "headers": { "Vary": OF_ORIGIN } },
+            "set": { OWN_CORS: ["yes"] },
+        })),
+    ]
 }
+
+/// Values of `Vary` by which a server says that its answer depends on the origin.
+const OF_ORIGIN: [&str; 2] = ["*Origin*", "*origin*"];
 
 /// Matches the question of a browser whether a page of another site may send a request.
 pub(super) fn is_preflight() -> Value {
@@ -50,7 +64,7 @@ pub(super) fn preflight_answers() -> Value {
     });
     json!([
         keep(json!({ "status_code": [401, 403] })),
-        keep(json!({ "headers": { "Vary": ["*Origin*"] } })),
+        keep(json!({ "headers": { "Vary": OF_ORIGIN } })),
         keep(json!({ "headers": { "Access-Control-Allow-Methods": ["*"] } })),
         keep(json!({ "headers": { "Access-Control-Allow-Headers": ["*"] } })),
         allow,

@@ -2,7 +2,9 @@
 //!
 //! These properties must stay, for the reasons given (all are tested against the real Caddy):
 //! - The connection to the agent has no keep-alive. Up to 2.11.4 Caddy may dial the sandbox's
-//!   address for a question, and would then keep that connection for the next question.
+//!   address for a question, and would then keep that connection for the next question. Later ones
+//!   answer 499 to clients that are still there while others go away: 24 of 8750 requests in one run
+//!   of the test of isolation with 2.11.7, none without keep-alive.
 //! - An answer is a route only with the proof; any other answer of success is a 502.
 //! - No passive health checks and no limits on connections to sandboxes: to Caddy all sandboxes are
 //!   one upstream, so a dead one would affect the others.
@@ -412,7 +414,8 @@ fn to_sandbox(settings: &Settings, of: Server, visitor: Visitor) -> Vec<Value> {
         routes.push(
             json!({ "match": pages::is_preflight(), "terminal": true, "handle": [preflight] }),
         );
-        routes.push(json!({ "handle": [pages::readable_by_all(), proxy] }));
+        let handle: Vec<_> = pages::readable_by_all().into_iter().chain([proxy]).collect();
+        routes.push(json!({ "handle": handle }));
     } else {
         routes.push(json!({ "handle": [proxy] }));
     }

@@ -146,6 +146,12 @@ fn begin(asked: &Asked, sandbox: SandboxRef) -> Option<Counted<String>> {
     asked.begin(sandbox.to_string(), ABOUT_ONE_MAX)
 }
 
+/// Returns the sandbox that a question is about, by its id where it is known: questions by its id, its vmid
+/// and its name count together.
+fn subject(routes: &dyn Routes, named: SandboxRef) -> SandboxRef {
+    routes.local(named).map_or(named, |target| SandboxRef::Id(target.id))
+}
+
 async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>, asked: Asked) {
     let longest = ARRIVAL + DEADLINE + ingress.holds.longest();
     let service = service_fn(move |request| {
@@ -187,7 +193,9 @@ impl Ingress {
         let now_s = self.clock.now_ms() / 1000;
         let question = Question::new(via, request.headers(), &self.rules, now_s);
         let sandbox = self.sandbox(&question);
-        let Some(_question) = sandbox.map_or(Some(None), |one| begin(asked, one).map(Some)) else {
+        let about = sandbox.map(|sandbox| subject(&*self.routes, sandbox));
+        let Some(_question) = about.map_or(Some(None), |about| begin(asked, about).map(Some))
+        else {
             return later("too many requests wait for this sandbox");
         };
         let longest = DEADLINE + self.holds.longest();
@@ -366,7 +374,58 @@ fn explain(status: StatusCode, why: &str) -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use proto::id::{SandboxId, Vmid};
+
     use super::*;
+    use crate::ingress::State;
+
+    /// A node with one sandbox.
+    #[derive(Debug)]
+    struct One(Target);
+
+    #[async_trait::async_trait]
+    impl Routes for One {
+        fn local(&self, sandbox: SandboxRef) -> Option<Target> {
+            let names = [SandboxRef::Id(self.0.id), SandboxRef::Vmid(self.0.vmid)];
+            names.contains(&sandbox).then(|| self.0.clone())
+        }
+
+        async fn owner(&self, _: SandboxRef) -> Owner {
+            Owner::Nobody
+        }
+
+        fn used(&self, _: &SandboxId) {}
+
+        async fn on_loopback(&self, _: Vmid, _: u16) -> bool {
+            false
+        }
+
+        async fn wake(&self, _: SandboxRef) {}
+    }
+
+    #[test]
+    fn questions_about_one_sandbox_count_together_under_all_its_names() {
+        let vmid = Vmid::try_from(100_001).expect("a vmid");
+        let one = One(Target {
+            id: SandboxId::new(1, &[1; 10]),
+            vmid,
+            team: "red".parse().expect("a team"),
+            state: State::Running,
+            ip: None,
+            ports: Default::default(),
+            key: None,
+        });
+        let (asked, id) = (Asked::default(), SandboxRef::Id(one.0.id));
+        let ask = |name| begin(&asked, subject(&one, name));
+        let mut held = Vec::new();
+        for name in [id, SandboxRef::Vmid(vmid)].into_iter().cycle().take(ABOUT_ONE_MAX) {
+            held.push(ask(name).expect("there is room"));
+        }
+        assert!(ask(id).is_none() && ask(SandboxRef::Vmid(vmid)).is_none());
+        // One that is unknown here counts by the name that it was asked by.
+        let unknown = SandboxRef::Vmid(Vmid::try_from(100_002).expect("a vmid"));
+        assert!(ask(unknown).is_some());
+    }
 
     #[test]
     fn questions_about_one_sandbox_leave_room_for_others() {

@@ -51,8 +51,13 @@ fn calls(lab: &Lab, token: &str, id: &str) -> Vec<(&'static str, Call)> {
     let follow = WatchEventsRequest { follow: true, ..WatchEventsRequest::default() };
     let all = WatchAllEventsRequest { follow: true, ..WatchAllEventsRequest::default() };
     let service = "sandbox.v1.SandboxService".to_owned();
-    let (mut a, mut b, mut c, mut d, mut e, mut f, mut g) =
-        (api(), api(), api(), api(), api(), api(), api());
+    let port = ForwardTcp { port: 9, ..ForwardTcp::default() };
+    let open = ForwardOpen { id: id.into(), target: Some(forward_open::Target::Tcp(port)) };
+    let open = ForwardRequest { message: Some(forward_request::Message::Open(open)) };
+    let forward = stream::iter([open]).chain(stream::pending());
+    let listen = ForwardListenRequest { id: id.into(), port: 80 };
+    let (mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h, mut i) =
+        (api(), api(), api(), api(), api(), api(), api(), api(), api());
     let mut operator = operator;
     let mut health = HealthClient::with_interceptor(lab.channel(), bearer(token));
     let mut reflection = ServerReflectionClient::with_interceptor(lab.channel(), bearer(token));
@@ -84,6 +89,8 @@ fn calls(lab: &Lab, token: &str, id: &str) -> Vec<(&'static str, Call)> {
                 g.upload_archive(upload).await.err().unwrap_or_else(|| Status::ok("an answer"))
             }),
         ),
+        ("Forward", Box::pin(async move { last(h.forward(forward).await).await })),
+        ("ForwardListen", Box::pin(async move { last(i.forward_listen(listen).await).await })),
         (
             "Watch",
             Box::pin(async move { last(health.watch(HealthCheckRequest { service }).await).await }),

@@ -189,6 +189,7 @@ impl FakeCluster {
             mutation: None,
             limiting: Limiting::default(),
             links: BTreeSet::new(),
+            entry: None,
         };
         Self(Arc::new(Shared {
             world: Mutex::new(world),
@@ -365,6 +366,12 @@ impl FakeCluster {
     /// Adds an address of a node on a further link of corosync.
     pub fn add_link(&self, address: std::net::IpAddr) {
         self.0.world.lock().links.insert(address);
+    }
+
+    /// Makes addresses of containers lead somewhere, as connections that can be cut, and commands run by this
+    /// program.
+    pub fn set_entry(&self, program: &str) {
+        self.0.world.lock().entry = Some(program.into());
     }
 
     /// Sets whether the cluster has quorum.

@@ -107,6 +107,8 @@ pub(super) struct World {
     pub limiting: Limiting,
     /// Addresses of the nodes on further links of corosync.
     pub links: BTreeSet<std::net::IpAddr>,
+    /// Program that runs a command in a container; `None`: there is no way in.
+    pub entry: Option<std::ffi::OsString>,
 }
 
 /// Remains that `destroy_owned` finds.

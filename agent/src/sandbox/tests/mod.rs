@@ -165,13 +165,23 @@ impl Node {
     }
 
     async fn on(disk: Arc<dyn Disk>, change: impl FnOnce(&mut Options), faults: Faults) -> Self {
+        let addresses = (Ipv4Addr::new(10, 100, 1, 2), Ipv4Addr::new(10, 100, 1, 254));
+        Self::with_addresses(addresses, disk, change, faults).await
+    }
+
+    async fn with_addresses(
+        addresses: (Ipv4Addr, Ipv4Addr),
+        disk: Arc<dyn Disk>,
+        change: impl FnOnce(&mut Options),
+        faults: Faults,
+    ) -> Self {
         let name: NodeName = "node1".parse().expect("valid");
         let names = [name.clone(), OTHER.parse().expect("valid")];
         let cluster = FakeCluster::new(&names, Pace::RECORDED, 7);
         cluster.add_template(&name, vmid(TEMPLATE));
         let pools = Pools {
             vmids: (vmid(100_000), vmid(100_099)),
-            addresses: (Ipv4Addr::new(10, 100, 1, 2), Ipv4Addr::new(10, 100, 1, 254)),
+            addresses,
             address_quarantine_ms: 60_000,
         };
         let mut options = Options {

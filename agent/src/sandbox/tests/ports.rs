@@ -1,14 +1,21 @@
 //! Who reaches an open port, and the credentials for it.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
+use nix::{errno::Errno, unistd::geteuid};
 use proto::{Reason, name::Port, visibility::Visibility};
 
 use super::*;
 use crate::sandbox::access::{
     credential::{Credential, Purpose},
     expose::Reach,
+    kill_connections::AGAIN,
     links::Wanted,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    time::{sleep, timeout},
 };
 
 fn port(number: u32) -> Port {
@@ -161,5 +168,74 @@ async fn port_takes_the_credentials_of_its_visibility_alone() {
     ] {
         let made = node.sandboxes.create_access_link(&id(1), life(service, seconds)).await;
         assert_eq!(made.is_ok(), is_fine, "{service} {seconds}");
+    }
+}
+
+/// A server in a sandbox, and a client of it.
+async fn connected(listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let address = listener.local_addr().expect("bound");
+    let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (client.expect("connected"), server.expect("accepted").0)
+}
+
+/// Checks that a connection was cut: its end is an error, and none that the server made.
+async fn assert_cut(client: &mut TcpStream) {
+    let mut read = [0; 8];
+    let end = timeout(Duration::from_secs(1), client.read(&mut read)).await.expect("it is cut");
+    let end = end.expect_err("its server ended nothing");
+    assert_eq!(end.raw_os_error(), Some(Errno::ECONNABORTED as i32), "{end}");
+}
+
+/// Checks that a connection is open.
+async fn assert_open((client, server): &mut (TcpStream, TcpStream)) {
+    server.write_all(b"open").await.expect("sent");
+    let mut read = [0; 4];
+    client.read_exact(&mut read).await.expect("it is open");
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_that_connects_just_after_hide_is_cut_later() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: ending sockets requires root");
+        return;
+    }
+    // Its sandboxes have addresses of this host, which no other run of this test uses.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let address = |last| Ipv4Addr::new(127, 50 + high % 50, low, last);
+    let addresses = (address(2), address(254));
+    let disk = Arc::new(SoundDisk);
+    let node = Node::with_addresses(addresses, disk, |_| {}, Faults::default()).await;
+    node.running(1).await;
+    node.cluster.set_entry("env");
+    let ip = node.record(1).await.lease().expect("an address");
+    let listener = TcpListener::bind(SocketAddr::from((ip, 0))).await.expect("free");
+    let number = u32::from(listener.local_addr().expect("bound").port());
+    let hide =
+        async || node.sandboxes.hide(&id(1), "web".parse().expect("a name")).await.expect("closed");
+    node.open("web", number, wanted(Visibility::Team)).await;
+    let (mut early, _server) = connected(&listener).await;
+    hide().await;
+    assert_cut(&mut early).await;
+    // It had its route before, and takes its time.
+    let mut late = connected(&listener).await;
+    sleep(AGAIN - Duration::from_secs(1)).await;
+    assert_open(&mut late).await;
+    sleep(Duration::from_secs(2)).await;
+    assert_cut(&mut late.0).await;
+
+    // Whoever connects once everybody may stays.
+    for (visibility, stays) in [(Visibility::Public, true), (Visibility::Team, false)] {
+        node.open("web", number, wanted(Visibility::Token)).await;
+        hide().await;
+        node.open("web", number, wanted(visibility)).await;
+        let mut late = connected(&listener).await;
+        sleep(AGAIN + Duration::from_secs(1)).await;
+        if stays {
+            assert_open(&mut late).await;
+        } else {
+            assert_cut(&mut late.0).await;
+        }
+        hide().await;
+        sleep(AGAIN + Duration::from_secs(1)).await;
     }
 }
