@@ -74,6 +74,7 @@ mod token;
 mod top;
 mod uncordon;
 mod url;
+mod validity;
 mod version;
 mod wait;
 mod wake_on;
@@ -211,11 +212,11 @@ pub(crate) enum User {
     /// does not work
     #[command(after_help = "\
 Examples:
-  sandboxctl doctor                             each check, and what mends what is wrong
+  sandboxctl doctor  each check, and what mends what is wrong
   sandboxctl doctor --json | jq '.checks[] | select(.state != \"ok\")'
 
-It changes nothing. On a node: `pve-sandbox-agent doctor`; on the controller's machine:
-`pve-sandbox-controller doctor`.")]
+It changes nothing. On a node: `pve-sandbox-agent doctor`; on the controller's
+machine: `pve-sandbox-controller doctor`.")]
     Doctor,
     /// Print the versions of this program and of the controller
     Version,

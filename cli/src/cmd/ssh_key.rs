@@ -4,13 +4,13 @@ use std::{
     fs::File,
     io::Read,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use clap::{Args, Subcommand};
 use proto::sandbox::v1::{AddSshKeyRequest, ListSshKeysRequest, RemoveSshKeyRequest, SshKey};
 use serde_json::{Value, json};
 
+use super::validity::{self, Terms, Validity};
 use crate::{
     client::{Controller, answer, promised, read},
     failure::Failure,
@@ -18,10 +18,8 @@ use crate::{
     output::{
         Output,
         layout::{Column, Fit},
-        table::{self, Colour, Table},
-        time,
+        table::{self, Table},
     },
-    values,
 };
 
 /// Most bytes of a file with a public key.
@@ -46,12 +44,13 @@ pub(crate) enum SshKeyVerb {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl ssh-key add                        your own key: ~/.ssh/id_ed25519.pub
+  sandboxctl ssh-key add  your own key: ~/.ssh/id_ed25519.pub
   sandboxctl ssh-key add laptop.pub --name laptop --expires 90d
   ssh-keygen -t ed25519 && sandboxctl ssh-key add
 
-The key opens every sandbox of the team: commands, terminals, files and forwards. Only the public key is
-sent. RSA keys are not taken. Then: `sandboxctl ssh-config --write`, and `ssh NAME`.")]
+The key opens every sandbox of the team: commands, terminals, files and
+forwards. Only the public key is sent. RSA keys are not taken. Then:
+`sandboxctl ssh-config --write`, and `ssh NAME`.")]
 pub(crate) struct Add {
     /// File with the public key, or - for stdin [default: the first of ~/.ssh/id_*.pub]
     #[arg(value_name = "FILE")]
@@ -59,12 +58,9 @@ pub(crate) struct Add {
     /// Name of the key, unique in the team [default: its id]
     #[arg(long)]
     name: Option<String>,
-    /// The person or program that it is for, such as ada@example.com
-    #[arg(long)]
-    user: Option<String>,
-    /// Time after which it expires, such as 12h or 90d [default: never]
-    #[arg(long, value_name = "TIME", value_parser = values::age)]
-    expires: Option<Duration>,
+    /// For whom it is, and for how long.
+    #[command(flatten)]
+    terms: Terms,
     /// Team of the key, for operators [default: that of your own token]
     #[arg(long)]
     team: Option<String>,
@@ -74,8 +70,8 @@ pub(crate) struct Add {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl ssh-key ls                         the living keys of your team
-  sandboxctl ssh-key ls -a                      also those that are removed or expired")]
+  sandboxctl ssh-key ls     the living keys of your team
+  sandboxctl ssh-key ls -a  also those that are removed or expired")]
 pub(crate) struct Ls {
     /// Also keys that are removed or expired
     #[arg(short, long)]
@@ -111,10 +107,10 @@ const COLUMNS: &[Column] = &[
     Column::new("NAME").fit(Fit::Cut(12)),
     Column::new("USER").rank(3).fit(Fit::Cut(10)),
     Column::new("FINGERPRINT").rank(4).fit(Fit::Cut(20)),
-    Column::new("STATE").rank(1),
-    Column::new("CREATED").rank(5).right(),
-    Column::new("EXPIRES").rank(2).right(),
-    Column::new("USED").right(),
+    validity::STATE,
+    validity::CREATED,
+    validity::EXPIRES.rank(2),
+    validity::USED,
 ];
 
 pub(super) async fn run(
@@ -172,15 +168,13 @@ async fn add(controller: Controller, args: Add, output: Output) -> Result<u8, Fa
         Some(path) => path,
         None => own_key()?,
     };
+    let (user, ttl) = args.terms.into_request();
     let request = AddSshKeyRequest {
         team: args.team.unwrap_or_default(),
         name: args.name.unwrap_or_default(),
-        user: args.user.unwrap_or_default(),
+        user,
         public_key: read_key(&path)?.trim().to_owned(),
-        ttl: args.expires.map(|time| prost_types::Duration {
-            seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
-            nanos: 0,
-        }),
+        ttl,
     };
     let key = promised(answer(controller.operator.clone().add_ssh_key(request)).await?.key)?;
     if output.json {
@@ -229,41 +223,34 @@ async fn rm(controller: Controller, Rm { key, team }: Rm, output: Output) -> Res
     Ok(0)
 }
 
-fn state(key: &SshKey) -> (&'static str, Colour) {
-    match (key.removed_at, key.expires_at.map(|time| time.seconds)) {
-        (Some(_), _) => ("removed", Colour::Grey),
-        (None, Some(at)) if at <= time::now_seconds() => ("expired", Colour::Grey),
-        (None, _) => ("good", Colour::Green),
+fn validity(key: &SshKey) -> Validity {
+    Validity {
+        created: key.created_at,
+        expires: key.expires_at,
+        used: key.used_at,
+        ended: key.removed_at,
+        end: "removed",
     }
 }
 
 fn table(keys: &[SshKey]) -> Table {
     let mut table = Table::new(COLUMNS);
     for key in keys {
-        let (state, colour) = state(key);
-        table.row(vec![
+        let mut row = vec![
             table::cell(&key.id),
             table::cell(&key.name),
             table::cell(&key.user),
             table::cell(&key.fingerprint),
-            table::cell(state).colour(colour),
-            table::age(key.created_at),
-            match key.expires_at {
-                Some(at) => table::cell(time::left(Some(at))).number(at.seconds as f64),
-                None => table::cell("never"),
-            },
-            match key.used_at {
-                Some(_) => table::age(key.used_at),
-                None => table::cell("never"),
-            },
-        ]);
+        ];
+        row.extend(validity(key).cells());
+        table.row(row);
     }
     table
 }
 
 /// JSON of a key.
 fn value(key: &SshKey) -> Value {
-    json!({
+    let mut value = json!({
         "id": key.id,
         "name": key.name,
         "team": key.team,
@@ -271,10 +258,7 @@ fn value(key: &SshKey) -> Value {
         "public_key": key.public_key,
         "fingerprint": key.fingerprint,
         "added_by": key.added_by,
-        "state": state(key).0,
-        "created_at": time::rfc3339(key.created_at),
-        "expires_at": time::rfc3339(key.expires_at),
-        "used_at": time::rfc3339(key.used_at),
-        "removed_at": time::rfc3339(key.removed_at),
-    })
+    });
+    validity(key).add_to(&mut value);
+    value
 }

@@ -1,9 +1,6 @@
 //! `token`: makes, lists and revokes the tokens of teams.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use proto::{
@@ -13,7 +10,10 @@ use proto::{
 };
 use serde_json::{Value, json};
 
-use super::client_key;
+use super::{
+    client_key,
+    validity::{self, Terms, Validity},
+};
 use crate::{
     client::{Controller, answer, promised, read},
     failure::Failure,
@@ -21,10 +21,8 @@ use crate::{
     output::{
         Output,
         layout::{Column, Fit},
-        table::{self, Colour, Table},
-        time,
+        table::{self, Table},
     },
-    values,
 };
 
 /// Verbs of `token`.
@@ -61,15 +59,12 @@ pub(crate) struct Create {
     /// Team whose sandboxes it is for [default: that of your own token]
     #[arg(long)]
     team: Option<String>,
-    /// The person or program that it is for, such as ada@example.com
-    #[arg(long)]
-    user: Option<String>,
     /// Scopes, such as read or exec,manage [default: read,exec,manage]
     #[arg(long = "scope", value_name = "SCOPES", value_delimiter = ',', value_parser = scopes())]
     scopes: Vec<String>,
-    /// Time after which it expires, such as 12h or 90d [default: never]
-    #[arg(long, value_name = "TIME", value_parser = values::age)]
-    expires: Option<Duration>,
+    /// For whom it is, and for how long.
+    #[command(flatten)]
+    terms: Terms,
     /// Make a client certificate, and write it with its key to this new file, PEM
     #[arg(long, value_name = "FILE", conflicts_with = "format")]
     certificate: Option<PathBuf>,
@@ -90,9 +85,9 @@ fn formats() -> PossibleValuesParser {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl token ls                           the living tokens of all teams
-  sandboxctl token ls --team acme -a            also those that are revoked or expired
-  sandboxctl token ls --sort used               the one that was used last comes first")]
+  sandboxctl token ls                 the living tokens of all teams
+  sandboxctl token ls --team acme -a  also those that are revoked or expired
+  sandboxctl token ls --sort used     the one that was used last comes first")]
 pub(crate) struct Ls {
     /// Tokens of this team only
     #[arg(long)]
@@ -112,7 +107,8 @@ Examples:
   sandboxctl token revoke 3f9c0a1b2c3d          by its id, of any team
   sandboxctl token revoke ci --team acme        by its name
 
-It is refused from now on, and its calls and streams that run end. Commands run on.")]
+It is refused from now on, and its calls and streams that run end. Commands run
+on.")]
 pub(crate) struct Revoke {
     /// Id or name of the token
     #[arg(value_name = "TOKEN")]
@@ -128,10 +124,10 @@ const COLUMNS: &[Column] = &[
     Column::new("TEAM").fit(Fit::Cut(8)),
     Column::new("USER").rank(3).fit(Fit::Cut(10)),
     Column::new("SCOPES").rank(2).fit(Fit::Cut(11)),
-    Column::new("STATE").rank(1),
-    Column::new("CREATED").rank(5).right(),
-    Column::new("EXPIRES").rank(4).right(),
-    Column::new("USED").right(),
+    validity::STATE,
+    validity::CREATED,
+    validity::EXPIRES.rank(4),
+    validity::USED,
 ];
 
 pub(super) async fn run(
@@ -149,16 +145,14 @@ pub(super) async fn run(
 async fn create(controller: Controller, args: Create, output: Output) -> Result<u8, Failure> {
     let named = |name: &String| Scope::ALL.into_iter().find(|scope| scope.name() == name);
     let key = args.certificate.as_deref().map(client_key::make).transpose()?;
+    let (user, ttl) = args.terms.into_request();
     let request = CreateTokenRequest {
         csr: key.as_ref().map(|key| key.request.clone()).unwrap_or_default(),
         team: args.team.unwrap_or_default(),
         name: args.token_name.unwrap_or_default(),
-        user: args.user.unwrap_or_default(),
+        user,
         scopes: args.scopes.iter().filter_map(named).map(Into::into).collect(),
-        ttl: args.expires.map(|time| prost_types::Duration {
-            seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
-            nanos: 0,
-        }),
+        ttl,
     };
     // Not repeated by itself: each call makes a token.
     let made = answer(controller.operator.clone().create_token(request)).await?;
@@ -253,36 +247,28 @@ fn granted(token: &Token) -> String {
     }
 }
 
-fn state(token: &Token) -> (&'static str, Colour) {
-    let seconds = |time: prost_types::Timestamp| time.seconds;
-    match (token.revoked_at, token.expires_at.map(seconds)) {
-        (Some(_), _) => ("revoked", Colour::Grey),
-        (None, Some(at)) if at <= time::now_seconds() => ("expired", Colour::Grey),
-        (None, _) => ("good", Colour::Green),
+fn validity(token: &Token) -> Validity {
+    Validity {
+        created: token.created_at,
+        expires: token.expires_at,
+        used: token.used_at,
+        ended: token.revoked_at,
+        end: "revoked",
     }
 }
 
 fn table(tokens: &[Token]) -> Table {
     let mut table = Table::new(COLUMNS);
     for token in tokens {
-        let (state, colour) = state(token);
-        table.row(vec![
+        let mut row = vec![
             table::cell(&token.id),
             table::cell(&token.name),
             table::cell(&token.team),
             table::cell(&token.user),
             table::cell(granted(token)),
-            table::cell(state).colour(colour),
-            table::age(token.created_at),
-            match token.expires_at {
-                Some(at) => table::cell(time::left(Some(at))).number(at.seconds as f64),
-                None => table::cell("never"),
-            },
-            match token.used_at {
-                Some(_) => table::age(token.used_at),
-                None => table::cell("never"),
-            },
-        ]);
+        ];
+        row.extend(validity(token).cells());
+        table.row(row);
     }
     table
 }
@@ -290,7 +276,7 @@ fn table(tokens: &[Token]) -> Table {
 /// JSON of a token.
 fn value(token: &Token) -> Value {
     let scopes: Scopes = token.scopes().collect();
-    json!({
+    let mut value = json!({
         "id": token.id,
         "name": token.name,
         "team": token.team,
@@ -298,10 +284,7 @@ fn value(token: &Token) -> Value {
         "certificate": token.certificate,
         "ssh_key": token.ssh_key,
         "scopes": scopes.iter().map(Scope::name).collect::<Vec<_>>(),
-        "state": state(token).0,
-        "created_at": time::rfc3339(token.created_at),
-        "expires_at": time::rfc3339(token.expires_at),
-        "used_at": time::rfc3339(token.used_at),
-        "revoked_at": time::rfc3339(token.revoked_at),
-    })
+    });
+    validity(token).add_to(&mut value);
+    value
 }

@@ -14,6 +14,7 @@ pub mod client;
 mod connector;
 pub mod epoch;
 pub mod fake;
+mod growth;
 mod link;
 mod names;
 mod output;
@@ -30,6 +31,7 @@ pub use bulk::StreamOwner;
 pub use certificates::NodeCertificates;
 pub use client::{Client, CreateOrder, Exposed};
 pub use connector::{Connector, Lane, TlsConnector};
+pub use growth::GrowthGuard;
 pub use registry::{Nodes, Options};
 pub use state::{Node, NodeStatus};
 

@@ -69,7 +69,7 @@ pub struct Nodes {
     /// Forgotten nodes. They are used again when they are online again.
     forgotten: Mutex<BTreeSet<NodeName>>,
     /// Nodes as placement sees them. Locked before `nodes`, and that before a node's state.
-    fleet: Mutex<Fleet>,
+    pub(super) fleet: Mutex<Fleet>,
     /// Zero of the time stamps of reports.
     born: Instant,
     news: watch::Sender<u64>,

@@ -1,6 +1,9 @@
 //! Excludes nodes that cannot take a creation, each with its reason.
 
-use proto::{sandbox::v1 as wire, spec::Network};
+use proto::{
+    sandbox::v1 as wire,
+    spec::{Network, Size},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Ask, Holder, Limits, NodeView, Now, Obstacle, PriorOutcome, STALE_MS, view::as_f64};
@@ -164,8 +167,7 @@ pub(super) fn check(
     out_if(stalled, Filtered::Stalled)?;
     let waiting = holder.queued.saturating_add(node.reserved.sandboxes);
     out_if(holder.queue_max > 0 && waiting >= holder.queue_max, Filtered::QueueFull)?;
-    let storage_full = load.storage_free.is_some_and(|free| free < limits.storage_free_min);
-    out_if(storage_full || load.thin_used > THIN_USED_MAX, Filtered::StorageFull)?;
+    out_if(is_storage_full(node, limits), Filtered::StorageFull)?;
     out_if(load.vmids_free <= node.reserved.sandboxes, Filtered::VmidsExhausted)?;
     let leases = ask.network == Network::Static;
     out_if(leases && load.ips_free <= node.reserved.sandboxes, Filtered::AddressesExhausted)
@@ -183,8 +185,12 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn of(node: &NodeView, holder: &Holder, ask: &Ask<'_>, limits: &Limits) -> Self {
+        Self::with(node, ask.size.or(holder.size), limits)
+    }
+
+    /// Room of a node for what needs this size.
+    pub(super) fn with(node: &NodeView, size: Size, limits: &Limits) -> Self {
         let (load, reserved) = (&node.load, &node.reserved);
-        let size = ask.size.or(holder.size);
         Self {
             memory_asked: as_f64(u64::from(size.memory_mib) << 20),
             memory_given: load.memory_allocated + as_f64(reserved.memory_bytes),
@@ -211,8 +217,20 @@ fn room(node: &NodeView, holder: &Holder, ask: &Ask<'_>, limits: &Limits) -> Res
     if room.cores_given + room.cores_asked > room.cores {
         return Err(Filtered::CpuSum);
     }
-    if node.load.memory_used >= limits.memory_used_max * node.load.memory_total {
+    if is_memory_used(node, limits) {
         return Err(Filtered::MemoryUsed);
     }
     Ok(())
+}
+
+/// Returns true when too much of the node's memory is in use.
+pub(super) fn is_memory_used(node: &NodeView, limits: &Limits) -> bool {
+    node.load.memory_used >= limits.memory_used_max * node.load.memory_total
+}
+
+/// Returns true when too little of the node's storage is free.
+pub(super) fn is_storage_full(node: &NodeView, limits: &Limits) -> bool {
+    let load = &node.load;
+    load.storage_free.is_some_and(|free| free < limits.storage_free_min)
+        || load.thin_used > THIN_USED_MAX
 }

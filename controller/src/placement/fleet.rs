@@ -11,8 +11,8 @@ use proto::{
 };
 
 use super::{
-    Affinity, Ask, BREAKER_MS, Choice, Holder, Ledger, Limits, Load, Look, NodeView, Now,
-    REPORT_PERIOD_MS, SplitMix64, UsageModel, choose,
+    Affinity, Ask, BREAKER_MS, Choice, Growth, Holder, Ledger, Limits, Load, Look, NoRoom,
+    NodeView, Now, REPORT_PERIOD_MS, SplitMix64, UsageModel, choose, growth,
 };
 
 /// Most labels, one bit each. Later ones count as missing.
@@ -270,6 +270,22 @@ impl Fleet {
     /// Records that the node took a creation; its report with this number was made after that.
     pub fn admitted(&mut self, id: &SandboxId, seq: u64) {
         self.ledger.admitted(id, seq);
+    }
+
+    /// Reserves what a sandbox of a node takes more; returns the number of that growth.
+    ///
+    /// # Errors
+    /// When the node has no room for it.
+    pub fn grow(&mut self, node: u32, growth: &Growth) -> Result<u64, NoRoom> {
+        growth::check(self.view(node), growth, &self.limits)?;
+        let number = self.ledger.grow(node, growth.more());
+        self.nodes[node as usize].reserved = self.ledger.on(node);
+        Ok(number)
+    }
+
+    /// Records that the node's report with this number, and each later one, includes a growth.
+    pub fn grown(&mut self, number: u64, seq: u64) {
+        self.ledger.grown(number, seq);
     }
 
     /// Drops the reservation of a creation that is on no node any more.

@@ -1,5 +1,6 @@
 //! Reservations: what has been decided for a node and is not in its load report yet. Without them a
-//! burst of creations would all go to the node that looked best before the first one.
+//! burst of creations would all go to the node that looked best before the first one, and many sandboxes
+//! that grow at once would all get the same room.
 
 use std::collections::BTreeMap;
 
@@ -31,6 +32,15 @@ impl Reserved {
         }
     }
 
+    /// What a sandbox that the node has already takes more.
+    fn of_growth(more: Size) -> Self {
+        Self {
+            memory_bytes: u64::from(more.memory_mib) << 20,
+            cores: more.cpu_cores,
+            ..Self::default()
+        }
+    }
+
     fn add(&mut self, other: Self) {
         self.sandboxes += other.sandboxes;
         self.memory_bytes += other.memory_bytes;
@@ -46,6 +56,14 @@ impl Reserved {
     }
 }
 
+/// Subject of a reservation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Creation(SandboxId),
+    /// Growth of a sandbox, by the number of its admission.
+    Growth(u64),
+}
+
 #[derive(Debug)]
 struct Reservation {
     node: u32,
@@ -54,18 +72,20 @@ struct Reservation {
     admitted: Option<u64>,
 }
 
-/// All reservations, one per creation.
+/// All reservations, one per creation and one per growth.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    by_id: BTreeMap<SandboxId, Reservation>,
+    by_subject: BTreeMap<Subject, Reservation>,
     by_node: BTreeMap<u32, Account>,
+    /// Number of the last growth.
+    last_growth: u64,
 }
 
 /// Reservations on one node.
 #[derive(Debug, Default)]
 struct Account {
     sum: Reserved,
-    ids: Vec<SandboxId>,
+    subjects: Vec<Subject>,
 }
 
 impl Ledger {
@@ -76,34 +96,57 @@ impl Ledger {
 
     /// Returns the node with the reservation of a creation.
     pub fn node(&self, id: &SandboxId) -> Option<u32> {
-        self.by_id.get(id).map(|held| held.node)
+        self.by_subject.get(&Subject::Creation(*id)).map(|held| held.node)
     }
 
     /// Reserves for a creation, and drops its earlier reservation.
     pub fn reserve(&mut self, id: SandboxId, node: u32, size: Size) {
-        self.release(&id);
-        let what = Reserved::of(size);
+        self.insert(Subject::Creation(id), node, Reserved::of(size));
+    }
+
+    /// Reserves what a sandbox of a node takes more; returns the number of that growth.
+    pub fn grow(&mut self, node: u32, more: Size) -> u64 {
+        self.last_growth += 1;
+        self.insert(Subject::Growth(self.last_growth), node, Reserved::of_growth(more));
+        self.last_growth
+    }
+
+    fn insert(&mut self, subject: Subject, node: u32, what: Reserved) {
+        self.remove(&subject);
         let account = self.by_node.entry(node).or_default();
         account.sum.add(what);
-        account.ids.push(id);
-        self.by_id.insert(id, Reservation { node, what, admitted: None });
+        account.subjects.push(subject);
+        self.by_subject.insert(subject, Reservation { node, what, admitted: None });
     }
 
     /// Records that the node took the creation; `seq` is its report number at that moment.
     pub fn admitted(&mut self, id: &SandboxId, seq: u64) {
-        if let Some(reservation) = self.by_id.get_mut(id) {
+        self.include(&Subject::Creation(*id), seq);
+    }
+
+    /// Records that the node's report with this number, and each later one, includes a growth.
+    pub fn grown(&mut self, number: u64, seq: u64) {
+        self.include(&Subject::Growth(number), seq);
+    }
+
+    fn include(&mut self, subject: &Subject, seq: u64) {
+        if let Some(reservation) = self.by_subject.get_mut(subject) {
             reservation.admitted = Some(seq);
         }
     }
 
     /// Drops the reservation of a creation that was refused or ended.
     pub fn release(&mut self, id: &SandboxId) {
-        if let Some(old) = self.by_id.remove(id)
+        self.remove(&Subject::Creation(*id));
+    }
+
+    fn remove(&mut self, subject: &Subject) {
+        if let Some(old) = self.by_subject.remove(subject)
             && let Some(account) = self.by_node.get_mut(&old.node)
         {
             account.sum.sub(old.what);
-            account.ids.retain(|held| held != id);
-            if account.ids.is_empty() {
+            account.subjects.retain(|held| held != subject);
+            if account.subjects.is_empty() {
                 self.by_node.remove(&old.node);
             }
         }
@@ -113,13 +156,13 @@ impl Ledger {
     /// new connection includes all admitted ones, because the agent's numbers may have restarted.
     pub fn reported(&mut self, node: u32, seq: u64, first: bool) {
         let Some(account) = self.by_node.get(&node) else { return };
-        let covered = |id: &&SandboxId| {
-            let admitted = self.by_id.get(*id).and_then(|held| held.admitted);
+        let covered = |subject: &&Subject| {
+            let admitted = self.by_subject.get(*subject).and_then(|held| held.admitted);
             admitted.is_some_and(|admitted| first || seq >= admitted)
         };
-        let covered: Vec<SandboxId> = account.ids.iter().filter(covered).copied().collect();
-        for id in covered {
-            self.release(&id);
+        let covered: Vec<Subject> = account.subjects.iter().filter(covered).copied().collect();
+        for subject in covered {
+            self.remove(&subject);
         }
     }
 }
@@ -147,20 +190,39 @@ mod tests {
         assert_eq!(ledger.on(1), Reserved::default());
     }
 
+    #[test]
+    fn growth_adds_to_the_creation_of_its_sandbox_and_ends_by_itself() {
+        let mut ledger = Ledger::default();
+        let size = Size { cpu_cores: 2, memory_mib: 512, disk_gib: 0 };
+        ledger.reserve(id(1), 1, size);
+        let number = ledger.grow(1, size);
+        let both = Reserved { sandboxes: 1, memory_bytes: 1 << 30, cores: 4, boot_cores: 2 };
+        assert_eq!(ledger.on(1), both);
+        ledger.release(&id(1));
+        ledger.grown(number, 7);
+        ledger.reported(1, 6, false);
+        assert_eq!(ledger.on(1).cores, 2, "the report was made before");
+        ledger.reported(1, 7, false);
+        assert_eq!(ledger.on(1), Reserved::default());
+    }
+
     proptest! {
         #[test]
-        fn ledger_sums_equal_a_recount(steps in prop::collection::vec((0u8..4, 0u8..6, 0u32..3, 1u32..9), 0..60)) {
+        fn ledger_sums_equal_a_recount(steps in prop::collection::vec((0u8..6, 0u8..6, 0u32..3, 1u32..9), 0..60)) {
             let mut ledger = Ledger::default();
+            let mut growths = Vec::new();
             for (step, sandbox, on, cores) in steps {
                 match step {
                     0 => ledger.reserve(id(sandbox), on, Size { cpu_cores: cores, memory_mib: 64, disk_gib: 0 }),
                     1 => ledger.admitted(&id(sandbox), u64::from(cores)),
                     2 => ledger.release(&id(sandbox)),
+                    3 => growths.push(ledger.grow(on, Size { cpu_cores: cores, memory_mib: 64, disk_gib: 0 })),
+                    4 => growths.pop().into_iter().for_each(|number| ledger.grown(number, u64::from(cores))),
                     _ => ledger.reported(on, u64::from(cores), false),
                 }
                 for on in 0..3 {
                     let mut sum = Reserved::default();
-                    for held in ledger.by_id.values().filter(|held| held.node == on) {
+                    for held in ledger.by_subject.values().filter(|held| held.node == on) {
                         sum.add(held.what);
                     }
                     prop_assert_eq!(ledger.on(on), sum);

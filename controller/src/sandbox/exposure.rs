@@ -111,6 +111,27 @@ pub(super) fn is_too_open(sandbox: &Sandbox, port: Port, wanted: Option<Visibili
     })
 }
 
+/// State of a port by the words of its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Openness {
+    Closed,
+    /// The node knows who reaches it, everybody included.
+    Guarded,
+    /// The node knows of no visibility: everybody reaches it.
+    Everybody,
+}
+
+/// Returns what the sandbox's node says of a port.
+pub(super) fn openness(sandbox: &Sandbox, port: Port) -> Openness {
+    let number = u32::from(port);
+    let mut of_port = sandbox.services.iter().filter(|service| service.port == number);
+    match of_port.next().map(HttpService::visibility) {
+        None => Openness::Closed,
+        Some(Wire::Unspecified) => Openness::Everybody,
+        Some(Wire::Public | Wire::Team | Wire::Token | Wire::Private) => Openness::Guarded,
+    }
+}
+
 /// Checks that a node knows of visibility.
 ///
 /// # Errors

@@ -64,7 +64,7 @@ pub enum Mutation {
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tables {
-    rows: BTreeMap<SandboxId, Row>,
+    pub(super) rows: BTreeMap<SandboxId, Row>,
     /// Files of creations under way, with their team.
     files: BTreeMap<SandboxId, (Team, Vec<u8>)>,
     /// Those of them that cannot be read, because the key is lost.
@@ -78,54 +78,16 @@ pub(super) struct Tables {
     pub(super) limits: BTreeMap<Team, TeamLimits>,
     nodes: BTreeMap<NodeName, String>,
     epoch: u64,
-    events: BTreeMap<u64, Event>,
+    pub(super) events: BTreeMap<u64, Event>,
     /// Deduplication keys of the events that have one.
-    once: BTreeSet<String>,
+    pub(super) once: BTreeSet<String>,
     /// Last revision.
-    revision: u64,
+    pub(super) revision: u64,
     /// Last revision that was removed of a team, or of no team.
-    gone_of: BTreeMap<Option<Team>, u64>,
+    pub(super) gone_of: BTreeMap<Option<Team>, u64>,
 }
 
 impl Tables {
-    fn append(&mut self, events: Vec<Event>) -> u64 {
-        for event in events {
-            let new = event.once.as_ref().is_none_or(|once| self.once.insert(once.clone()));
-            if new {
-                self.revision += 1;
-                self.events.insert(self.revision, event);
-            }
-        }
-        self.revision
-    }
-
-    fn remove_events(&mut self, revisions: &[u64]) {
-        for revision in revisions {
-            let event = self.events.remove(revision);
-            if let Some(once) = event.and_then(|event| event.once) {
-                self.once.remove(&once);
-            }
-        }
-    }
-
-    /// Returns the last revision at which a matching event may be no longer kept; 0: all are kept.
-    fn gone(&self, filter: &Filter) -> u64 {
-        let (mut team, mut before) = (filter.team.clone(), u64::MAX);
-        if let Some(sandbox) = &filter.sandbox {
-            let first = self.events.iter().find(|(_, event)| event.sandbox == filter.sandbox);
-            before = match first {
-                Some((_, event)) if event.kind == EventKind::CreateAsked => return 0,
-                Some((revision, _)) => revision - 1,
-                None => u64::MAX,
-            };
-            let owner = || self.rows.get(sandbox).map(|row| row.team.clone());
-            team = team.or_else(owner).or_else(|| first?.1.team.clone());
-        }
-        let of = self.gone_of.iter();
-        let of = of.filter(|(share, _)| team.is_none() || team == **share);
-        of.map(|(_, revision)| *revision).max().unwrap_or_default().min(before)
-    }
-
     fn holder(&self, team: &Team, request: &RequestId) -> Option<&Row> {
         self.rows
             .values()
@@ -380,64 +342,24 @@ impl Store for Memory {
     }
 
     async fn events(&self, after: u64, filter: Filter, limit: u32) -> Result<EventPage> {
-        let tables = self.tables.lock();
-        let gone = tables.gone(&filter);
-        let following = tables.events.range(after.saturating_add(1)..);
-        let events: Vec<_> = following
-            .filter(|(_, event)| filter.admits(event))
-            .take(limit as usize)
-            .map(|(revision, event)| (*revision, event.clone()))
-            .collect();
-        let whole = events.len() < limit as usize;
-        let seen = match events.last() {
-            Some((revision, _)) if !whole => *revision,
-            Some(_) | None => tables.revision.max(after),
-        };
-        Ok(EventPage { events, gone, seen, whole })
+        Ok(self.tables.lock().page(after, &filter, limit))
     }
 
     async fn before_last(&self, filter: Filter, count: u32) -> Result<u64> {
-        let tables = self.tables.lock();
-        let newest = tables.events.iter().rev().filter(|(_, event)| filter.admits(event));
-        let first = newest.take(count as usize).last();
-        Ok(first.map_or(tables.revision, |(revision, _)| revision - 1))
+        Ok(self.tables.lock().before_last(&filter, count))
     }
 
     async fn prune_events(&self, before_ms: u64, limit: u32) -> Result<u64> {
-        let mut tables = self.claimed_tables()?;
-        let young = tables.events.iter().find(|(_, event)| event.at_ms >= before_ms);
-        let upto = young.map_or(tables.revision, |(revision, _)| revision - 1);
-        let old = tables.events.range(..=upto).map(|(revision, _)| *revision);
-        let removed: Vec<_> = old.take(limit as usize).collect();
-        for revision in &removed {
-            let share = tables.events.get(revision).and_then(|event| event.team.clone());
-            tables.gone_of.insert(share, *revision);
-        }
-        tables.remove_events(&removed);
-        Ok(removed.len() as u64)
+        Ok(self.claimed_tables()?.prune(before_ms, limit))
     }
 
     async fn drop_events(&self, share: Option<Team>, count: u32) -> Result<()> {
-        let mut tables = self.claimed_tables()?;
-        let of_share = tables.events.iter().filter(|(_, event)| event.team == share);
-        let removed: Vec<_> =
-            of_share.map(|(revision, _)| *revision).take(count as usize).collect();
-        if let Some(last) = removed.last() {
-            tables.gone_of.insert(share, *last);
-        }
-        tables.remove_events(&removed);
+        self.claimed_tables()?.drop_oldest(share, count);
         Ok(())
     }
 
     async fn event_counts(&self) -> Result<Vec<(Option<Team>, u64)>> {
-        let tables = self.tables.lock();
-        let mut counts = BTreeMap::<_, u64>::new();
-        for event in tables.events.values() {
-            *counts.entry(event.team.clone()).or_default() += 1;
-        }
-        // Those of no team come last, as from SQL.
-        let of_nodes = counts.remove(&None).map(|count| (None, count));
-        Ok(counts.into_iter().chain(of_nodes).collect())
+        Ok(self.tables.lock().counts())
     }
 
     async fn events_of_team(&self, team: &Team) -> Result<u64> {

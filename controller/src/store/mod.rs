@@ -17,6 +17,7 @@ mod events;
 pub mod memory;
 mod memory_access;
 mod memory_enrolments;
+mod memory_events;
 mod rows;
 mod sealed;
 pub mod sqlite;

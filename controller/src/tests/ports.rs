@@ -175,6 +175,44 @@ async fn node_that_knows_no_visibility_gets_public_ports_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn exposure_whose_answer_is_lost_is_the_same_when_it_is_repeated() {
+    let lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    lab.holder(&id).faults(|faults| faults.mute = true);
+    let lost = lab.exposed(&id, 80, Visibility::Token).await.expect_err("no answer");
+    assert_eq!(reason(&lost), Some(Reason::OutcomeUnknown));
+    lab.holder(&id).faults(|faults| faults.mute = false);
+    for _ in 0..2 {
+        let again = lab.exposed(&id, 80, Visibility::Token).await;
+        assert_eq!(again.expect("repeated"), Visibility::Token);
+    }
+    let services = lab.get(&id).await.expect("known").services;
+    assert_eq!(services.len(), 1, "{services:?}");
+    events::settled(&lab).await;
+    let events = events::of(&lab, &id, 0).await;
+    let exposed = events.iter().filter(|event| event.kind() == EventKind::Exposed);
+    assert_eq!(exposed.count(), 1, "{events:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn port_that_an_older_agent_opened_without_an_answer_is_closed_again() {
+    let lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    lab.exposed(&id, 81, Visibility::Public).await.expect("exposed");
+    let agent = lab.holder(&id);
+    agent.faults(|faults| (faults.mute, faults.forgets_visibility) = (true, true));
+    for port in [80, 81] {
+        let lost = lab.exposed(&id, port, Visibility::Team).await.expect_err("no answer");
+        assert_eq!(reason(&lost), Some(Reason::OutcomeUnknown), "{port}");
+    }
+    agent.faults(|faults| faults.mute = false);
+    let ports =
+        |view: &Sandbox| view.services.iter().map(|service| service.port).collect::<Vec<_>>();
+    let view = lab.until_seen(&id, |view| !ports(view).contains(&80)).await;
+    assert_eq!(ports(&view), [81], "what was open before stays");
+}
+
+#[tokio::test(start_paused = true)]
 async fn link_is_the_url_of_the_port_with_the_nodes_credential() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");

@@ -3,6 +3,7 @@
 use proto::{Reason, sandbox::v1::*, update};
 
 use super::*;
+use crate::placement::Limits;
 
 impl Lab {
     async fn resize(&self, id: &str, size: Size, fields: &[&str]) -> Result<Sandbox, Status> {
@@ -43,4 +44,115 @@ async fn smaller_disk_and_mixed_updates_reach_no_node() {
         assert_eq!(reason(refused), Reason::FieldInvalid, "{fields:?}");
     }
     assert_eq!(lab.get(&made.id).await.expect("known").size.expect("a size").disk_gib, 20);
+}
+
+impl Lab {
+    /// Lab whose nodes give 4 cores and 8 GiB each.
+    async fn of_small_nodes() -> Self {
+        let mut lab = Self::new().await;
+        lab.placement =
+            Limits { cpu_overcommit: 0.5, memory_overcommit: 0.25, ..Limits::default() };
+        lab.start().await;
+        lab
+    }
+
+    /// Creates a sandbox with so many cores on a node.
+    async fn create_on(&self, node: &str, request_id: &str, cpu_cores: u32) -> Sandbox {
+        let size = Some(Size { cpu_cores, memory_mib: 512, disk_gib: 0 });
+        let request = CreateSandboxRequest { node: node.into(), size, ..request(request_id) };
+        create(&mut self.api(), request).await.expect("made")
+    }
+
+    async fn start_sandbox(&self, id: &str) -> Result<Sandbox, Status> {
+        let request = StartSandboxRequest { id: id.into(), ..StartSandboxRequest::default() };
+        let answer = self.api().start_sandbox(request).await?;
+        Ok(answer.into_inner().sandbox.expect("a sandbox"))
+    }
+
+    async fn stop_sandbox(&self, id: &str) {
+        let request = StopSandboxRequest { id: id.into(), ..StopSandboxRequest::default() };
+        self.api().stop_sandbox(request).await.expect("stopped");
+    }
+
+    /// Waits until the node reports so many cores of its sandboxes, and nothing else is reserved there.
+    async fn until_given(&self, node: &str, cores: u32) {
+        let name = node.parse().expect("a node");
+        let nodes = self.domain().nodes().clone();
+        let mut news = nodes.news();
+        let on = nodes.get(&name).expect("a node");
+        let reported = async {
+            while nodes.cores_given(&on) != (f64::from(cores), 0) {
+                news.changed().await.expect("nodes");
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_mins(1), reported).await;
+        in_time.unwrap_or_else(|_| panic!("{:?} cores, not {cores}", nodes.cores_given(&on)));
+    }
+}
+
+fn cores(cpu_cores: u32) -> Size {
+    Size { cpu_cores, ..Size::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_size_has_the_bounds_of_its_node() {
+    let lab = Lab::of_small_nodes().await;
+    let id = lab.create_on("n2", "r1", 1).await.id;
+    lab.create_on("n2", "r2", 2).await;
+    lab.until_given("n2", 3).await;
+    let memory = |memory_mib| Size { memory_mib, ..Size::default() };
+    for (size, field, expected) in [
+        (cores(5), "size.cpu_cores", Reason::NeverFits),
+        (cores(3), "size.cpu_cores", Reason::NoCapacity),
+        (memory(8 * 1024 + 1), "size.memory_mib", Reason::NeverFits),
+        (memory(8 * 1024 - 511), "size.memory_mib", Reason::MemoryFull),
+    ] {
+        let status = lab.resize(&id, size, &[field]).await.expect_err("too large");
+        assert!(status.message().starts_with("node n2 "), "{status}");
+        assert_eq!(daemon::status::reason(&status), Some(expected), "{size:?}: {status}");
+    }
+    let has = lab.get(&id).await.expect("known").size;
+    assert_eq!(has, Some(Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 }));
+    lab.resize(&id, cores(2), &["size.cpu_cores"]).await.expect("fits");
+    lab.resize(&id, memory(8 * 1024 - 512), &["size.memory_mib"]).await.expect("fits");
+    lab.resize(&id, cores(1), &["size.cpu_cores"]).await.expect("less always fits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_sizes_that_grow_at_once_as_many_are_admitted_as_fit() {
+    let lab = Lab::of_small_nodes().await;
+    let mut ids = Vec::new();
+    for request_id in ["r1", "r2", "r3"] {
+        ids.push(lab.create_on("n1", request_id, 1).await.id);
+    }
+    lab.until_given("n1", 3).await;
+    let grown = ids.iter().map(|id| lab.resize(id, cores(2), &["size.cpu_cores"]));
+    let grown = futures_util::future::join_all(grown).await;
+    let (fit, refused): (Vec<_>, Vec<_>) = grown.into_iter().partition(Result::is_ok);
+    assert_eq!(fit.len(), 1, "one core was left: {refused:?}");
+    for refusal in refused {
+        assert_eq!(reason(refusal), Reason::NoCapacity);
+    }
+    // The reservation ends with a report that includes it.
+    lab.until_given("n1", 4).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopped_sandbox_starts_only_where_there_is_room() {
+    let lab = Lab::of_small_nodes().await;
+    let first = lab.create_on("n3", "r1", 3).await.id;
+    lab.stop_sandbox(&first).await;
+    lab.until_given("n3", 0).await;
+    // It counts for nothing, so only what could never start is refused.
+    lab.resize(&first, cores(4), &["size.cpu_cores"]).await.expect("it is stopped");
+    assert_eq!(reason(lab.resize(&first, cores(5), &["size.cpu_cores"]).await), Reason::NeverFits);
+    let second = lab.create_on("n3", "r2", 1).await.id;
+    lab.until_given("n3", 1).await;
+    assert_eq!(reason(lab.start_sandbox(&first).await), Reason::NoCapacity);
+    assert_eq!(lab.get(&first).await.expect("known").phase(), Phase::Stopped);
+    lab.stop_sandbox(&second).await;
+    lab.until_given("n3", 0).await;
+    lab.start_sandbox(&first).await.expect("there is room");
+    lab.until_given("n3", 4).await;
+    lab.start_sandbox(&first).await.expect("what runs needs no room");
 }

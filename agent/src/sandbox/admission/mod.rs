@@ -2,6 +2,7 @@
 
 pub(super) mod clone_queue;
 pub(super) mod decide;
+mod growth;
 pub(super) mod lock;
 pub(super) mod number;
 pub(super) mod reserve;

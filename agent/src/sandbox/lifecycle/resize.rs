@@ -26,10 +26,7 @@ use crate::{
     pve::{ContainerConfig, ErrorKind},
     sandbox::{
         Error, Result, Sandboxes,
-        admission::{
-            decide::{Memory, check_room, decide_growth},
-            lock::GrowthGuard,
-        },
+        admission::{decide::check_room, lock::GrowthGuard},
         core::{
             operations::{Entry, OperationContext, OperationKind, OperationState},
             queries,
@@ -265,17 +262,7 @@ impl Sandboxes {
         // A stopped sandbox counts for nothing yet.
         let counted = if record.phase.is_up() { record.memory_bytes() } else { 0 };
         let growth = wanted.memory_bytes().saturating_sub(counted);
-        let admission = self.admission.lock(&record.id);
-        if let Some(host) = self.host() {
-            let memory = Memory {
-                asked: growth,
-                given: self.memory_given() + admission.memory(),
-                total: host.memory_total,
-                available: host.memory_available,
-            };
-            decide_growth(memory, wanted.memory_bytes(), &self.options.limits)?;
-        }
-        Ok(Some(admission.grow(growth)))
+        self.admit_memory(&record.id, growth, wanted.memory_bytes()).map(Some)
     }
 }
 

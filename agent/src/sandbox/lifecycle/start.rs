@@ -2,6 +2,7 @@
 //!
 //! | step | undo |
 //! |---|---|
+//! | admit its memory | forget it |
 //! | STARTING in the journal, boot + 1 | STOPPED with the failure |
 //! | start the container, wait for its probe | stop the container |
 //! | RUNNING in the journal | none: from here on `stop` |
@@ -35,7 +36,8 @@ impl Sandboxes {
     /// it is then. A running sandbox stays as it is.
     ///
     /// # Errors
-    /// When there is no such sandbox, or it did not come up: then it is stopped.
+    /// When there is no such sandbox, or it did not come up: then it is stopped; MEMORY_FULL or NEVER_FITS when
+    /// the node has no memory for it.
     pub async fn start(self: &Arc<Self>, id: &SandboxId, wait: Duration) -> Result<Arc<Record>> {
         let record = self.living(&SandboxRef::Id(*id))?;
         if record.phase == Phase::Running {
@@ -56,6 +58,11 @@ impl Sandboxes {
             return Ok(record);
         }
         refuse_exported(&record)?;
+        // What was stopped has held no memory since, and others may have it now. A boot that is under way,
+        // also one after a reboot of the node, counts already.
+        let memory = record.memory_bytes();
+        let admit = || self.admit_memory(id, memory, memory);
+        let admitted = (record.phase == Phase::Stopped).then(admit).transpose()?;
         let _counted = self.admission.count_start();
         let _slot = self.start_slot(Instant::now() + limits.turn).await?;
         let now = self.clock.moment();
@@ -76,6 +83,8 @@ impl Sandboxes {
                 record.progress = Progress::Start;
             })
             .await?;
+        // The record counts from here on.
+        drop(admitted);
         let since = Instant::now();
         match self.boot_again(&record, context).await {
             Ok(()) => {

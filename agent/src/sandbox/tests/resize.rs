@@ -106,6 +106,29 @@ async fn growth_is_admitted_as_a_creation_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn stopped_sandbox_starts_only_where_its_memory_fits() {
+    let node = Node::new().await;
+    let first = node.running(1).await;
+    node.running(2).await;
+    let total = first.size.memory_bytes();
+    let host = HostLoad { memory_total: total, memory_available: total, ..HostLoad::default() };
+    let (_sender, load) = tokio::sync::watch::channel(host);
+    node.sandboxes.watch_host(load);
+    node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    let unit = first.size.memory_mib;
+    // Twice the host's memory may be given away. What the first has left goes to the second.
+    node.resize(2, size(0, 2 * unit, 0)).await.expect("fits");
+    let before = node.record(1).await;
+    let error = node.sandboxes.start(&id(1), LONG).await.expect_err("full");
+    assert_eq!(error.reason, Reason::MemoryFull, "{error}");
+    assert_eq!(node.record(1).await, before, "nothing was begun");
+    node.resize(2, size(0, unit, 0)).await.expect("less");
+    node.sandboxes.start(&id(1), LONG).await.expect("there is room");
+    assert_eq!(node.sandboxes.memory_given(), 2 * total);
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn limits_that_failed_once_are_set_again() {
     let mut node = Node::new().await;
     node.running(1).await;

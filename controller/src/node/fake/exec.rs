@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
-use super::{FakeAgent, service::refuse};
+use super::{FakeAgent, answers::refuse};
 
 /// Bytes that a command may be ahead of its readers, and its stdin of it.
 const AHEAD: usize = 64 * 1024;

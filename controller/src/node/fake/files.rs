@@ -10,7 +10,7 @@ use proto::{
 };
 use tonic::{Status, Streaming};
 
-use super::{FakeAgent, service::refuse};
+use super::{FakeAgent, answers::refuse};
 
 /// End of the paths that cannot be written.
 const UNWRITABLE: &str = "/unwritable";

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{FakeAgent, service::refuse};
+use super::{FakeAgent, answers::refuse};
 
 /// Bytes of one message of a server that never stops.
 const CHUNK: usize = 16 * 1024;

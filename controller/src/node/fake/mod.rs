@@ -1,6 +1,7 @@
 //! Agent for tests and simulations: the real gRPC service over in-memory streams, with made-up
 //! sandboxes and faults that can be switched on.
 
+mod answers;
 mod exec;
 mod files;
 mod forward;
@@ -78,6 +79,9 @@ pub struct Faults {
     pub knows_no_names: bool,
     /// Answers like an agent for which every open port is public.
     pub guards_nothing: bool,
+    /// Opens every port to everybody and says nothing about it, like an older agent that has just taken the
+    /// place of the one that said hello.
+    pub forgets_visibility: bool,
     /// Sandbox that it finds in a container without a record.
     pub recovers: Option<Sandbox>,
     /// Time that its clean-up takes, and what that finds.

@@ -1,33 +1,40 @@
 //! Exposes and hides ports.
 
+use std::{sync::Arc, time::Duration};
+
 use proto::{
     Reason,
-    id::SandboxId,
-    name::ServiceName,
+    id::{SandboxId, SandboxRef},
+    name::{Port, ServiceName},
     sandbox::v1::{EventKind, ExposeHttpServiceRequest, HttpService, Sandbox},
     spec,
     visibility::Visibility,
 };
+use tokio::time::timeout;
 
 use super::Change;
 use crate::{
     node::{self, Client, Exposed},
     sandbox::{
         Caller, Error, Result, Sandboxes,
-        exposure::{can_guard, is_too_open},
+        exposure::{Openness, can_guard, is_too_open, openness},
     },
 };
 
 const EXPOSE: Change = Change { asked: None, effects: &[EventKind::Exposed], is_bounded: true };
 const HIDE: Change = Change { asked: None, effects: &[EventKind::Hidden], is_bounded: false };
 
+/// Time for which a report is waited for that shows what has become of a lost answer.
+const LOST_MAX: Duration = Duration::from_mins(5);
+
 impl Sandboxes {
-    /// Exposes a port; returns the sandbox and the name of the service.
+    /// Exposes a port; returns the sandbox and the name of the service. May be repeated: the same name and port
+    /// have the same outcome, also after an answer that was lost.
     ///
     /// # Errors
     /// When name, port or visibility are malformed, taken or not allowed, or the sandbox's node does not do it.
     pub async fn expose(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         request: &ExposeHttpServiceRequest,
     ) -> Result<(Sandbox, ServiceName)> {
@@ -48,7 +55,44 @@ impl Sandboxes {
             }
             Ok(sandbox)
         };
-        Ok((self.change(caller, &request.id, EXPOSE, expose).await?, name))
+        let before = self.find(&caller.team, &request.id)?;
+        let exposed = self.change(caller, &request.id, EXPOSE, expose).await;
+        let is_lost = exposed.as_ref().is_err_and(|error| error.reason == Reason::OutcomeUnknown);
+        if is_lost && is_guarded && openness(&before.sandbox, port) == Openness::Closed {
+            self.close_if_everybody_reaches(before.id, port, name.clone());
+        }
+        Ok((exposed?, name))
+    }
+
+    /// Closes a port that was closed before its exposure got no answer, if the next report shows it open to
+    /// everybody. Its caller may never ask again.
+    fn close_if_everybody_reaches(self: &Arc<Self>, id: SandboxId, port: Port, name: ServiceName) {
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            let mut changes = this.nodes.cache.watch(id);
+            let shown = async {
+                loop {
+                    changes.mark_unchanged();
+                    let entry = this.nodes.cache.get(&SandboxRef::Id(id))?;
+                    match openness(&entry.sandbox, port) {
+                        Openness::Closed => changes.changed().await.ok()?,
+                        Openness::Guarded => return None,
+                        Openness::Everybody => return this.nodes.get(entry.node.as_ref()?),
+                    }
+                }
+            };
+            let shown = async { timeout(LOST_MAX, shown).await.ok().flatten() };
+            let Some(Some(node)) = this.stop.run_until_cancelled(shown).await else { return };
+            match node.client.hide(this.nodes.epoch.get(), &id, &name).await {
+                Ok((sandbox, _)) => {
+                    this.nodes.apply(&node.name, sandbox);
+                    tracing::warn!(sandbox = %id, %port, "a port that an older agent has opened to everybody is closed");
+                }
+                Err(error) => {
+                    tracing::error!(sandbox = %id, %port, %error, "a port that is open to everybody was not closed");
+                }
+            }
+        });
     }
 
     /// Checks that the sandbox can be changed, and that its node knows of visibility.

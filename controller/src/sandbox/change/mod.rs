@@ -8,18 +8,24 @@ mod start;
 mod stop;
 mod update;
 
+use std::{sync::Arc, time::Duration};
+
 use proto::{
-    Progress,
+    Progress, Reason,
     id::SandboxId,
     sandbox::v1::{EventKind, Sandbox},
 };
 
 use crate::{
     inventory::Entry,
-    node::{self, Client, Node},
-    sandbox::{Caller, Result, Sandboxes},
+    node::{self, Client, GrowthGuard, Node},
+    placement::{Growth, NoRoom},
+    sandbox::{Caller, Error, Result, Sandboxes},
     store::Event,
 };
+
+/// Time after which a full node may have room again.
+const ROOM_RETRY: Duration = Duration::from_secs(2);
 
 /// Events of a change.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +63,14 @@ impl Sandboxes {
             self.quotas.take_back_change(&caller.team, at_ms);
         }
         self.finish_change(&entry, &node, change, answer).await
+    }
+
+    /// Reserves what a sandbox takes more of its node, by the bounds that a creation has.
+    fn admit_growth(&self, node: &Arc<Node>, growth: &Growth) -> Result<GrowthGuard> {
+        self.nodes.grow(node, growth).map_err(|NoRoom { reason, message }| {
+            let error = Error::new(reason, format!("node {} {message}", node.name));
+            if reason == Reason::NeverFits { error } else { error.retry(ROOM_RETRY) }
+        })
     }
 
     /// Records a requested change before its node receives it.

@@ -6,7 +6,8 @@ use std::{sync::Arc, time::Duration};
 use proto::{
     Progress, Reason,
     id::{Invalid, SandboxId, SandboxRef},
-    sandbox::v1::{self as wire, EventKind, Sandbox, UpdateSandboxRequest},
+    name::Team,
+    sandbox::v1::{self as wire, EventKind, Phase, Sandbox, UpdateSandboxRequest},
     spec::Size,
     update::Update,
 };
@@ -16,7 +17,8 @@ use tokio::time::{sleep, timeout};
 use super::Change;
 use crate::{
     inventory::Entry,
-    node::Client,
+    node::{Client, GrowthGuard},
+    placement::Growth,
     sandbox::{
         Caller, Result, Sandboxes, WAIT,
         quota::{Admitted, can_keep_to},
@@ -41,7 +43,8 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When the request is wrong; NAME_TAKEN when another sandbox of the team has the name;
-    /// REVISION_CONFLICT when the sandbox has another revision; QUOTA_EXCEEDED when it would be too large;
+    /// REVISION_CONFLICT when the sandbox has another revision; QUOTA_EXCEEDED when it would be too large for
+    /// its team; MEMORY_FULL, NO_CAPACITY, STORAGE_FULL or NEVER_FITS when it would be for its node;
     /// EGRESS_REFUSED when it would reach more than its team may; when there is no such sandbox, or its
     /// node does not do it.
     pub async fn update(
@@ -82,7 +85,7 @@ impl Sandboxes {
             let entry = this.nodes.cache.get(&SandboxRef::Id(id));
             let has = entry.and_then(|entry| entry.sandbox.size).unwrap_or(has);
             let grows = update.size.map(|size| (Size::from(has), size.or(has.into())));
-            let admit = |sizes| this.quotas.admit_size(&this.nodes.cache, &caller.team, id, sizes);
+            let admit = |sizes| this.admit_size(&caller.team, id, sizes);
             let admitted = grows.map(admit).transpose()?;
             let change = |client: Client, epoch, id| async move {
                 client.update(epoch, &id, request, wait).await
@@ -102,8 +105,21 @@ impl Sandboxes {
         changed.await.unwrap_or_else(|_| Err(stopping()))
     }
 
+    /// Admits a new size of a sandbox: its team may have it, and its node has room for it.
+    fn admit_size(
+        &self,
+        team: &Team,
+        id: SandboxId,
+        (from, to): (Size, Size),
+    ) -> Result<(Admitted, GrowthGuard)> {
+        let admitted = self.quotas.admit_size(&self.nodes.cache, team, id, (from, to))?;
+        let (entry, node) = self.on_node(team, &id.to_string())?;
+        let counts = entry.sandbox.phase() != Phase::Stopped;
+        Ok((admitted, self.admit_growth(&node, &Growth::resize(from, to, counts))?))
+    }
+
     /// Counts the size that a sandbox is to have until its node has ended the change.
-    fn count_until_resized(self: &Arc<Self>, id: SandboxId, admitted: Admitted) {
+    fn count_until_resized(self: &Arc<Self>, id: SandboxId, admitted: (Admitted, GrowthGuard)) {
         let this = self.clone();
         self.tasks.spawn(async move {
             let _counted = admitted;
