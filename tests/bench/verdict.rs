@@ -47,7 +47,9 @@ fn verdict_ns(visibility: Visibility) -> Result<f64> {
         state: State::Running,
         ip: Some([10, 100, 1, 5].into()),
         ports: BTreeMap::from([(port, open)]),
+        main: Some(port),
         key: Some(key),
+        name: None,
     };
     let session = Credential {
         purpose: Purpose::Session,

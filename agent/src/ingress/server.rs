@@ -374,7 +374,10 @@ fn explain(status: StatusCode, why: &str) -> Reply {
 
 #[cfg(test)]
 mod tests {
-    use proto::id::{SandboxId, Vmid};
+    use proto::{
+        host::FullName,
+        id::{SandboxId, Vmid},
+    };
 
     use super::*;
     use crate::ingress::State;
@@ -388,6 +391,10 @@ mod tests {
         fn local(&self, sandbox: SandboxRef) -> Option<Target> {
             let names = [SandboxRef::Id(self.0.id), SandboxRef::Vmid(self.0.vmid)];
             names.contains(&sandbox).then(|| self.0.clone())
+        }
+
+        fn named(&self, name: &FullName) -> Option<SandboxId> {
+            (self.0.name.as_ref() == Some(name)).then_some(self.0.id)
         }
 
         async fn owner(&self, _: SandboxRef) -> Owner {
@@ -413,7 +420,9 @@ mod tests {
             state: State::Running,
             ip: None,
             ports: Default::default(),
+            main: None,
             key: None,
+            name: None,
         });
         let (asked, id) = (Asked::default(), SandboxRef::Id(one.0.id));
         let ask = |name| begin(&asked, subject(&one, name));
