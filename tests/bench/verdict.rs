@@ -44,9 +44,11 @@ fn verdict_ns(visibility: Visibility) -> Result<f64> {
         id,
         vmid: Vmid::try_from(100_001)?,
         team: "red".parse()?,
+        name: None,
         state: State::Running,
         ip: Some([10, 100, 1, 5].into()),
         ports: BTreeMap::from([(port, open)]),
+        main: None,
         key: Some(key),
     };
     let session = Credential {
