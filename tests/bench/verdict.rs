@@ -44,12 +44,12 @@ fn verdict_ns(visibility: Visibility) -> Result<f64> {
         id,
         vmid: Vmid::try_from(100_001)?,
         team: "red".parse()?,
+        name: None,
         state: State::Running,
         ip: Some([10, 100, 1, 5].into()),
         ports: BTreeMap::from([(port, open)]),
-        main: Some(port),
+        main: None,
         key: Some(key),
-        name: None,
     };
     let session = Credential {
         purpose: Purpose::Session,
