@@ -60,11 +60,11 @@ pub(super) async fn run(controller: Controller, ssh: Ssh, output: Output) -> Res
         ssh.arg("-o").arg(format!("{name}={value}"));
     }
     let failed = ssh.arg("-o").arg(format!("User={id}")).arg(id).args(args).exec();
-    Err(match failed.kind() {
-        io::ErrorKind::NotFound => Failure::usage(
+    if failed.kind() == io::ErrorKind::NotFound {
+        return Err(Failure::usage(
             "there is no program `ssh` on this machine",
             "install OpenSSH's client; `sandboxctl shell ID` needs none",
-        ),
-        _ => Failure::local(format!("cannot run ssh: {failed}")),
-    })
+        ));
+    }
+    Err(Failure::local(format!("cannot run ssh: {failed}")))
 }
