@@ -22,8 +22,8 @@ Examples:
   sandboxctl ssh ID -R 5432:localhost:5432      port 5432 there is your own 5432
   sandboxctl ssh ID -- -o Compression=no        `--` before an option that sandboxctl has, too
 
-Everything after ID is for `ssh`. Nothing of your ~/.ssh/config is changed: `sandboxctl ssh-config --write` prepares
-`ssh NAME`, `scp` and `rsync`. Your key must be known: `sandboxctl ssh-key add`.")]
+Everything after ID is for `ssh`. Your ~/.ssh/config is not changed: `sandboxctl ssh-config
+--write` prepares `ssh NAME`, `scp` and `rsync`. Your key must be known: `sandboxctl ssh-key add`.")]
 pub(crate) struct Ssh {
     /// Private key to log in with [default: those that ssh finds]
     #[arg(long, value_name = "FILE")]
@@ -60,11 +60,11 @@ pub(super) async fn run(controller: Controller, ssh: Ssh, output: Output) -> Res
         ssh.arg("-o").arg(format!("{name}={value}"));
     }
     let failed = ssh.arg("-o").arg(format!("User={id}")).arg(id).args(args).exec();
-    Err(match failed.kind() {
-        io::ErrorKind::NotFound => Failure::usage(
+    if failed.kind() == io::ErrorKind::NotFound {
+        return Err(Failure::usage(
             "there is no program `ssh` on this machine",
             "install OpenSSH's client; `sandboxctl shell ID` needs none",
-        ),
-        _ => Failure::local(format!("cannot run ssh: {failed}")),
-    })
+        ));
+    }
+    Err(Failure::local(format!("cannot run ssh: {failed}")))
 }

@@ -35,7 +35,7 @@ pub(super) struct Facts {
     resolves: Option<bool>,
 }
 
-/// What answers where the server should listen.
+/// Answer of the address where the server should listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Listener {
     Own,

@@ -20,6 +20,8 @@ const OPEN_MAX: usize = 64;
 /// Most channels that russh keeps for a connection: it forgets only those that the client was the first to
 /// close. With about 4 KiB for each, that is as much as the bytes that may wait.
 pub(crate) const KEPT_MAX: usize = 2048;
+/// Reason that a client is told when its connection takes no other channels.
+pub(super) const WORN: &str = "this connection has had too many channels; connect again";
 
 /// Place of an open channel among those of its connection.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     Shared,
-    channels::{Channels, Place},
+    channels::{Channels, Place, WORN},
     command::{self, Ends, Program, Requested, signal_number},
     forward,
     inputs::{Input, InputSender, Inputs, inputs},
@@ -34,8 +34,6 @@ use super::{
 };
 use crate::sandbox::Result;
 
-/// Says why a connection takes no other channels.
-pub(super) const WORN: &str = "this connection has had too many channels; connect again";
 /// Most variables of a command.
 const ENV_MAX: usize = 32;
 /// Longest value of a variable, bytes.

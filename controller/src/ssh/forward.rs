@@ -162,7 +162,7 @@ fn left() -> Error {
 pub(super) enum Carried {
     /// Both directions have ended.
     Whole,
-    /// It broke.
+    /// Broke off, and why.
     Broken(Error),
     /// The client has closed the channel.
     Left,

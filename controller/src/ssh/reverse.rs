@@ -20,7 +20,7 @@ use russh::{Disconnect, server::Handle};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{forward, record::Action, session::Session};
+use super::{channels::WORN, forward, record::Action, session::Session};
 use crate::{
     rpc::Permit,
     sandbox::{Accepted, Error, Result},
@@ -231,7 +231,7 @@ async fn serve(
 ) {
     let Some(place) = session.channels.take() else {
         if session.channels.are_worn() && session.channels.are_idle() {
-            session.part(&handle, Disconnect::ByApplication, super::connection::WORN).await;
+            session.part(&handle, Disconnect::ByApplication, WORN).await;
         }
         return;
     };

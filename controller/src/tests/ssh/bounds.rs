@@ -59,7 +59,7 @@ async fn listeners_and_their_connections_count_as_streams_of_the_team() {
     opened.map(drop).expect_err("too many streams");
     client.cancel_tcpip_forward("localhost", 9001).await.expect("ended");
     let again = async || client.tcpip_forward("localhost", 9003).await.is_ok();
-    until("room", || again()).await;
+    until("room", again).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

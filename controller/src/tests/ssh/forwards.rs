@@ -70,10 +70,9 @@ async fn connection_that_breaks_off_has_no_end_of_its_bytes() {
         let mut told_end = false;
         let to_the_end = async {
             while let Some(message) = channel.wait().await {
-                match message {
-                    ChannelMsg::Eof => told_end = true,
-                    ChannelMsg::Close => break,
-                    _ => {}
+                told_end |= matches!(message, ChannelMsg::Eof);
+                if matches!(message, ChannelMsg::Close) {
+                    break;
                 }
             }
         };
