@@ -1,8 +1,9 @@
 //! The command lines in docs are command lines of the programs: a flag that is renamed, or a verb that is
 //! gone, is found here. What they do is tested elsewhere; that no command of an operator's page is left out there
-//! is tested here, and so is the width of help texts.
+//! is tested here, and so are the links between the pages and the width of help texts.
 
 mod help;
+mod links;
 mod procedures;
 
 use std::{
