@@ -22,7 +22,7 @@ pub const CONFIG: &str = "/etc/pve-sandbox/agent.toml";
 
 /// Creates, runs and removes the sandboxes of one Proxmox VE node.
 #[derive(Debug, Parser)]
-#[command(name = "pve-sandbox-agent", version)]
+#[command(name = "pve-sandbox-agent", version, max_term_width = 80)]
 pub struct Cli {
     /// Sub-command.
     #[command(subcommand)]
@@ -47,6 +47,7 @@ pub enum Command {
     },
     /// Join a controller: make this node's keys, get its certificates, write what is missing in the
     /// configuration, and start the agent. `sandboxctl node token NODE` prints the line to run
+    #[command(override_usage = JOIN_USAGE)]
     Join {
         #[command(flatten)]
         line: Line,
@@ -131,28 +132,35 @@ pub enum TemplateCommand {
     Init(TemplateInit),
 }
 
+const JOIN_USAGE: &str = "\
+pve-sandbox-agent join [OPTIONS] --token <TOKEN> --ca-sha256 <HEX>
+                              <CONTROLLER>";
+
 const DOCTOR_HELP: &str = "\
 Examples:
-  pve-sandbox-agent doctor                      it changes nothing, and takes some seconds
+  pve-sandbox-agent doctor  it changes nothing, and takes some seconds
   pve-sandbox-agent doctor --json | jq '.checks[] | select(.state != \"ok\")'";
 
 const UNINSTALL_HELP: &str = "\
 Examples:
   pve-sandbox-agent uninstall --dry-run
   pve-sandbox-agent uninstall                   it asks
-  pve-sandbox-agent uninstall --sandboxes delete --data delete --bridge delete --yes
+  pve-sandbox-agent uninstall --sandboxes delete --data delete \\
+      --bridge delete --yes
   pve-sandbox-agent uninstall --sandboxes keep --yes
 
-Sandboxes that are kept run on without an agent, and keep the journal, the keys and the bridge; an agent
-that is installed later takes them in again. Then: apt purge pve-sandbox-agent.";
+Sandboxes that are kept run on without an agent, and keep the journal, the keys
+and the bridge; an agent that is installed later takes them in again. Then:
+apt purge pve-sandbox-agent.";
 
 const TEMPLATE_HELP: &str = "\
 Examples:
   pve-sandbox-agent template init
-  pve-sandbox-agent template init --vmid 9001 --snapshot trixie --suite trixie --storage local-zfs
+  pve-sandbox-agent template init --vmid 9001 --suite trixie --storage local-zfs
 
-The agent finds the template by a line in its description; no [[template]] is needed. A run that was
-interrupted is repeated: what it has left is removed first.";
+The agent finds the template by a line in its description; no [[template]] is
+needed. A run that was interrupted is repeated: what it has left is removed
+first.";
 
 #[derive(Debug, Args)]
 pub struct TemplateInit {

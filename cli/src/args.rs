@@ -35,55 +35,59 @@ pub struct Args {
     pub(crate) verb: Verb,
 }
 
-const WIDTH: usize = 100;
+/// Columns of a help text, also on a wider terminal. Texts that clap does not wrap are written for it.
+const WIDTH: usize = 80;
 
 const EXAMPLES: &str = "\
 Examples:
-  sandboxctl login                              which controller, as whom; once
-  sandboxctl run --rm -it                       a shell in a new sandbox, gone at its end
-  id=$(sandboxctl create)                       a sandbox; its id on stdout
-  sandboxctl exec $id uname -a                  run a command in it
-  sandboxctl shell $id                          a shell on a terminal
-  sandboxctl cp ./src $id:/srv                  copy files, both ways
-  sandboxctl expose $id 8080                    open a port; prints the address
-  sandboxctl pause $id                          freeze it; a request or an exec wakes it
-  sandboxctl ls                                 what there is
-  sandboxctl explain $id                        why it is on that node
-  sandboxctl rm $id                             delete it, for good";
+  sandboxctl login              which controller, as whom; once
+  sandboxctl run --rm -it       a shell in a new sandbox, gone at its end
+  id=$(sandboxctl create)       a sandbox; its id on stdout
+  sandboxctl exec $id uname -a  run a command in it
+  sandboxctl shell $id          a shell on a terminal
+  sandboxctl cp ./src $id:/srv  copy files, both ways
+  sandboxctl expose $id 8080    open a port; prints the address
+  sandboxctl pause $id          freeze it; a request or an exec wakes it
+  sandboxctl ls                 what there is
+  sandboxctl explain $id        why it is on that node
+  sandboxctl rm $id             delete it, for good";
 
 const EXAMPLES_AND_CODES: &str = "\
 Examples:
-  sandboxctl login                              which controller, as whom; once
-  sandboxctl run --rm -it                       a shell in a new sandbox, gone at its end
-  id=$(sandboxctl create)                       a sandbox; its id on stdout
-  sandboxctl exec $id uname -a                  run a command in it
-  sandboxctl shell $id                          a shell on a terminal
-  sandboxctl cp ./src $id:/srv                  copy files, both ways
-  sandboxctl expose $id 8080                    open a port; prints the address
-  sandboxctl pause $id                          freeze it; a request or an exec wakes it
-  sandboxctl ls                                 what there is
-  sandboxctl explain $id                        why it is on that node
-  sandboxctl rm $id                             delete it, for good
+  sandboxctl login              which controller, as whom; once
+  sandboxctl run --rm -it       a shell in a new sandbox, gone at its end
+  id=$(sandboxctl create)       a sandbox; its id on stdout
+  sandboxctl exec $id uname -a  run a command in it
+  sandboxctl shell $id          a shell on a terminal
+  sandboxctl cp ./src $id:/srv  copy files, both ways
+  sandboxctl expose $id 8080    open a port; prints the address
+  sandboxctl pause $id          freeze it; a request or an exec wakes it
+  sandboxctl ls                 what there is
+  sandboxctl explain $id        why it is on that node
+  sandboxctl rm $id             delete it, for good
 
-Sandboxes are named by an id, a part of it from either end, a vmid, @current or @last.
+Sandboxes are named by an id, a part of it from either end, a vmid, @current or
+@last.
 
 Configuration, the first that is there wins:
-  flag                  --endpoint, --token, --token-file, --client-cert, --ca
-  context by flag       --context NAME
-  environment           SANDBOXCTL_ENDPOINT, SANDBOXCTL_TOKEN, SANDBOXCTL_TOKEN_FILE,
-                        SANDBOXCTL_CLIENT_CERT, SANDBOXCTL_CA
-  context               SANDBOXCTL_CONTEXT, or that of `sandboxctl login` and `context use`
-  file                  ~/.config/sandboxctl/config.toml: endpoint, token, token_file,
-                        client_cert, ca
+  flag             --endpoint, --token, --token-file, --client-cert, --ca
+  context by flag  --context NAME
+  environment      SANDBOXCTL_ENDPOINT, SANDBOXCTL_TOKEN, SANDBOXCTL_TOKEN_FILE,
+                   SANDBOXCTL_CLIENT_CERT, SANDBOXCTL_CA
+  context          SANDBOXCTL_CONTEXT, or that of `sandboxctl login` and
+                   `context use`
+  file             ~/.config/sandboxctl/config.toml: endpoint, token,
+                   token_file, client_cert, ca
 
 Exit codes:
   0    done
   1    refused, failed, or fsck found something
   2    wrong usage or configuration
   3    no such sandbox, command, file, snapshot, service or node
-  4    not now: no room, or something does not answer; the same call may work later
-  125  exec, run, shell, attach, logs -f: the command could not be run, or its outcome was
-       lost (every other code of these is the command's own)
+  4    not now: no room, or something does not answer; the same call may work
+       later
+  125  exec, run, shell, attach, logs -f: the command could not be run, or its
+       outcome was lost (every other code of these is the command's own)
   130  interrupted
   141  whoever read our output went away
   143  ended by SIGTERM";
@@ -117,5 +121,15 @@ mod tests {
     #[test]
     fn clap_accepts_the_definition() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn change_of_a_size_or_of_limits_names_one_at_least() {
+        for (verb, flag) in [("resize web", "--cpus 2"), ("team set acme", "--cores 2")] {
+            let parse = |line: &str| Args::try_parse_from(line.split(' '));
+            let error = parse(&format!("sandboxctl {verb}")).expect_err("nothing to change");
+            assert_eq!(error.kind(), clap::error::ErrorKind::MissingRequiredArgument, "{verb}");
+            parse(&format!("sandboxctl {verb} {flag}")).expect("one is enough");
+        }
     }
 }

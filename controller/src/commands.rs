@@ -1,4 +1,4 @@
-//! The program's sub-commands.
+//! Command line of `pve-sandbox-controller`.
 
 use std::{
     io::Write,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::Subcommand;
+use clap::{Parser, Subcommand};
 use daemon::tls::LiveIdentity;
 use proto::name::NodeName;
 use tokio::net::TcpListener;
@@ -33,6 +33,15 @@ use crate::{
 
 /// Longest wait for the nodes at the start, before the service reports readiness.
 const FIRST_CONTACT: Duration = Duration::from_secs(5);
+
+/// Takes what callers ask for and spreads it over the nodes of a cluster.
+#[derive(Debug, Parser)]
+#[command(name = "pve-sandbox-controller", version, max_term_width = 80)]
+pub struct Cli {
+    /// Sub-command.
+    #[command(subcommand)]
+    pub command: Command,
+}
 
 /// Sub-commands of the controller.
 #[derive(Debug, Subcommand)]

@@ -1,7 +1,9 @@
 //! The command lines in docs are command lines of the programs: a flag that is renamed, or a verb that is
 //! gone, is found here. What they do is tested elsewhere; that no command of an operator's page is left out there
-//! is tested here.
+//! is tested here, and so are the links between the pages and the width of help texts.
 
+mod help;
+mod links;
 mod procedures;
 
 use std::{
@@ -9,7 +11,7 @@ use std::{
     path::Path,
 };
 
-use clap::{Command, CommandFactory as _, Subcommand as _};
+use clap::{Command, CommandFactory as _};
 
 /// Programs of others that docs name, whose words are not checked.
 const OTHERS: &[&str] = &["apt", "chown", "cp", "mv", "pct", "rm", "systemctl", "tar", "vzdump"];
@@ -62,13 +64,10 @@ fn commands(line: &str) -> Vec<Vec<String>> {
 }
 
 fn programs() -> BTreeMap<&'static str, Command> {
-    let controller = controller::commands::Command::augment_subcommands(
-        Command::new("pve-sandbox-controller").subcommand_required(true),
-    );
     [
         ("sandboxctl", cli::args::Args::command()),
         ("pve-sandbox-agent", agent::commands::Cli::command()),
-        ("pve-sandbox-controller", controller),
+        ("pve-sandbox-controller", controller::commands::Cli::command()),
     ]
     .into()
 }

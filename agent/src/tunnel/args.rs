@@ -37,13 +37,14 @@ pub enum TunnelCommand {
 
 const SETUP_HELP: &str = "\
 Examples:
-  pve-sandbox-agent tunnel setup --domain example.com --token-file token --dry-run
+  pve-sandbox-agent tunnel setup --domain example.com --token-file t --dry-run
   pve-sandbox-agent tunnel setup --domain example.com --token-file token
   pass cloudflare | pve-sandbox-agent tunnel setup --token-file -
 
-The API token is read from the file, from stdin (-) or from CF_API_TOKEN, and is not kept. It needs
-Account > Cloudflare Tunnel > Edit, Zone > DNS > Edit and Zone > Zone > Read. On each further node the same
-command joins the same tunnel. Exit 3: this node has no cloudflared.";
+The API token is read from the file, from stdin (-) or from CF_API_TOKEN, and is
+not kept. It needs Account > Cloudflare Tunnel > Edit, Zone > DNS > Edit and
+Zone > Zone > Read. On each further node the same command joins the same tunnel.
+Exit 3: this node has no cloudflared.";
 
 const STATUS_HELP: &str = "\
 Examples:

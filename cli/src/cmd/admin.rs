@@ -11,7 +11,7 @@ pub(crate) enum Admin {
     /// Check that nothing is lost, leaked or doubled; exit 1 if something is
     #[command(after_help = "\
 Examples:
-  sandboxctl admin fsck                         every node and the controller; takes some seconds
+  sandboxctl admin fsck  every node and the controller; takes some seconds
   sandboxctl admin fsck --json | jq .findings")]
     Fsck,
     /// Let the nodes clean up now, or tell what they would do and why

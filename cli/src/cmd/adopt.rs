@@ -14,12 +14,14 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl admin adopt 207 --team acme              what it would become; nothing is done
-  sandboxctl admin adopt 207 --team acme --yes        it is a sandbox of the team
-  sandboxctl admin release 207                        and somebody's container again
+  sandboxctl admin adopt 207 --team acme        what it would become; nothing is
+                                                done
+  sandboxctl admin adopt 207 --team acme --yes  it is a sandbox of the team
+  sandboxctl admin release 207                  and somebody's container again
 
-The container runs on as it is. A line is added to its description, its ports are closed to the web
-until they are opened with `expose`, and `rm` deletes it, volumes and all.")]
+The container runs on as it is. A line is added to its description, its ports
+are closed to the web until they are opened with `expose`, and `rm` deletes it,
+volumes and all.")]
 pub(crate) struct Adopt {
     /// Number of the container
     vmid: u32,

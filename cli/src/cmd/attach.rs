@@ -30,13 +30,16 @@ use crate::{
 #[command(after_help = "\
 Examples:
   sandboxctl exec -i --exec-id repl ID python3 -i
-  sandboxctl attach ID repl                     what it says from now on; Ctrl-C leaves it running
-  echo 'print(1)' | sandboxctl attach ID repl   a line for its stdin, and the end of it
-  sandboxctl logs ID repl                       what it has said before
-  sandboxctl kill -s INT ID repl                Ctrl-C for the command itself
+  sandboxctl attach ID repl                    what it says from now on; Ctrl-C
+                                               leaves it running
+  echo 'print(1)' | sandboxctl attach ID repl  a line for its stdin, and the end
+                                               of it
+  sandboxctl logs ID repl                      what it has said before
+  sandboxctl kill -s INT ID repl               Ctrl-C for the command itself
 
-A command whose stdin has ended already, such as one of `exec` without -i, reads nothing more.
-The exit code is the command's own; 130 when you left it, 125 when its outcome was lost.")]
+A command whose stdin has ended already, such as one of `exec` without -i, reads
+nothing more. The exit code is the command's own; 130 when you left it, 125 when
+its outcome was lost.")]
 pub(crate) struct Attach {
     /// Do not send our stdin to the command
     #[arg(long)]

@@ -59,12 +59,14 @@ pub(crate) enum AuditVerb {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl audit ls                           the last 50 entries
-  sandboxctl audit ls --team acme --since 1d    calls of the team, and those of operators on what it owns
+  sandboxctl audit ls                         the last 50 entries
+  sandboxctl audit ls --team acme --since 1d  calls of the team, and those of
+                                              operators on what it owns
   sandboxctl audit ls --sandbox ID -n 1000 --json
 
-A call has an entry when it ends; a stream, such as a command's, has one more (`begun`) when it
-begins. A call that changes many sandboxes, such as `prune`, has one more (`part`) for each.")]
+A call has an entry when it ends; a stream, such as a command's, has one more
+(`begun`) when it begins. A call that changes many sandboxes, such as `prune`,
+has one more (`part`) for each.")]
 pub(crate) struct Ls {
     /// Entries of this team, and of others on what it owns
     #[arg(long)]
@@ -91,7 +93,8 @@ Examples:
   sandboxctl audit export --since 1d > day.jsonl
   sandboxctl audit verify audit.jsonl
 
-The lines have no holes, so that they can be verified: there is no other filter than the time.")]
+The lines have no holes, so that they can be verified: there is no other filter
+than the time.")]
 pub(crate) struct Export {
     /// Span of time.
     #[command(flatten)]
@@ -106,8 +109,9 @@ Examples:
   sandboxctl audit verify audit.jsonl           an export, without a controller
   sandboxctl audit verify --head 4711:9f86d0...a08
 
-The last line of the output is the head: the number and the hash of the last entry. Keep it elsewhere. With
---head, a later check finds any change of what was there then, also where everything after it was made anew.")]
+The last line of the output is the head: the number and the hash of the last
+entry. Keep it elsewhere. With --head, a later check finds any change of what
+was there then, also where everything after it was made anew.")]
 pub(crate) struct Verify {
     /// Export to check [default: the log of the controller]
     #[arg(value_name = "FILE")]

@@ -20,7 +20,8 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl admin compare known.txt                  one id a line, as a backend's database has them
+  sandboxctl admin compare known.txt  one id a line, as a backend's database has
+                                      them
   psql -Atc 'select id from sandboxes' | sandboxctl admin compare -")]
 pub(crate) struct Compare {
     /// File with an id on each line; `-` is stdin

@@ -13,7 +13,8 @@ Examples:
   source <(sandboxctl completion zsh)
   sandboxctl completion fish > ~/.config/fish/completions/sandboxctl.fish
 
-The scripts for bash, zsh and fish ask the controller for ids, exec ids, nodes and snapshots.")]
+The scripts for bash, zsh and fish ask the controller for ids, exec ids, nodes
+and snapshots.")]
 pub(crate) struct Completion {
     /// Shell
     shell: Shell,

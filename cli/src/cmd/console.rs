@@ -13,11 +13,14 @@ use crate::{client::Controller, exit, failure::Failure, output::Output};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl console ID                         the last 1000 lines of its journal since its boot
-  sandboxctl console -f -n 20 ID                the last 20, and what follows, until Ctrl-C
-  sandboxctl console --json ID                  an object on each line, as journalctl writes it
+  sandboxctl console ID           the last 1000 lines of its journal since its
+                                  boot
+  sandboxctl console -f -n 20 ID  the last 20, and what follows, until Ctrl-C
+  sandboxctl console --json ID    an object on each line, as journalctl writes
+                                  it
 
-The image must have a journal (systemd). What your own commands say is in `sandboxctl logs`.")]
+The image must have a journal (systemd). What your own commands say is in
+`sandboxctl logs`.")]
 pub(crate) struct Console {
     /// Go on and show what is logged from now on, until Ctrl-C
     #[arg(short, long)]

@@ -36,7 +36,8 @@ Examples:
   sandboxctl --context lab ls                   for one call
   export SANDBOXCTL_CONTEXT=lab                 for one shell
 
-SANDBOXCTL_ENDPOINT, SANDBOXCTL_TOKEN and the like win over a context that no flag names.")]
+SANDBOXCTL_ENDPOINT, SANDBOXCTL_TOKEN and the like win over a context that no
+flag names.")]
     Use(Named),
     /// Remove a context, and the token that its login saved
     #[command(after_help = "\

@@ -13,8 +13,9 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl node cordon pve2 --why 'new disks'      no new sandboxes there; those that are there live on
-  sandboxctl node uncordon pve2                      new ones again
+  sandboxctl node cordon pve2 --why 'new disks'  no new sandboxes there; those
+                                                 that are there live on
+  sandboxctl node uncordon pve2                  new ones again
 
 The node itself keeps it, over restarts of everything.")]
 pub(crate) struct Cordon {

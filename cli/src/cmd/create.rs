@@ -28,14 +28,14 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl create --snapshot pvelxc_4vcpu_6gb_32gb_v1 --cpus 2 --memory 2g --disk 20g
+  sandboxctl create --snapshot debian-trixie --cpus 2 --memory 2g --disk 20g
   sandboxctl create --expose web=8080 --env RUST_LOG=debug --meta user=ada
   sandboxctl create --count 6
   sandboxctl create --ttl 8h --ttl-action delete --idle 30m
   sandboxctl create --request-id build-117      run it twice: still one sandbox
 
-With --count each is printed as it comes. After Ctrl-C a creation goes on, and its id and request id
-are printed. See also `run`.")]
+With --count each is printed as it comes. After Ctrl-C a creation goes on, and
+its id and request id are printed. See also `run`.")]
 pub(crate) struct Create {
     /// Description of the sandbox.
     #[command(flatten)]

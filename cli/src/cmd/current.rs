@@ -20,7 +20,8 @@ Examples:
   sandboxctl use                                print the id of the current one
   sandboxctl use --none                         none is current any more
 
-Each controller has its own current sandbox, in $XDG_STATE_HOME/sandboxctl (~/.local/state).")]
+Each controller has its own current sandbox, in $XDG_STATE_HOME/sandboxctl
+(~/.local/state).")]
 pub(crate) struct Use {
     /// Sandbox: its id or a part of it from either end, a vmid, or @last
     pub(super) id: Option<String>,

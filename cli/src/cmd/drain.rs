@@ -22,12 +22,14 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl node drain pve2                         no new ones, and what is there still; exit 1 if any
-  sandboxctl node drain pve2 --wait --timeout 8h     until nothing is there
-  sandboxctl node uncordon pve2                      call it off
+  sandboxctl node drain pve2                      no new ones, and what is there
+                                                  still; exit 1 if any
+  sandboxctl node drain pve2 --wait --timeout 8h  until nothing is there
+  sandboxctl node uncordon pve2                   call it off
 
-Sandboxes end by their lifetimes, or are deleted by their owners. What is stopped is moved to nodes that
-see its disk (shared storage); what runs or is paused is not: containers cannot be moved alive.")]
+Sandboxes end by their lifetimes, or are deleted by their owners. What is
+stopped is moved to nodes that see its disk (shared storage); what runs or is
+paused is not: containers cannot be moved alive.")]
 pub(crate) struct Drain {
     /// PVE's name of the node
     node: String,

@@ -13,14 +13,16 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl egress ID                          show what it reaches
-  sandboxctl egress ID none                     nothing, not even a name server
-  sandboxctl egress ID 'allow=github.com,*.npmjs.org'  these names, and those below npmjs.org
-  sandboxctl egress ID open                     public addresses, as far as your team may
+  sandboxctl egress ID       show what it reaches
+  sandboxctl egress ID none  nothing, not even a name server
+  sandboxctl egress ID 'allow=github.com,*.npmjs.org'
+                             these names, and those below npmjs.org
+  sandboxctl egress ID open  public addresses, as far as your team may
 
-Commands, files and web requests get into it in each case. Its open connections to outside end,
-unless they are to an address that it may still reach. A list takes the place of the one before.
-Names that it asked for in vain are in the log of its node's agent.")]
+Commands, files and web requests get into it in each case. Its open connections
+to outside end, unless they are to an address that it may still reach. A list
+takes the place of the one before. Names that it asked for in vain are in the
+log of its node's agent.")]
 pub(crate) struct Egress {
     /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
     pub(super) id: String,

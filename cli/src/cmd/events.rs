@@ -26,13 +26,13 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl events                             the last 50 of the team
-  sandboxctl events ID --since 0                all that is kept of one sandbox
-  sandboxctl events -f --last 0 --json          what comes, one object a line
-  sandboxctl events -f --since 4711             what came after that one, and what comes
+  sandboxctl events                     the last 50 of the team
+  sandboxctl events ID --since 0        all that is kept of one sandbox
+  sandboxctl events -f --last 0 --json  what comes, one object a line
+  sandboxctl events -f --since 4711     what came after that one, and what comes
 
-With -f it goes on until Ctrl-C. When the connection breaks, it is taken up again for up to 60 s, and
-no event comes twice or is left out.")]
+With -f it goes on until Ctrl-C. When the connection breaks, it is taken up
+again for up to 60 s, and no event comes twice or is left out.")]
 pub(crate) struct Events {
     /// Sandbox [default: all of the team]; one that is long gone by its whole id
     #[arg(value_name = "ID")]

@@ -19,8 +19,10 @@ use crate::{
 #[command(after_help = "\
 Examples:
   sandboxctl expose ID 8080                     prints the address
-  sandboxctl expose ID 3000 --name web          under a name, for `url` and `hide`
-  sandboxctl expose ID 8080 --public            for everybody who has the address
+  sandboxctl expose ID 3000 --name web          under a name, for `url` and
+                                                `hide`
+  sandboxctl expose ID 8080 --public            for everybody who has the
+                                                address
   sandboxctl expose ID 8080 --visibility token  for programs with a token
 
 Who reaches it: public (everybody), team (browsers that opened a link), token

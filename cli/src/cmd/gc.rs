@@ -24,11 +24,11 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl admin gc --dry-run                       what the nodes would do, and why
-  sandboxctl admin gc --node pve2                     let one do it now, and not at its next round
+  sandboxctl admin gc --dry-run    what the nodes would do, and why
+  sandboxctl admin gc --node pve2  let one do it now, and not at its next round
 
-Nodes clean up by themselves every ten seconds. What carries our mark and stands in no journal is only
-told of; `recover` takes it back.")]
+Nodes clean up by themselves every ten seconds. What carries our mark and stands
+in no journal is only told of; `recover` takes it back.")]
 pub(crate) struct Gc {
     /// Only tell
     #[arg(long)]

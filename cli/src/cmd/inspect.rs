@@ -21,12 +21,12 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl inspect ID                         indented; --json is the same on one line
+  sandboxctl inspect ID       indented; --json is the same on one line
   sandboxctl inspect ID | jq .placement.nodes
-  sandboxctl inspect ID1 ID2                    several are a list
+  sandboxctl inspect ID1 ID2  several are a list
 
-As `get --json`, and with it: `placement` (as `explain`), `execs` (as `ps`), `usage` and the last 20
-`events`. What cannot be read now is null.")]
+As `get --json`, and with it: `placement` (as `explain`), `execs` (as `ps`),
+`usage` and the last 20 `events`. What cannot be read now is null.")]
 pub(crate) struct Inspect {
     /// Sandboxes: each an id or a part of it from either end, a vmid, @current or @last
     #[arg(required = true, value_name = "ID")]

@@ -17,10 +17,11 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl kill ID EXEC_ID           asks it to end
-  sandboxctl kill -s KILL ID EXEC_ID   ends it
-  sandboxctl kill ID make              the only run of make that is under way, as `ps` shows it
-  sandboxctl kill --all ID make        all of them")]
+  sandboxctl kill ID EXEC_ID          asks it to end
+  sandboxctl kill -s KILL ID EXEC_ID  ends it
+  sandboxctl kill ID make             the only run of make that is under way, as
+                                      `ps` shows it
+  sandboxctl kill --all ID make       all of them")]
 pub(crate) struct Kill {
     /// Signal by name or number
     #[arg(short, long, value_name = "SIGNAL", default_value = "TERM")]

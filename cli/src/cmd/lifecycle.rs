@@ -25,9 +25,9 @@ const WAIT: Duration = Duration::from_secs(300);
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl stop ID && sandboxctl start ID     the disk is kept, what ran is not
+  sandboxctl stop ID && sandboxctl start ID  the disk is kept, what ran is not
   sandboxctl ls -q --filter phase=stopped | xargs sandboxctl start
-  sandboxctl stop --no-wait ID1 ID2             `wait ID --for stopped` waits later")]
+  sandboxctl stop --no-wait ID1 ID2          `wait ID --for stopped` waits later")]
 pub(crate) struct Many {
     /// Sandboxes: each an id or a part of it from either end, a vmid, @current or @last
     #[arg(required = true, value_name = "ID")]

@@ -25,8 +25,9 @@ Examples:
   sandboxctl lifetime ID --idle 30m --idle-cpu 20
                         a fifth of a core, without traffic, is no idleness
 
-What is not named stays as it is. A node keeps to these rules whether or not the controller is there.
-What was paused or stopped by its ttl gets as much time again when it is resumed or started.")]
+What is not named stays as it is. A node keeps to these rules whether or not the
+controller is there. What was paused or stopped by its ttl gets as much time
+again when it is resumed or started.")]
 pub(crate) struct SetLifetime {
     /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
     pub(super) id: String,

@@ -19,14 +19,18 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl login                              asks for what it needs; the token is not shown
-  sandboxctl login lab --endpoint https://controller:7443 --ca ca.pem --token-file token
-  pass show lab | sandboxctl login lab --endpoint https://controller:7443 --ca ca.pem
-  sandboxctl login lab --client-cert own.pem    with a client certificate, which stays where it is
-  sandboxctl login lab                          a new token for a context that is there
+  sandboxctl login                            asks for what it needs; the token
+                                              is not shown
+  sandboxctl login lab --endpoint https://pve1:7443 --ca ca.pem --token-file t
+  pass show lab | sandboxctl login lab --endpoint https://pve1:7443 --ca ca.pem
+  sandboxctl login lab --client-cert own.pem  with a client certificate, which
+                                              stays where it is
+  sandboxctl login lab                        a new token for a context that is
+                                              there
 
-Nothing is saved unless the controller accepts the token. The token goes into a file of its own,
-which only you can read. The context is used from then on: see `context`.")]
+Nothing is saved unless the controller accepts the token. The token goes into a
+file of its own, which only you can read. The context is used from then on: see
+`context`.")]
 pub(crate) struct Login {
     /// Name of the context [default: the host in the endpoint]
     name: Option<String>,

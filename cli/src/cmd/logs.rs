@@ -16,11 +16,14 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl logs ID EXEC_ID           what it has said until now
-  sandboxctl logs -f ID EXEC_ID        and what it goes on to say; its exit code is ours then
-  sandboxctl logs --json ID EXEC_ID    an object a line: stream, offset, text (or base64)
+  sandboxctl logs ID EXEC_ID         what it has said until now
+  sandboxctl logs -f ID EXEC_ID      and what it goes on to say; its exit code
+                                     is ours then
+  sandboxctl logs --json ID EXEC_ID  an object a line: stream, offset, text (or
+                                     base64)
 
-The last of the output is kept while the sandbox is up; `sandboxctl ps ID` lists the exec ids.")]
+The last of the output is kept while the sandbox is up; `sandboxctl ps ID` lists
+the exec ids.")]
 pub(crate) struct Logs {
     /// Go on until the command ends, and end with its exit code
     #[arg(short, long)]

@@ -21,14 +21,15 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl ls                                 as many columns as fit; short ids
-  sandboxctl ls -o wide                         all columns, with whole values
-  sandboxctl ls --filter phase=stopped --filter meta.user=ada -o name | xargs sandboxctl rm
+  sandboxctl ls          as many columns as fit; short ids
+  sandboxctl ls -o wide  all columns, with whole values
+  sandboxctl ls --filter phase=stopped --filter meta.user=ada
+  sandboxctl ls --filter phase=stopped -q | xargs sandboxctl rm
   sandboxctl ls --sort -age --columns id,age,metadata
-  sandboxctl ls --watch                         drawn again as it changes; in a pipe, a line a change
+  sandboxctl ls --watch  drawn again as it changes; in a pipe, a line a change
 
-Several --filter of one key are alternatives, those of different keys must all be true. Keys: phase,
-node, snapshot, name and id (their beginnings), meta.NAME.")]
+Several --filter of one key are alternatives, those of different keys must all
+be true. Keys: phase, node, snapshot, name and id (their beginnings), meta.NAME.")]
 pub(crate) struct Ls {
     /// Also those that are deleted or whose creation failed
     #[arg(short, long)]

@@ -31,12 +31,13 @@ pub(crate) enum Node {
     /// Give up a node that will not come back, and the sandboxes that were on it
     #[command(after_help = "\
 Examples:
-  sandboxctl node forget pve3 --dry-run         which sandboxes go with it
-  sandboxctl node forget pve3 --lost            they are DELETED, with the cause node_lost
+  sandboxctl node forget pve3 --dry-run  which sandboxes go with it
+  sandboxctl node forget pve3 --lost     they are DELETED, with the cause
+                                         node_lost
 
-A node that answers is not forgotten. Should it come back after all, it and its sandboxes are found
-again. Take it out of the cluster with `pvecm delnode` first, and out of the controller's
-configuration if it stands there.")]
+A node that answers is not forgotten. Should it come back after all, it and its
+sandboxes are found again. Take it out of the cluster with `pvecm delnode`
+first, and out of the controller's configuration if it stands there.")]
     Forget {
         /// PVE's name of it
         node: String,

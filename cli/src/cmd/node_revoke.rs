@@ -14,11 +14,12 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl node revoke pve3                   its connections are closed, its certificates refused
-  sandboxctl node token pve3                    lets it join again, with new certificates
+  sandboxctl node revoke pve3  its connections are closed, its certificates
+                               refused
+  sandboxctl node token pve3   lets it join again, with new certificates
 
-Its sandboxes run on there, and are UNREACHABLE: `node forget --lost` gives them up. The certificate
-between the nodes' Caddys stays good until it ends: docs/install.md says what to do about that.")]
+Its sandboxes run on there, and are UNREACHABLE: `node forget --lost` gives them
+up. The other nodes refuse the web requests that it passes on.")]
 pub(crate) struct NodeRevoke {
     /// PVE's name of the node
     node: String,

@@ -17,11 +17,12 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl node token pve3                    prints the line to run on pve3, as root
+  sandboxctl node token pve3  prints the line to run on pve3, as root
   ssh root@pve3 \"$(sandboxctl node token pve3)\" and runs it there
 
-The token is good for this node, once, for 15 minutes. The line holds it: do not put the line where
-others read it. A node that is there already can join again, with new certificates.")]
+The token is good for this node, once, for 15 minutes. The line holds it: do not
+put the line where others read it. A node that is there already can join again,
+with new certificates.")]
 pub(crate) struct NodeToken {
     /// PVE's name of the node
     node: String,

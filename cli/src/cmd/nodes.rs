@@ -19,13 +19,14 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl node ls                            state and load; what waits for what
-  sandboxctl node ls -o wide                    with snapshots, versions and queues
-  sandboxctl node ls --sort -cpu                the busiest first
+  sandboxctl node ls              state and load; what waits for what
+  sandboxctl node ls -o wide      with snapshots, versions and queues
+  sandboxctl node ls --sort -cpu  the busiest first
 
-STATE is `ready`, or says why a node gets no new sandboxes. PRESSURE is the share of time in which
-processes wait for CPU, memory or disk, the worst of the three. CERTIFICATE is the time until the one of
-the agent ends; it is renewed at half of its life.")]
+STATE is `ready`, or says why a node gets no new sandboxes. PRESSURE is the
+share of time in which processes wait for CPU, memory or disk, the worst of the
+three. CERTIFICATE is the time until the one of the agent ends; it is renewed at
+half of its life.")]
 pub(crate) struct Nodes {
     /// Flags of the list.
     #[command(flatten)]

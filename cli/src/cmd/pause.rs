@@ -14,12 +14,15 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl pause ID                           frozen where it stands; `resume` goes on from there
-  sandboxctl pause --or-stop ID                 stop it where something in it does not freeze
-  sandboxctl ls -q | xargs sandboxctl pause     all of them
+  sandboxctl pause ID                        frozen where it stands; `resume`
+                                             goes on from there
+  sandboxctl pause --or-stop ID              stop it where something in it does
+                                             not freeze
+  sandboxctl ls -q | xargs sandboxctl pause  all of them
 
-A paused sandbox keeps its memory, not its CPU. A request for an open port, or an exec, wakes it; see
-`wake-on`. A reboot of its node loses what was in its memory.")]
+A paused sandbox keeps its memory, not its CPU. A request for an open port, or
+an exec, wakes it; see `wake-on`. A reboot of its node loses what was in its
+memory.")]
 pub(crate) struct Pause {
     /// Sandboxes: each an id or a part of it from either end, a vmid, @current or @last
     #[arg(required = true, value_name = "ID")]

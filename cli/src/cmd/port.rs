@@ -26,8 +26,8 @@ pub(crate) enum Port {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl port ls ID                         what listens, and what is open to HTTP
-  sandboxctl port ls ID --json                  for a script
+  sandboxctl port ls ID         what listens, and what is open to HTTP
+  sandboxctl port ls ID --json  for a script
 
 A server on 127.0.0.1 is reached by `sandboxctl port-forward` alone.
 One on 0.0.0.0 or :: is reached by HTTP once `sandboxctl expose` has opened it.")]

@@ -26,8 +26,9 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl admin prune --older-than 14d --dry-run   which have been stopped for two weeks
-  sandboxctl admin prune --older-than 14d             delete them, for good")]
+  sandboxctl admin prune --older-than 14d --dry-run
+                                           which have been stopped for two weeks
+  sandboxctl admin prune --older-than 14d  delete them, for good")]
 pub(crate) struct Prune {
     /// Stopped for so long at least, such as 12h or 14d; one hour is the least
     #[arg(long, value_name = "TIME", value_parser = age)]

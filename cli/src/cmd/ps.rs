@@ -22,9 +22,9 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl ps ID                              the exec ids are for `logs` and `kill`
-  sandboxctl ps ID -o wide                      whole exec ids and command lines
-  sandboxctl ps ID --sort -started              the latest last")]
+  sandboxctl ps ID                  the exec ids are for `logs` and `kill`
+  sandboxctl ps ID -o wide          whole exec ids and command lines
+  sandboxctl ps ID --sort -started  the latest last")]
 pub(crate) struct Ps {
     /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
     pub(super) id: String,

@@ -13,10 +13,11 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl admin gc --dry-run                       shows them as `quarantined`
+  sandboxctl admin gc --dry-run                shows them as `quarantined`
   sandboxctl admin recover --node pve2 100017 --dry-run
-  sandboxctl admin recover --node pve2 100017         it is a sandbox again, its ports closed
-  sandboxctl rm 100017                          or, after that, delete it")]
+  sandboxctl admin recover --node pve2 100017  it is a sandbox again, its ports
+                                               closed
+  sandboxctl rm 100017                         or, after that, delete it")]
 pub(crate) struct Recover {
     /// Number of the container
     vmid: u32,

@@ -13,11 +13,11 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl rename @last web                   from now on `sandboxctl get web` shows it
-  sandboxctl rename web ''                      it has no name any more
+  sandboxctl rename @last web  from now on `sandboxctl get web` shows it
+  sandboxctl rename web ''     it has no name any more
 
-A name is unique among the living sandboxes of your team: letters in lower case, digits and dashes, at most
-30, with a letter first.")]
+A name is unique among the living sandboxes of your team: letters in lower case,
+digits and dashes, at most 30, with a letter first.")]
 pub(crate) struct Rename {
     /// Sandbox: its id or a part of it from either end, its name, a vmid, @current or @last
     pub(super) id: String,

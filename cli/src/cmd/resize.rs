@@ -15,17 +15,25 @@ use crate::{
 
 /// Arguments of `resize`.
 #[derive(Debug, Args)]
+#[command(override_usage = "sandboxctl resize <OPTIONS> <ID>")]
 #[command(after_help = "\
 Examples:
-  sandboxctl resize @last --memory 4g           more memory, at once, while it runs
-  sandboxctl resize web --cpus 2 --disk 40g     two cores; the disk grows to 40 GiB
+  sandboxctl resize @last --memory 4g        more memory, at once, while it runs
+  sandboxctl resize web --cpus 2 --disk 40g  two cores; the disk grows to 40 GiB
 
-The sandbox runs or is stopped. More memory must fit on its node; less than what it uses is refused. A disk
-never shrinks.")]
-#[group(id = "sizes", required = true, multiple = true, args = ["cpus", "memory", "disk"])]
+The sandbox runs or is stopped. More memory must fit on its node; less than what
+it uses is refused. A disk never shrinks.")]
 pub(crate) struct Resize {
     /// Sandbox: its id or a part of it from either end, its name, a vmid, @current or @last
     pub(super) id: String,
+    /// Parts of the size, one at least.
+    #[command(flatten)]
+    size: Parts,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct Parts {
     /// CPU cores
     #[arg(long, value_name = "CORES", value_parser = sizes::cores)]
     cpus: Option<u32>,
@@ -39,9 +47,10 @@ pub(crate) struct Resize {
 
 pub(super) async fn run(
     controller: Controller,
-    Resize { id, cpus, memory, disk }: Resize,
+    Resize { id, size }: Resize,
     output: Output,
 ) -> Result<u8, Failure> {
+    let Parts { cpus, memory, disk } = size;
     let asked = [("size.cpu_cores", cpus), ("size.memory_mib", memory), ("size.disk_gib", disk)];
     let fields: Vec<_> =
         asked.iter().filter(|(_, value)| value.is_some()).map(|(field, _)| *field).collect();

@@ -14,7 +14,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl resume ID                          in about a millisecond; nothing in it notices")]
+  sandboxctl resume ID  in about a millisecond; nothing in it notices")]
 pub(crate) struct Resume {
     /// Sandboxes: each an id or a part of it from either end, a vmid, @current or @last
     #[arg(required = true, value_name = "ID")]

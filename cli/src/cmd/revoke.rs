@@ -13,9 +13,10 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl revoke ID 8080                     everybody needs a new link or token
+  sandboxctl revoke ID 8080  everybody needs a new link or token
 
-The port stays open, and its open connections are cut. `sandboxctl hide` closes it.")]
+The port stays open, and its open connections are cut. `sandboxctl hide` closes
+it.")]
 pub(crate) struct Revoke {
     /// Sandbox
     pub(super) id: String,

@@ -24,7 +24,8 @@ Examples:
   sandboxctl rm -f ID1 ID2                      asks nothing
   sandboxctl ls -q --filter phase=stopped | xargs sandboxctl rm
 
-Several are listed first, and there is one question. Where there is no terminal nothing is asked.")]
+Several are listed first, and there is one question. Where there is no terminal
+nothing is asked.")]
 pub(crate) struct Rm {
     /// Sandboxes: each an id or a part of it from either end, a vmid, @current or @last
     #[arg(required = true, value_name = "ID")]

@@ -24,13 +24,14 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl run --rm -- uname -a               a sandbox for one command
-  sandboxctl run --rm -it                       a shell; the sandbox goes with it
+  sandboxctl run --rm -- uname -a              a sandbox for one command
+  sandboxctl run --rm -it                      a shell; the sandbox goes with it
   sandboxctl run --snapshot small --memory 2g -e CI=1 -- make test
-  sandboxctl run --rm -i -- tar cz < in > out   stdin with -i only
+  sandboxctl run --rm -i -- tar cz < in > out  stdin with -i only
 
-The exit code is the command's own, 125 when it could not be run. With --rm the sandbox is deleted
-whatever happens: also when the creation fails, or on Ctrl-C. Without it, `@last` is this one.")]
+The exit code is the command's own, 125 when it could not be run. With --rm the
+sandbox is deleted whatever happens: also when the creation fails, or on Ctrl-C.
+Without it, `@last` is this one.")]
 pub(crate) struct Run {
     /// Delete the sandbox when the command has ended
     #[arg(long)]

@@ -20,13 +20,13 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl shell ID                           the login shell of root
-  sandboxctl shell                              in the sandbox that `use` has chosen
+  sandboxctl shell ID                     the login shell of root
+  sandboxctl shell                        in the sandbox that `use` has chosen
   sandboxctl shell -u ada -w /srv ID
-  echo 'make test' | sandboxctl shell ID        without a terminal, from stdin
+  echo 'make test' | sandboxctl shell ID  without a terminal, from stdin
 
-The same as `exec -it` with the shell that the sandbox's user database names, else bash or sh. The exit
-code is the shell's.")]
+The same as `exec -it` with the shell that the sandbox's user database names,
+else bash or sh. The exit code is the shell's.")]
 pub(crate) struct Shell {
     /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
     #[arg(default_value = "@current")]

@@ -36,13 +36,14 @@ const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl ssh-config                         print the lines
-  sandboxctl ssh-config --write                 write them, and read them from ~/.ssh/config
-  ssh web                                       then: the sandbox that is named web
-  ssh web.sbx                                   the same, where web is a Host of your own
+  sandboxctl ssh-config          print the lines
+  sandboxctl ssh-config --write  write them, and read them from ~/.ssh/config
+  ssh web                        then: the sandbox that is named web
+  ssh web.sbx                    the same, where web is a Host of your own
   scp file web:/root/ ; sftp web ; ssh -L 8080:localhost:80 web
 
-Run it again after sandboxes have come or gone. Your key must be known: `sandboxctl ssh-key add`.")]
+Run it again after sandboxes have come or gone. Your key must be known:
+`sandboxctl ssh-key add`.")]
 pub(crate) struct SshConfig {
     /// Write ~/.ssh/sandboxctl/HOST.conf and its host key, and include it in ~/.ssh/config
     #[arg(long)]

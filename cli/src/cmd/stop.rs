@@ -17,9 +17,9 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl stop ID                            its services get 10 s to end, then it is killed
-  sandboxctl stop --grace 2m ID                 a database that takes its time
-  sandboxctl stop --grace 0 ID                  kill it at once
+  sandboxctl stop ID             its services get 10 s to end, then it is killed
+  sandboxctl stop --grace 2m ID  a database that takes its time
+  sandboxctl stop --grace 0 ID   kill it at once
 ")]
 pub(crate) struct Stop {
     /// Sandboxes to stop.

@@ -31,7 +31,8 @@ Examples:
   sandboxctl team ls                            what each uses, and what it may
   sandboxctl team ls --sort -sandboxes          the one with the most first
 
-A team comes into being with its first token: see `sandboxctl token create --team`."
+A team comes into being with its first token: see
+`sandboxctl token create --team`."
     )]
     Ls(Listing),
     /// Show the limits of a team, and what it uses of each
@@ -50,24 +51,37 @@ Examples:
 
 /// Arguments of `team set`.
 #[derive(Debug, Args)]
+#[command(override_usage = "sandboxctl team set <OPTIONS> <TEAM>")]
 #[command(after_help = "\
 Examples:
   sandboxctl team set acme --sandboxes 20 --memory 80g --creates 10/hour
-  sandboxctl team set acme --cores none         no limit, whatever the controller's default is
-  sandboxctl team set acme --cores default      as the controller's configuration says
+  sandboxctl team set acme --cores none     no limit, whatever the controller's
+                                            default is
+  sandboxctl team set acme --cores default  as the controller's configuration
+                                            says
   sandboxctl team set acme --creates 100/30m --user-creates 5/hour
-  sandboxctl team set acme --egress none        its new sandboxes reach nothing outside
+  sandboxctl team set acme --egress none    its new sandboxes reach nothing
+                                            outside
   sandboxctl team set acme --execs 600/1m --running-execs 64 --kept-output 512m
   sandboxctl team set acme --changes 60/1m --streams 200 --events 50000
-  sandboxctl team set acme --egress 'allow=github.com,*.npmjs.org'  these names at most
+  sandboxctl team set acme --egress 'allow=github.com,*.npmjs.org'
+                                            these names at most
 
-A limit counts from the next creation, command or call on; it ends nothing that is there. 0 lets
-nothing more in. Of events beyond the limit the oldest are dropped, within 10 minutes.")]
-#[group(id = "limits", required = true, multiple = true, args = ["sandboxes", "cores", "memory", "disk", "creates", "user_creates", "egress", "execs", "running_execs", "streams", "kept_output", "events", "changes"])]
+A limit counts from the next creation, command or call on; it ends nothing that
+is there. 0 lets nothing more in. Of events beyond the limit the oldest are
+dropped, within 10 minutes.")]
 pub(crate) struct Set {
     /// Name of the team
     #[arg(value_name = "TEAM")]
     team_name: String,
+    /// Limits, one at least.
+    #[command(flatten)]
+    limits: Wishes,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct Wishes {
     /// Sandboxes that are not deleted
     #[arg(long, value_name = "N", value_parser = number)]
     sandboxes: Option<Wanted<u64>>,
@@ -234,7 +248,11 @@ async fn ls(controller: Controller, listing: &Listing, output: Output) -> Result
     listing.print(output, table, &values, "no teams; `sandboxctl token create --team` makes one")
 }
 
-async fn set(controller: Controller, args: Set, output: Output) -> Result<(), Failure> {
+async fn set(
+    controller: Controller,
+    Set { team_name, limits: args }: Set,
+    output: Output,
+) -> Result<(), Failure> {
     let named = [
         ("limits.sandboxes", args.sandboxes.is_some()),
         ("limits.cpu_cores", args.cores.is_some()),
@@ -265,7 +283,7 @@ async fn set(controller: Controller, args: Set, output: Output) -> Result<(), Fa
         events: args.events.and_then(Wanted::own),
         changes: args.changes.and_then(Wanted::own),
     };
-    let team = Team { name: args.team_name, limits: Some(limits.into()), ..Team::default() };
+    let team = Team { name: team_name, limits: Some(limits.into()), ..Team::default() };
     let paths = named.iter().filter(|(_, set)| *set).map(|(path, _)| (*path).to_owned()).collect();
     let update_mask = Some(prost_types::FieldMask { paths });
     let request = UpdateTeamRequest { team: Some(team), update_mask };

@@ -26,12 +26,13 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl top                                all that run or are paused, until Ctrl-C
-  sandboxctl top --once ID                      one reading, taken over one second
-  sandboxctl top --sort -cpu                    the busiest first
-  sandboxctl top --json                         the same as one list
+  sandboxctl top              all that run or are paused, until Ctrl-C
+  sandboxctl top --once ID    one reading, taken over one second
+  sandboxctl top --sort -cpu  the busiest first
+  sandboxctl top --json       the same as one list
 
-CPU % is of one core. PSI is the share of time in which processes waited for CPU, memory and disk.")]
+CPU % is of one core. PSI is the share of time in which processes waited for
+CPU, memory and disk.")]
 pub(crate) struct Top {
     /// Sandboxes [default: all of the team that run or are paused]
     #[arg(value_name = "ID")]

@@ -24,10 +24,11 @@ use crate::{
 Examples:
   id=$(sandboxctl create --no-wait) && sandboxctl wait $id --for running
   sandboxctl wait ID --for port=8000 --timeout 1m
-  sandboxctl wait ID --for stopped              until somebody stops it, or its time is over
+  sandboxctl wait ID --for stopped  until somebody stops it, or its time is over
 
-A port counts when something listens on it on an address that others reach. Looking for it wakes a
-paused sandbox. Exit code 4: it did not come in time; 1: it cannot come any more.")]
+A port counts when something listens on it on an address that others reach.
+Looking for it wakes a paused sandbox. Exit code 4: it did not come in time; 1:
+it cannot come any more.")]
 pub(crate) struct Wait {
     /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
     pub(super) id: String,

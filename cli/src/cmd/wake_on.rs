@@ -13,9 +13,9 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl wake-on ID                         show what wakes it
-  sandboxctl wake-on ID --http off              requests get 503 while it is paused
-  sandboxctl wake-on ID --http on --exec on     as a new sandbox has it
+  sandboxctl wake-on ID                      show what wakes it
+  sandboxctl wake-on ID --http off           requests get 503 while it is paused
+  sandboxctl wake-on ID --http on --exec on  as a new sandbox has it
 
 What is not named stays as it is.")]
 pub(crate) struct WakeOn {

@@ -14,8 +14,8 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl watch ID                           a line for each change, until it is gone
-  sandboxctl watch ID --json                    an object on each line")]
+  sandboxctl watch ID         a line for each change, until it is gone
+  sandboxctl watch ID --json  an object on each line")]
 pub(crate) struct Watch {
     /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
     pub(super) id: String,

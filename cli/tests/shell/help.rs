@@ -4,7 +4,7 @@ use crate::fake::{Behaviour, Fake};
 
 #[test]
 fn help_texts_are_as_recorded() {
-    let mut root = cli::args::for_help().term_width(100);
+    let mut root = cli::args::for_help().term_width(80);
     let mut text = root.render_long_help().to_string();
     let names: Vec<_> = root.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
     for name in names.iter().filter(|name| *name != "help") {

@@ -32,7 +32,7 @@ impl Reserved {
         }
     }
 
-    /// What a sandbox that the node has already takes more.
+    /// Growth of a sandbox that the node has already.
     fn of_growth(more: Size) -> Self {
         Self {
             memory_bytes: u64::from(more.memory_mib) << 20,

@@ -77,7 +77,7 @@ impl Lab {
     /// Waits until the node reports so many cores of its sandboxes, and nothing else is reserved there.
     async fn until_given(&self, node: &str, cores: u32) {
         let name = node.parse().expect("a node");
-        let nodes = self.domain().nodes().clone();
+        let nodes = self.domain().nodes();
         let mut news = nodes.news();
         let on = nodes.get(&name).expect("a node");
         let reported = async {

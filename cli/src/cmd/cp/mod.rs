@@ -28,18 +28,20 @@ use crate::{client::Controller, failure::Failure, output::Output, progress::Bar,
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl cp notes.txt ID:/root/            into a directory
-  sandboxctl cp notes.txt ID:/root/todo.txt    under another name
-  sandboxctl cp ./src ID:/srv                  /srv/src, or /srv where there is none yet
-  sandboxctl cp ./src/. ID:/srv                what is in it, right into /srv
-  sandboxctl cp ID:/var/log ./logs             out of it
-  sandboxctl cp ID:/srv - | tar t              a tar archive on stdout
-  tar c . | sandboxctl cp - ID:/srv            one from stdin
+  sandboxctl cp notes.txt ID:/root/          into a directory
+  sandboxctl cp notes.txt ID:/root/todo.txt  under another name
+  sandboxctl cp ./src ID:/srv                /srv/src, or /srv where there is
+                                             none yet
+  sandboxctl cp ./src/. ID:/srv              what is in it, right into /srv
+  sandboxctl cp ID:/var/log ./logs           out of it
+  sandboxctl cp ID:/srv - | tar t            a tar archive on stdout
+  tar c . | sandboxctl cp - ID:/srv          one from stdin
 
-A path of this machine that looks like a sandbox's is written ./A:/b. Links are copied as links.
-What is written over keeps its owner and permissions, and what is new belongs to whoever
-copies: --user in a sandbox, you here. With -a both are those of the source, as with `cp -a`.
-Sockets, pipes and devices are left out, and named on stderr.")]
+A path of this machine that looks like a sandbox's is written ./A:/b. Links are
+copied as links. What is written over keeps its owner and permissions, and what
+is new belongs to whoever copies: --user in a sandbox, you here. With -a both
+are those of the source, as with `cp -a`. Sockets, pipes and devices are left
+out, and named on stderr.")]
 pub(crate) struct Cp {
     /// Copy owners (by number, if root copies) and permissions too, also over what is there
     #[arg(short, long)]

@@ -37,21 +37,22 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl exec ID ls -l /                    flags after the program are its own
-  sandboxctl exec -it ID bash                   see also `shell`
+  sandboxctl exec ID ls -l /   flags after the program are its own
+  sandboxctl exec -it ID bash  see also `shell`
   sandboxctl exec -e RUST_LOG=debug -u 1000 -w /srv --timeout 30s ID make
   sandboxctl exec ID --shell 'cd /srv && git status | head'
   sandboxctl exec -i ID tar x -C /srv < files.tar
   sandboxctl exec --exec-id build-7 ID make
-                                       run it twice: still one run, from its first output
+                               again: still one run, from its first output
   sandboxctl exec --detach ID make
-                                       prints the exec id, for `ps`, `logs` and `kill`
+                               prints the exec id, for `ps`, `logs` and `kill`
 
-When the connection breaks, it is attached to again for up to 60 s, and nothing comes twice. The
-third Ctrl-C kills the command. If this program is killed, the command runs on: see `ps` and `kill`.
+When the connection breaks, it is attached to again for up to 60 s, and nothing
+comes twice. The third Ctrl-C kills the command. If this program is killed, the
+command runs on: see `ps` and `kill`.
 
-The exit code is the command's own: 128 + n when signal n ended it, 124 when its time was over,
-125 when it could not be run or its outcome was lost.")]
+The exit code is the command's own: 128 + n when signal n ended it, 124 when its
+time was over, 125 when it could not be run or its outcome was lost.")]
 pub(crate) struct Exec {
     /// Way to run it.
     #[command(flatten)]

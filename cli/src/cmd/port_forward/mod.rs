@@ -42,11 +42,14 @@ const CHUNK: usize = 64 * 1024;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl port-forward ID 8080               127.0.0.1:8080 here is 8080 there
-  sandboxctl port-forward ID 9000:80 :5432      two of them; the second on a free port
+  sandboxctl port-forward ID 8080               127.0.0.1:8080 here is 8080
+                                                there
+  sandboxctl port-forward ID 9000:80 :5432      two of them; the second on a
+                                                free port
   sandboxctl port-forward ID 9000:/run/app.sock a unix socket in the sandbox
   sandboxctl port-forward ID 8080:80 --reverse  127.0.0.1:80 there is 8080 here
-  sandboxctl port-forward ID - 22               stdin and stdout are the connection
+  sandboxctl port-forward ID - 22               stdin and stdout are the
+                                                connection
 
 The port need not be open to HTTP, and its server may listen on 127.0.0.1.
 `sandboxctl port ls ID` shows what listens. Ends with Ctrl-C.")]
