@@ -1,13 +1,13 @@
 use std::time::Duration;
 
-use agent::ingress::Owner;
+use agent::ingress::{Owner, version::Generation};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     http::{Request, once},
-    node::{Node, at, host, id, need_caddy},
+    node::{Node, at, generation, host, id, need_caddy},
     peers::{Pki, two},
-    sandbox::Sandbox,
+    sandbox::{CUT, NONE, Sandbox},
 };
 
 /// Waits until a log has so many lines.
@@ -59,5 +59,43 @@ async fn access_log_names_the_sandbox_and_holds_no_secret() {
     assert_eq!(at_owner[1]["status"], 403);
     for log in [edge.access_log(), owner.access_log(), edge.log(), owner.log()] {
         assert!(!log.contains("canary"), "{log}");
+    }
+}
+
+/// Caddy tells of an answer that breaks off in its own log, with the request.
+#[tokio::test(flavor = "multi_thread")]
+async fn log_of_an_answer_that_breaks_off_holds_no_secret() {
+    need_caddy!();
+    let pki = Pki::new();
+    let (edge, owner) = two(&pki).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    owner.put(100_001, sandbox.address);
+    edge.table.elsewhere(100_001, Owner::Peer(owner.peer));
+    let host_name = host(8000, 100_001);
+    let request = |answer| {
+        Request::get(&host_name, "/path?sbx_token=canary1&x=canary2")
+            .with("X-Answer", answer)
+            .with("X-Answer-With", "Set-Cookie: session=canary3")
+            .with("Cookie", "__Host-sbx=canary4")
+            .with("Authorization", "Bearer canary5")
+            .with("X-Sbx-Token", "canary6")
+            .with("Referer", "https://x/?t=canary7")
+    };
+    // In the middle of the answer, and before it.
+    once(edge.public, &request(CUT)).await.expect_err("it breaks off");
+    let answer = once(edge.public, &request(NONE)).await.expect("an answer");
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    // Only later versions say which request it was.
+    let path = if generation() == Generation::Fixed { "\"uri\":\"/path\"" } else { "" };
+    for node in [&edge, &owner] {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let is_told = |line: &str| line.contains("incomplete response") && line.contains(path);
+        while !node.log().lines().any(is_told) {
+            assert!(Instant::now() < deadline, "{}", node.log());
+            sleep(Duration::from_millis(10)).await;
+        }
+        for log in [node.log(), node.access_log()] {
+            assert!(!log.contains("canary"), "{log}");
+        }
     }
 }

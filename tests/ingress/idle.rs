@@ -1,4 +1,4 @@
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use tokio::{
     io::AsyncWriteExt as _,
@@ -9,6 +9,7 @@ use tokio::{
 use crate::{
     http::{Request, get, once},
     node::{Node, at, host, need_caddy},
+    program::raise_descriptors,
     sandbox::Sandbox,
 };
 
@@ -17,19 +18,10 @@ const IDLE: usize = 3000;
 /// Descriptors that this needs.
 const DESCRIPTORS: u32 = 8192;
 
-/// Lets this process open as many files as the test needs.
-#[expect(clippy::disallowed_methods, reason = "tests start programs themselves")]
-fn raise_limit() {
-    let pid = std::process::id().to_string();
-    let limit = format!("--nofile={DESCRIPTORS}:");
-    let raised = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
-    assert!(raised.expect("prlimit starts").success(), "the limit of open files is too low");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_idle_connections_delay_nobody() {
     need_caddy!();
-    raise_limit();
+    raise_descriptors(DESCRIPTORS);
     let node = Node::start(1).await;
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
     node.put(100_001, sandbox.address);

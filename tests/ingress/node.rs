@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
@@ -22,7 +22,7 @@ use agent::{
         probe::Probe,
         server::{self, Ingress},
         settings::{Peers, PlainPath, Settings},
-        version::{Generation, Version},
+        version::Generation,
     },
     journal::AccessKey,
     revoked::Revoked,
@@ -36,13 +36,16 @@ use proto::{
 use tokio::{net::TcpStream, runtime::Runtime, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+use crate::program;
+pub(crate) use crate::program::{at, ip};
+
 /// Domain of every test.
 pub(crate) const DOMAIN: &str = "sbx.test";
 
 /// Returns the Caddy to test; `None`, with a message, if the tests are skipped.
 pub(crate) fn caddy() -> Option<PathBuf> {
     let named = std::env::var_os("PVE_SANDBOX_CADDY").map(PathBuf::from);
-    let found = named.unwrap_or_else(|| PathBuf::from("/usr/bin/caddy"));
+    let found = named.unwrap_or_else(|| PathBuf::from(program::DEBIAN));
     if std::env::var_os("PVE_SANDBOX_SKIP_INGRESS_TESTS").is_some_and(|value| value == "1") {
         eprintln!("skipped: PVE_SANDBOX_SKIP_INGRESS_TESTS=1");
         return None;
@@ -57,11 +60,8 @@ pub(crate) fn caddy() -> Option<PathBuf> {
 }
 
 /// Returns the form of the configuration for the Caddy to test.
-#[expect(clippy::disallowed_methods, reason = "tests start Caddy themselves")]
 pub(crate) fn generation() -> Generation {
-    let told = Command::new(caddy().expect("not skipped")).arg("version").output();
-    let told = String::from_utf8(told.expect("Caddy starts").stdout).expect("text");
-    told.parse::<Version>().expect("a version").generation()
+    program::version(&caddy().expect("not skipped")).generation()
 }
 
 /// Returns from the test if the tests are skipped.
@@ -73,17 +73,6 @@ macro_rules! need_caddy {
     };
 }
 pub(crate) use need_caddy;
-
-/// Returns a loopback address that no concurrent test run uses.
-pub(crate) fn ip(last: u8) -> Ipv4Addr {
-    let [.., high, low] = std::process::id().to_be_bytes();
-    Ipv4Addr::new(127, 100 + high % 100, low, last)
-}
-
-/// Returns such an address with a port.
-pub(crate) fn at(last: u8, port: u16) -> SocketAddr {
-    SocketAddr::from((ip(last), port))
-}
 
 /// An in-memory route table.
 #[derive(Debug, Default)]
@@ -473,21 +462,8 @@ pub(crate) async fn greet(mut stream: TcpStream) {
     tokio::io::AsyncWriteExt::write_all(&mut stream, b"SSH-2.0-x\r\n").await.expect("sent");
 }
 
-#[expect(clippy::disallowed_methods, reason = "tests start Caddy themselves")]
 pub(crate) fn run_caddy(config: &Path, dir: &Path) -> Child {
-    let log = std::fs::File::options().append(true).create(true).open(dir.join("caddy.log"));
-    let log = log.expect("a file");
-    Command::new(caddy().expect("not skipped"))
-        .arg("run")
-        .arg("--config")
-        .arg(config)
-        .env_clear()
-        .env("HOME", dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .expect("Caddy starts")
+    program::run(&caddy().expect("not skipped"), config, dir)
 }
 
 /// Runs `caddy validate`; returns its output if it refuses.

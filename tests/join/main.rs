@@ -200,6 +200,54 @@ async fn revoked_node_is_cut_off_at_once_and_may_not_renew() {
     drop(serving);
 }
 
+/// Longest time until nodes that are connected hear of a revocation: less than the interval of the looks at those that
+/// have not heard.
+const AT_ONCE: Duration = Duration::from_secs(4);
+/// Longest time until a node hears that connects later.
+const LATER: Duration = Duration::from_secs(20);
+
+/// Waits until a node refuses a peer's certificate, or accepts it.
+async fn until_it_refuses(node: &Node, certificate: &str, refuses: bool, within: Duration) {
+    let told = async {
+        while node.refuses(certificate) != refuses {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let in_time = timeout(within, told).await;
+    in_time.unwrap_or_else(|_| panic!("{}: not refuses={refuses} in time", node.name()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_nodes_refuse_the_hop_of_a_revoked_node_until_it_joins_again() {
+    let world = World::start(Duration::from_secs(3600)).await;
+    let (first, second, late) = (Node::new("n1"), Node::new("n2"), Node::new("n3"));
+    for node in [&first, &second, &late] {
+        node.join(&world.line(node.name().as_str()).await).await.expect("it joins");
+    }
+    let (_first, _second) = (first.serve().await, second.serve().await);
+    world.until_ready("n1").await;
+    world.until_ready("n2").await;
+    let (old, others) = (first.hop_certificate(), late.hop_certificate());
+    assert!(!second.refuses(&old));
+
+    world.revoke("n1").await.expect("revoked");
+    until_it_refuses(&second, &old, true, AT_ONCE).await;
+    assert!(!second.refuses(&others), "another's is accepted");
+    // One that was down is told when it is back.
+    assert!(!late.refuses(&old));
+    let _late = late.serve().await;
+    world.until_ready("n3").await;
+    until_it_refuses(&late, &old, true, LATER).await;
+
+    // Certificates count whole seconds.
+    sleep(Duration::from_millis(2100)).await;
+    first.join(&world.line("n1").await).await.expect("it joins again");
+    let new = first.hop_certificate();
+    assert_ne!(new, old);
+    until_it_refuses(&second, &new, false, AT_ONCE).await;
+    assert!(second.refuses(&old), "the one before stays refused");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn controllers_own_certificate_renews_itself_under_an_open_stream() {
     let world = World::start(LIFE).await;

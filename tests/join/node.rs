@@ -9,6 +9,7 @@ use agent::{
     journal::{Pools, memory::MemoryJournal},
     load::HostLoad,
     pve::fake::{FakeCluster, Pace},
+    revoked::Revoked,
     saga::Faults,
     sandbox::{Bridge, Lifetimes, Limits, Options, exec::shims::NoShims},
 };
@@ -27,6 +28,7 @@ pub(crate) struct Node {
     name: NodeName,
     dir: tempfile::TempDir,
     pub(crate) address: SocketAddr,
+    revoked: Arc<Revoked>,
 }
 
 impl Node {
@@ -36,7 +38,8 @@ impl Node {
         // Free until the agent listens.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");
-        let node = Self { name: name.parse().expect("a name"), dir, address };
+        let revoked = Arc::new(Revoked::load(dir.path().join("revoked")).expect("no list"));
+        let node = Self { name: name.parse().expect("a name"), dir, address, revoked };
         for part in ["pve", "net", "proc/net"] {
             fs::create_dir_all(node.file(part)).expect("made");
         }
@@ -72,6 +75,19 @@ impl Node {
         fs::read_to_string(self.file("tls/node.crt")).unwrap_or_default()
     }
 
+    /// Returns the certificate of the ingress hop, as another node's Caddy tells its agent.
+    pub(crate) fn hop_certificate(&self) -> String {
+        let pem = fs::read_to_string(self.file("tls/ingress-node.crt")).expect("read");
+        // The first certificate of the file: PEM is the base64 of its DER, in lines.
+        let lines = pem.lines().skip(1).take_while(|line| !line.starts_with("-----"));
+        lines.collect()
+    }
+
+    /// True when this node's agent refuses a peer with this certificate.
+    pub(crate) fn refuses(&self, certificate: &str) -> bool {
+        self.revoked.refuses(certificate.as_bytes())
+    }
+
     pub(crate) fn name(&self) -> &NodeName {
         &self.name
     }
@@ -98,6 +114,7 @@ impl Node {
         let server = live.server(ClientAuth::Required).expect("TLS");
         let agent = Agent::start(self.parts()).await.expect("an agent");
         let node = self.name.to_string();
+        agent.keep_revoked(Arc::clone(&self.revoked));
         agent.renew(Arc::new(Certificates::new(node, (own, Some(hop)), ca, live)));
         let listener = self.listen().await;
         let stop = CancellationToken::new();
