@@ -58,8 +58,8 @@ async fn listeners_and_their_connections_count_as_streams_of_the_team() {
     let opened = client.channel_open_direct_tcpip("localhost", 7, "127.0.0.1", 1).await;
     opened.map(drop).expect_err("too many streams");
     client.cancel_tcpip_forward("localhost", 9001).await.expect("ended");
-    let again = async || client.tcpip_forward("localhost", 9003).await.is_ok();
-    until("room", again).await;
+    let listens = || async { client.tcpip_forward("localhost", 9003).await.is_ok() };
+    until("room", listens).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
