@@ -8,7 +8,8 @@
 //! `sys` (the kernel). It reaches into sandboxes through `shim`, one process per sandbox that
 //! outlives the agent; the process inside is the crate `helper`. `firewall` isolates them from each
 //! other and from the host's networks. `resolver` answers the DNS questions of those with an
-//! allow-list. `tunnel` sets up cloudflared and keeps its configuration. `run` starts every
+//! allow-list. `name_directory` knows the named sandboxes of all nodes. `tunnel` sets up cloudflared and
+//! keeps its configuration. `run` starts every
 //! process. `load` and `detect` read the host, `config` records where each value comes from, `clock` is the time.
 //!
 //! # What must always hold

@@ -111,7 +111,11 @@ impl Routes for Table {
         let owners = self.owners.lock().expect("no panic");
         let vmid = match sandbox {
             SandboxRef::Vmid(vmid) => Some(vmid),
-            SandboxRef::Id(of) => owners.keys().copied().find(|vmid| id(vmid.get()) == of),
+            // Only by the names that were told: the other ids of other nodes are not known.
+            SandboxRef::Id(of) => {
+                let is_told = self.names.lock().expect("no panic").values().any(|id| *id == of);
+                owners.keys().copied().find(|vmid| is_told && id(vmid.get()) == of)
+            }
         };
         vmid.and_then(|vmid| owners.get(&vmid).cloned()).unwrap_or(Owner::Nobody)
     }
