@@ -127,9 +127,9 @@ soak-memory: build ## The lab's tests in a loop for MINUTES (120); then no agent
 	$(NEXTEST) --workspace --test lxc --no-run
 	tests/lab/with-lab.sh tests/lab/memory.sh $(MINUTES)
 
-bench: packages ## Measures what ships; writes target/bench/results.json. One part alone: make bench ONLY=pause; placement, verdict and fleet need no lab; install boots Debian roots, and only runs when it is named
+bench: packages ## Measures what ships; writes target/bench/results.json. One part alone: make bench ONLY=pause; placement, verdict, fleet and http need no lab; install boots Debian roots, and only runs when it is named
 	$(CARGO_DIST) -p agent -p controller -p cli -p lab -p standin -p tests --bins
-	@case "$(ONLY)" in recovery|placement|verdict|fleet) \
+	@case "$(ONLY)" in recovery|placement|verdict|fleet|http) \
 	  ulimit -n $$(ulimit -Hn) && target/dist/bench $(ONLY);; install) \
 	  PVE_LAB_PACKAGES="apt-utils dpkg-dev gpg" tests/lab/prepare && packaging/build-debs.sh && \
 	  target/dist/bench install;; *) \

@@ -1,9 +1,9 @@
 //! `make bench`: measures costs, each figure beside the value that it is compared with, in the same
 //! run.
 //!
-//! Runs in the lab's network, against its controller and its agents; `recovery`, `placement`, `fleet`
-//! and `install` need no lab. `install` runs on demand only: it boots roots of Debian. Figures marked `modelled` include the cost of the real `pct`: the stand-in
-//! then burns the CPU time that was measured with it.
+//! Runs in the lab's network, against its controller and its agents; `recovery`, `placement`, `fleet`,
+//! `http` and `install` need no lab. `install` runs on demand only: it boots roots of Debian. Figures marked
+//! `modelled` include the cost of the real `pct`: the stand-in then burns the CPU time that was measured with it.
 
 #![expect(clippy::disallowed_methods, reason = "a bench measures the real clock")]
 
@@ -11,13 +11,17 @@ mod abuse;
 mod figures;
 mod fleet;
 mod hand;
+mod http;
 mod inside;
 mod install;
 mod isolation;
 mod pause;
 mod placement;
+#[path = "../ingress/program.rs"]
+mod program;
 mod recovery;
 mod ssh;
+mod stage;
 mod verdict;
 mod wake;
 mod world;
@@ -54,14 +58,16 @@ const PARTS: [&str; 13] = [
     PLACEMENT,
     VERDICT,
     FLEET,
+    HTTP,
 ];
 /// Results below this package.
 const RESULTS: &str = "../target/bench/results.json";
-/// Part that needs no lab, as are the next three.
+/// Part that needs no lab, as are the next four.
 const RECOVERY: &str = "recovery";
 const PLACEMENT: &str = "placement";
 const VERDICT: &str = "verdict";
 const FLEET: &str = "fleet";
+const HTTP: &str = "http";
 /// Part that runs only when it is asked for, and then adds its figures to those of the last full run.
 const INSTALL: &str = "install";
 
@@ -81,12 +87,14 @@ async fn main() -> Result<()> {
         return figures.merge(&Path::new(env!("CARGO_MANIFEST_DIR")).join(RESULTS));
     }
     anyhow::ensure!(!asked.iter().any(|part| part == INSTALL), "{INSTALL} is measured alone");
-    let no_lab = |part: &String| [RECOVERY, PLACEMENT, VERDICT, FLEET].contains(&part.as_str());
+    let no_lab =
+        |part: &String| [RECOVERY, PLACEMENT, VERDICT, FLEET, HTTP].contains(&part.as_str());
     if asked.iter().all(no_lab) && !asked.is_empty() {
         for part in &asked {
             let measured = match part.as_str() {
                 RECOVERY => recovery::measure(&mut figures).await,
                 FLEET => Box::pin(fleet::measure(&mut figures)).await,
+                HTTP => Box::pin(http::measure(&mut figures)).await,
                 VERDICT => verdict::measure(&mut figures),
                 _ => placement::measure(&mut figures),
             };
@@ -114,6 +122,7 @@ async fn main() -> Result<()> {
             PLACEMENT => placement::measure(&mut figures)?,
             VERDICT => verdict::measure(&mut figures)?,
             FLEET => Box::pin(fleet::measure(&mut figures)).await?,
+            HTTP => Box::pin(http::measure(&mut figures)).await?,
             _ => burst_and_memory(&world, &mut figures).await?,
         }
     }
