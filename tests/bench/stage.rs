@@ -155,6 +155,7 @@ pub(crate) fn order(number: u32) -> Result<Order> {
         team: "bench".parse()?,
         attempt: 1,
         body_digest: "0".repeat(64),
+        port_rules: None,
         spec: Spec {
             name: None,
             request_id: format!("r{number}").parse()?,
@@ -166,6 +167,8 @@ pub(crate) fn order(number: u32) -> Result<Order> {
             egress: None,
             services: BTreeMap::new(),
             visibility: Default::default(),
+            no_default_services: false,
+            expose_on_listen: None,
             node: None,
             labels: Default::default(),
             lifetime: proto::lifetime::LifetimePatch::default(),

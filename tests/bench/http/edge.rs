@@ -23,6 +23,7 @@ use agent::{
         settings::{PlainPath, Settings},
         version::Generation,
     },
+    name_directory::NameDirectory,
     revoked::Revoked,
     sandbox::access::expose::Reach,
 };
@@ -125,6 +126,7 @@ impl Node {
             frames: true,
             cors: true,
             peers: None,
+            secure: None,
             access_log: Some(plain(dir.join("access.log"))?),
             generation: Generation::Before,
         };
@@ -133,7 +135,8 @@ impl Node {
         let sources =
             Sources { root: dir.to_owned(), memory: dir.join("owners"), peer_port: PEER_PORT };
         let owners = Owners::new(stage.pve.node(&stage.name), clock.clone(), sources);
-        let routes = NodeRoutes::new(Arc::clone(agent.sandboxes()), Arc::new(owners));
+        let names = Arc::new(NameDirectory::load(dir.join("names")));
+        let routes = NodeRoutes::new(Arc::clone(agent.sandboxes()), Arc::new(owners), names);
         let ingress = Ingress {
             routes: Arc::new(routes),
             rules: Rules { domain: settings.domain.clone(), parents: Vec::new() },
@@ -189,11 +192,6 @@ impl Node {
     pub(super) async fn hide(&self, number: u32) -> Result<()> {
         self.agent.sandboxes().hide(&id(number), "web".parse()?).await?;
         Ok(())
-    }
-
-    /// Returns the number of sandboxes that [`Self::fill`] has created.
-    pub(super) fn known(&self) -> u32 {
-        self.known
     }
 
     /// Starts a Caddy with the configuration that the agent renders for it.

@@ -37,24 +37,36 @@ pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
     program::raise_descriptors(DESCRIPTORS);
     let programs = programs()?;
     let mut node = Node::start().await?;
-    for (known, suffix) in KNOWN {
-        eprintln!("{known} sandboxes");
-        node.fill(known).await?;
-        let server = Server::start(SocketAddr::new(node.address(0)?, 0))?;
-        let host = node.expose(0, server.address.port()).await?;
-        for (program, name) in &programs {
-            let name = format!("{name}{suffix}");
-            let case = Case { node: &node, program, server: &server, host: &host };
-            case.measure(&name, figures).await?;
-        }
-        node.hide(0).await?;
-    }
+    let [few, many] = KNOWN;
+    measure_with(&mut node, few, &programs, figures).await?;
+    // Before the many, which take some minutes to create.
+    node.fill(sockets::SANDBOXES).await?;
     let (program, _) = programs.first().context("a Caddy")?;
     let caddy = node.caddy(program).await?;
     sockets::measure(&node, &caddy, figures).await?;
     drop(caddy);
+    measure_with(&mut node, many, &programs, figures).await?;
     node.end().await;
     Ok(())
+}
+
+/// Measures all Caddys with an agent that knows so many sandboxes.
+async fn measure_with(
+    node: &mut Node,
+    (known, suffix): (u32, &str),
+    programs: &[(PathBuf, &str)],
+    figures: &mut Figures,
+) -> Result<()> {
+    eprintln!("{known} sandboxes");
+    node.fill(known).await?;
+    let server = Server::start(SocketAddr::new(node.address(0)?, 0))?;
+    let host = node.expose(0, server.address.port()).await?;
+    for (program, name) in programs {
+        let name = format!("{name}{suffix}");
+        let case = Case { node, program, server: &server, host: &host };
+        case.measure(&name, figures).await?;
+    }
+    node.hide(0).await
 }
 
 /// One Caddy, and what it is asked for.

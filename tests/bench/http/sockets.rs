@@ -21,11 +21,13 @@ use crate::{
     stage::{create, id},
 };
 
-/// Open WebSockets, and sandboxes that they go to.
+/// Number of open WebSockets.
 const SOCKETS: u32 = 1000;
-const SANDBOXES: u32 = 50;
-/// Sandboxes that come and go meanwhile, and how many of them at a time.
+/// Number of sandboxes that they go to: those with the lowest numbers.
+pub(super) const SANDBOXES: u32 = 50;
+/// Sandboxes that come and go meanwhile, and how many of them at a time. No others get their numbers.
 const OTHERS: u32 = 200;
+const FIRST_OTHER: u32 = 1_000_000;
 const AT_ONCE: usize = 8;
 /// Longest wait for one message.
 const MESSAGE: Duration = Duration::from_secs(20);
@@ -78,10 +80,8 @@ pub(super) async fn measure(node: &Node, caddy: &Caddy, figures: &mut Figures) -
     }
     ensure!(survivors(&mut sockets).await == sockets.len(), "not all were open at the beginning");
     eprintln!("{} WebSockets are open; {OTHERS} sandboxes come and go", sockets.len());
-    // Past those that are there.
-    let first = node.known();
-    let others =
-        stream::iter(first..first + OTHERS).map(|number| comes_and_goes(node, caddy, number));
+    let numbers = FIRST_OTHER..FIRST_OTHER + OTHERS;
+    let others = stream::iter(numbers).map(|number| comes_and_goes(node, caddy, number));
     let mut others = others.buffer_unordered(AT_ONCE);
     while let Some(gone) = others.next().await {
         gone?;
@@ -92,6 +92,9 @@ pub(super) async fn measure(node: &Node, caddy: &Caddy, figures: &mut Figures) -
     let left = u32::try_from(survivors(&mut sockets).await)?;
     figures.alone("ws_survivors", f64::from(left), &format!("of {SOCKETS}"));
     drop(servers);
+    for number in 0..SANDBOXES {
+        node.hide(number).await?;
+    }
     Ok(())
 }
 
