@@ -428,8 +428,7 @@ fn start_confined(config: &Path, capabilities: &str) -> String {
     }
     // `timeout` passes it on; killed, it would leave Caddy behind. It may have ended already.
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
-    // It may have ended by itself.
-    let _ = kill(pid, Signal::SIGTERM);
+    kill(pid, Signal::SIGTERM).ok();
     child.wait().expect("ended");
     told
 }
