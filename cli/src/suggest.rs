@@ -30,7 +30,6 @@ const SAME: &[(&str, &str)] = &[
     ("sh", "shell"),
     ("show", "get"),
     ("snapshots", "snapshot"),
-    ("ssh", "shell"),
     ("stats", "top"),
     ("status", "get"),
     ("switch", "use"),

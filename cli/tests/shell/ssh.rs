@@ -37,5 +37,5 @@ async fn ssh_becomes_that_of_the_machine_with_the_host_key_pinned() {
     let ran = ssh(&["ssh", ID, "--", "-o", "X=y"]).await;
     assert!(ran.text().ends_with(&format!("{ID}\n-o\nX=y\n")), "{ran:?}");
     let json = ssh(&["ssh", ID, "--json"]).await;
-    assert!(json.code == Some(2) && json.stdout.is_empty(), "{json:?}");
+    assert!(json.code == Some(125) && json.stdout.is_empty(), "{json:?}");
 }
