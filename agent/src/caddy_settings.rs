@@ -4,6 +4,7 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 
+pub use crate::ingress::own_certificate::copies;
 use crate::{
     config::{self, Config, Wake},
     ingress::{
@@ -16,18 +17,8 @@ use crate::{
 
 /// Name of the file in which the agent records which Caddy it started last; `uninstall` knows it, too.
 pub const RECORD: &str = "ingress-run";
-
-/// Name of the copy of the operator's certificate and key, beside Caddy's configuration.
-const CERTIFICATE_COPY: &str = "caddy-certificate.pem";
-/// Name of the copy of the token for the challenge by DNS, beside Caddy's configuration.
-const TOKEN_COPY: &str = "caddy-dns-token";
 /// Field of most modules of Caddy that takes the token of their provider.
 const TOKEN_FIELD: &str = "api_token";
-
-/// Lists the copies that the agent may have made beside Caddy's configuration.
-pub fn copies(caddy_config: &Path) -> [std::path::PathBuf; 2] {
-    [CERTIFICATE_COPY, TOKEN_COPY].map(|name| caddy_config.with_file_name(name))
-}
 
 /// Builds the settings of Caddy's configuration, in the form for every version; `None` without a domain.
 ///

@@ -1,16 +1,23 @@
 //! Tells every node which sandbox each host name by name leads to, so that any node finds the owner. Only changes are
 //! sent; the digest in each answer shows whether the node has the same as we, and what differs is sent as a whole.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use proto::{
     agent::v1::{NameRange, NamedSandbox, SetNamesRequest},
     host::{CHANGES_MAX, FullName, NAMES_MAX},
     id::SandboxId,
     name::NodeName,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::node::{self, Node, Nodes};
@@ -92,19 +99,24 @@ struct Told {
     has: Option<Arc<Directory>>,
     /// Whether its agent is of a version without names.
     is_too_old: bool,
+    /// Whether the last call failed, so that a node that does not answer is logged once.
+    has_failed: bool,
     at: Instant,
 }
 
+/// Requests that several nodes get.
+type Requests = Arc<[SetNamesRequest]>;
+
 /// The changes since the directories that nodes have, of which most have the same.
 #[derive(Debug, Default)]
-struct Changes(Vec<(Arc<Directory>, Arc<[SetNamesRequest]>)>);
+struct Changes(Vec<(Arc<Directory>, Requests)>);
 
 impl Changes {
-    fn since(&mut self, before: &Arc<Directory>, now: &Directory) -> Arc<[SetNamesRequest]> {
+    fn since(&mut self, before: &Arc<Directory>, now: &Directory) -> Requests {
         if let Some((_, known)) = self.0.iter().find(|(of, _)| Arc::ptr_eq(of, before)) {
             return known.clone();
         }
-        let requests: Arc<[_]> = now.since(before).into();
+        let requests: Requests = now.since(before).into();
         self.0.push((before.clone(), requests.clone()));
         requests
     }
@@ -118,85 +130,135 @@ pub(crate) struct Teller {
     /// All names, with the version of the inventory that they are of.
     current: (u64, Arc<Directory>),
     told: BTreeMap<NodeName, Told>,
+    /// Nodes that are being told now.
+    calling: BTreeSet<NodeName>,
 }
 
 impl Teller {
     /// Creates a teller. If names are not enabled, the nodes are told that.
     pub(crate) fn new(nodes: Arc<Nodes>, is_enabled: bool) -> Self {
-        Self { nodes, is_enabled, current: Default::default(), told: BTreeMap::new() }
+        let (current, told, calling) = Default::default();
+        Self { nodes, is_enabled, current, told, calling }
     }
 
     /// Tells all nodes until `stop`: each when it connects and when names change, and looks once a minute whether it
-    /// still has them.
+    /// still has them. A node that does not answer holds up no other one.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        while stop.run_until_cancelled(sleep(LOOK)).await.is_some() {
-            // Another controller has taken over.
-            if self.nodes.epoch.fenced() {
-                continue;
+        let mut looks = interval_at(Instant::now() + LOOK, LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut calls: FuturesUnordered<BoxFuture<'static, Answer>> = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                Some(answer) = calls.next() => self.note(answer),
+                _ = looks.tick() => {
+                    // Another controller has taken over.
+                    if self.nodes.epoch.fenced() {
+                        continue;
+                    }
+                    self.look().await;
+                    for (node, requests) in self.due() {
+                        self.calling.insert(node.name.clone());
+                        let (nodes, wanted) = (self.nodes.clone(), self.current.1.clone());
+                        let call = tell(nodes, node, requests, wanted, self.is_enabled);
+                        calls.push(call.boxed());
+                    }
+                }
             }
-            self.look();
-            self.tell().await;
         }
     }
 
-    fn look(&mut self) {
+    async fn look(&mut self) {
         let version = self.nodes.cache.names_version();
         if !self.is_enabled || version == self.current.0 {
             return;
         }
-        let names = self.nodes.cache.open_by_name(NAMES_MAX);
-        if names.len() == NAMES_MAX {
+        let nodes = self.nodes.clone();
+        // On a thread of its own: 100,000 names take a while.
+        let read = spawn_blocking(move || Directory::new(nodes.cache.open_by_name(NAMES_MAX)));
+        let Ok(fresh) = read.await else { return };
+        if fresh.names.len() == NAMES_MAX {
             tracing::warn!(
                 max = NAMES_MAX,
                 "too many sandboxes have names: some have no host name"
             );
         }
-        let fresh = Directory::new(names);
         let directory =
             if fresh == *self.current.1 { self.current.1.clone() } else { fresh.into() };
         self.current = (version, directory);
     }
 
-    async fn tell(&mut self) {
-        let now = Instant::now();
-        let (epoch, current) = (self.nodes.epoch.get(), self.current.1.clone());
+    /// Returns the nodes that are to be told now, with the changes; `None` where it is not known what the node has.
+    fn due(&mut self) -> Vec<(Arc<Node>, Option<Requests>)> {
+        self.told.retain(|node, _| self.nodes.get(node).is_some());
+        let (now, current) = (Instant::now(), &self.current.1);
         let is_due = |node: &Arc<Node>| {
             let told = self.told.get(&node.name);
             let fits = |told: &Told| {
-                told.is_too_old || told.has.as_ref().is_some_and(|has| Arc::ptr_eq(has, &current))
+                told.is_too_old || told.has.as_ref().is_some_and(|has| Arc::ptr_eq(has, current))
             };
-            node.down().is_none() && told.is_none_or(|told| !fits(told) || now >= told.at + AGAIN)
+            let is_free = node.down().is_none() && !self.calling.contains(&node.name);
+            is_free && told.is_none_or(|told| !fits(told) || now >= told.at + AGAIN)
         };
+        let mut due: Vec<_> = self.nodes.all().into_iter().filter(is_due).collect();
+        // Nodes that never answer must not take all the places again and again.
+        due.sort_by_key(|node| self.told.get(&node.name).map(|told| told.at));
+        due.truncate(AT_ONCE.saturating_sub(self.calling.len()));
         let mut changes = Changes::default();
-        let mut calls = Vec::new();
-        for node in self.nodes.all().into_iter().filter(is_due) {
+        let with_changes = due.into_iter().map(|node| {
             let has = self.told.get(&node.name).and_then(|told| told.has.as_ref());
-            let requests = has.map(|has| changes.since(has, &current));
-            calls.push((node, requests));
-        }
-        let (nodes, is_enabled) = (&self.nodes, self.is_enabled);
-        let calls = stream::iter(calls).map(async |(node, requests)| {
-            let complete = |request: &SetNamesRequest| SetNamesRequest {
-                epoch,
-                enabled: is_enabled,
-                ..request.clone()
-            };
-            let sent = send(&node, requests.as_deref(), &current, complete).await;
-            let sent = sent.inspect_err(|error| nodes.fence_if_replaced(error));
-            (node.name.clone(), sent)
+            let requests = has.map(|has| changes.since(has, current));
+            (node, requests)
         });
-        let answers: Vec<_> = calls.buffer_unordered(AT_ONCE).collect().await;
-        for (name, sent) in answers {
-            let sent = sent.unwrap_or_else(|error| {
-                tracing::warn!(node = %name, %error, "the node was not told the names of sandboxes");
-                Sent::Unknown
-            });
-            let has = (sent == Sent::Same).then(|| current.clone());
-            let told = Told { has, is_too_old: sent == Sent::TooOld, at: now };
-            self.told.insert(name, told);
-        }
-        self.told.retain(|node, _| self.nodes.get(node).is_some());
+        with_changes.collect()
     }
+
+    fn note(&mut self, answer: Answer) {
+        let Answer { node, wanted, sent, at } = answer;
+        self.calling.remove(&node);
+        let failed_before = self.told.get(&node).is_some_and(|told| told.has_failed);
+        let has_failed = sent.is_err();
+        let sent = sent.unwrap_or_else(|error| {
+            // It is tried again each second.
+            if !failed_before {
+                tracing::warn!(%node, %error, "the node was not told the names of sandboxes");
+            }
+            Sent::Unknown
+        });
+        let has = (sent == Sent::Same).then_some(wanted);
+        let told = Told { has, is_too_old: sent == Sent::TooOld, has_failed, at };
+        self.told.insert(node, told);
+    }
+}
+
+/// Result of one call, and what it was about.
+#[derive(Debug)]
+struct Answer {
+    node: NodeName,
+    wanted: Arc<Directory>,
+    sent: node::Result<Sent>,
+    /// Time at which it was sent.
+    at: Instant,
+}
+
+/// Tells one node.
+async fn tell(
+    nodes: Arc<Nodes>,
+    node: Arc<Node>,
+    requests: Option<Requests>,
+    wanted: Arc<Directory>,
+    is_enabled: bool,
+) -> Answer {
+    let (at, epoch) = (Instant::now(), nodes.epoch.get());
+    let complete = |request: &SetNamesRequest| SetNamesRequest {
+        epoch,
+        enabled: is_enabled,
+        ..request.clone()
+    };
+    let sent = send(&node, requests.as_deref(), &wanted, complete).await;
+    let sent = sent.inspect_err(|error| nodes.fence_if_replaced(error));
+    Answer { node: node.name.clone(), wanted, sent, at }
 }
 
 /// Result of telling a node.

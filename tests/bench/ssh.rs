@@ -44,16 +44,17 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     let client = Client { world, dir: tempfile::tempdir()?, id: &id };
     make_key(&client.path("key")).await?;
     let public = client.text("key.pub");
-    client.ctl(&["ssh-key", "add", &public, "--name", &client.key_name()]).await?;
     let measured = async {
+        client.ctl(&["ssh-key", "add", &public, "--name", &client.key_name()]).await?;
         client.ctl(&["ssh-config", "--write", "--identity", &client.text("key")]).await?;
         client.files(figures).await?;
         client.prompt(figures).await
     };
     let measured = measured.await;
-    client.ctl(&["ssh-key", "rm", &client.key_name()]).await?;
-    world.delete(&id).await?;
-    measured
+    // The first failure is the one to tell, also where it keeps these from working.
+    let removed = client.ctl(&["ssh-key", "rm", &client.key_name()]).await;
+    let deleted = world.delete(&id).await;
+    measured.and(removed).and(deleted)
 }
 
 async fn make_key(file: &Path) -> Result<()> {
@@ -122,7 +123,7 @@ impl Client<'_> {
             got.push(self.sftp(&format!("get {INSIDE} {}", back.display())).await?);
             ensure!(fs::metadata(&back)?.len() == FILE as u64, "bytes were lost");
             let mut cat = self.sandboxctl(&["exec", self.id, "--", "cat", &format!("{INSIDE}-2")]);
-            cat.stdin(Stdio::null()).stdout(fs::File::create(&back)?).stderr(Stdio::piped());
+            cat.stdin(Stdio::null()).stdout(fs::File::create(&back)?);
             let (took, ran) = timed(run_apart(&mut cat)).await;
             ran?;
             read.push(took);
@@ -200,7 +201,7 @@ struct Sshd {
 
 impl Sshd {
     async fn start(dir: &Path) -> Result<Self> {
-        ensure!(Path::new(SSHD).exists(), "{SSHD} is missing: tests/lab/prepare installs it");
+        ensure!(Path::new(SSHD).exists(), "{SSHD} is missing: `make bench` installs it");
         // Where its unprivileged part is confined.
         fs::create_dir_all("/run/sshd")?;
         let free = TcpListener::bind("127.0.0.1:0").await?;

@@ -6,7 +6,9 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    thread,
     time::Duration,
 };
 
@@ -74,7 +76,7 @@ impl<'a> Client<'a> {
     }
 
     fn run(&self, line: &str) -> Output {
-        self.client("ssh").args([&self.name, line]).output().expect("it runs")
+        bounded("ssh").args(self.options()).args([&self.name, line]).output().expect("it runs")
     }
 
     #[track_caller]
@@ -88,6 +90,24 @@ impl<'a> Client<'a> {
 impl Drop for Client<'_> {
     fn drop(&mut self) {
         self.world.ctl(&["ssh-key", "rm", &self.key]);
+    }
+}
+
+/// Prepares a program that is ended when it takes too long; its exit code is 124 then.
+fn bounded(program: &str) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg(PATIENCE.as_secs().to_string()).arg(program).stdin(Stdio::null());
+    command
+}
+
+/// Program that is ended with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails where it has ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
 }
 
@@ -114,7 +134,8 @@ fn openssh_enters_a_sandbox_that_has_no_server() {
     let key = client.path("id_ed25519");
     let verb =
         ["ssh", "--identity", &key.to_string_lossy(), &client.name, "--", "-o", "BatchMode=yes"];
-    let ran = world.command(&verb).env("HOME", client.home.path()).arg("exit 7").status();
+    let mut verb = world.command(&verb);
+    let ran = verb.env("HOME", client.home.path()).arg("exit 7").stdin(Stdio::null()).status();
     assert_eq!(ran.expect("it runs").code(), Some(7), "by sandboxctl ssh");
 
     // Files both ways, and what sftp does to them.
@@ -197,9 +218,9 @@ fn rsync_copies_what_differs_both_ways() {
     let shell = format!("ssh {}", client.options().join(" "));
     let (local, inside) = (format!("{}/", here.display()), format!("{}:/root/copy/", client.name));
     let rsync = |from: &str, to: &str| {
-        let ran = Command::new("rsync").args(["-a", "-i", "-e", &shell, from, to]).output();
-        let ran = ran.expect("rsync is installed");
-        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        let ran = bounded("rsync").args(["-a", "-i", "-e", &shell, from, to]).output();
+        let ran = ran.expect("it runs");
+        assert!(ran.status.success(), "{ran:?}");
         String::from_utf8_lossy(&ran.stdout).into_owned()
     };
     assert!(rsync(&local, &inside).contains("deep/er/large"));
@@ -218,7 +239,7 @@ fn ssh_forwards_back_to_a_server_beside_the_client() {
     let (client, _) = Client::new(&world, &["--snapshot", TOOLS.snapshot]);
     let here = TcpListener::bind("127.0.0.1:0").expect("bound");
     let port = here.local_addr().expect("bound").port();
-    let serving = std::thread::spawn(move || {
+    let serving = thread::spawn(move || {
         for _ in 0..3 {
             let (mut stream, _) = here.accept().expect("connected");
             stream.set_read_timeout(Some(PATIENCE)).expect("set");
@@ -228,24 +249,22 @@ fn ssh_forwards_back_to_a_server_beside_the_client() {
         }
     });
     let forward = format!("8124:127.0.0.1:{port}");
-    let mut back = client.client("ssh");
-    let back = back.args(["-N", "-o", "ExitOnForwardFailure=yes", "-R", &forward, &client.name]);
-    let mut back = back.spawn().expect("it runs");
-    let listens = "grep -q ':1FBC .* 0A ' /proc/net/tcp";
-    wait("the listener", || client.run(listens).status.success());
+    let reverse = ["-N", "-o", "ExitOnForwardFailure=yes", "-R", &forward, &client.name];
+    let back = Running(client.client("ssh").args(reverse).spawn().expect("it runs"));
+    // The exit code of grep, which is 1 without such a line; ssh itself fails with another.
+    let listens = || client.run("grep -q ':1FBC .* 0A ' /proc/net/tcp").status.code();
+    wait("the listener", || listens() == Some(0));
     let line = "python3 -c 'import socket; s=socket.create_connection((\"127.0.0.1\", 8124)); \
                 s.sendall(b\"ada\"); s.shutdown(1); print(s.recv(99, socket.MSG_WAITALL).decode())'";
     for _ in 0..3 {
         assert_eq!(client.says(line), "hello ada");
     }
     serving.join().expect("no panic");
-    let mut second = client.client("ssh");
-    let second =
-        second.args(["-N", "-o", "ExitOnForwardFailure=yes", "-R", &forward, &client.name]);
-    assert!(!second.status().expect("it runs").success(), "the port is taken");
-    back.kill().expect("ended");
-    back.wait().expect("ended");
-    wait("the end of the listener", || !client.run(listens).status.success());
+    let second = bounded("ssh").args(client.options()).args(reverse).output().expect("it runs");
+    let why = String::from_utf8_lossy(&second.stderr);
+    assert!(why.contains("remote port forwarding failed"), "the port is taken: {second:?}");
+    drop(back);
+    wait("the end of the listener", || listens() == Some(1));
     drop(client);
     world.finish();
 }
@@ -261,9 +280,12 @@ fn terminal_follows_the_window_of_the_client() {
     let mut ssh = Command::new("setsid");
     ssh.args(["--ctty", "ssh"]).args(client.options()).args(["-tt", &client.name]);
     ssh.arg("stty size; while read -r line; do stty size; done");
-    let mut ssh = ssh.stdin(slave).stdout(Stdio::piped()).spawn().expect("it runs");
-    let mut said = BufReader::new(ssh.stdout.take().expect("one")).lines();
-    let mut next = || said.next().expect("a line").expect("read").trim().to_owned();
+    let mut ssh = Running(ssh.stdin(slave).stdout(Stdio::piped()).spawn().expect("it runs"));
+    let said = BufReader::new(ssh.0.stdout.take().expect("one")).lines();
+    let (lines, heard) = mpsc::channel();
+    // Ends with the client: nobody else has the other end of its output.
+    thread::spawn(move || said.map_while(Result::ok).try_for_each(|line| lines.send(line)));
+    let next = || heard.recv_timeout(PATIENCE).expect("a line").trim().to_owned();
     assert_eq!(next(), "30 90");
     let mut resize = Command::new("stty");
     resize.arg("-F").arg(&path).args(["rows", "33", "cols", "101"]);
@@ -273,8 +295,7 @@ fn terminal_follows_the_window_of_the_client() {
         keys.write_all(b"\n").expect("typed");
         next() == "33 101"
     });
-    ssh.kill().expect("ended");
-    ssh.wait().expect("ended");
+    drop(ssh);
     drop(client);
     world.finish();
 }

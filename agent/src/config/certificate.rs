@@ -108,6 +108,8 @@ pub(super) fn check(from: &mut Sources<'_>, ingress: &Ingress) {
         .map(|address| ("ingress.certificate.listen", *address))
         .chain(redirects.iter().map(|address| ("ingress.certificate.redirect", *address)))
     {
+        // The kernel would choose a port, another one at each start.
+        from.must(address.port() != 0, name, "must have a port");
         if let Some(other) = taken.iter().find(|other| overlap(**other, address)) {
             from.mistake(name, format!("{address} is taken by {other} of [ingress]"));
         }
@@ -123,7 +125,24 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Flags, *};
+
+    #[test]
+    fn address_must_have_a_port() {
+        let parse = |text: &str| toml::from_str::<Certificate>(text).expect("a certificate");
+        for (text, name) in [
+            ("listen = [\"10.0.0.1:443\", \"10.0.0.1:0\"]", "ingress.certificate.listen"),
+            ("redirect = \"10.0.0.1:0\"", "ingress.certificate.redirect"),
+        ] {
+            let (flags, env) = (Flags::default(), |_: &str| -> Option<String> { None });
+            let (mistakes, settings) = (Vec::new(), Vec::new());
+            let mut from = Sources { flags: &flags, env: &env, mistakes, settings };
+            check(&mut from, &Ingress { certificate: Some(parse(text)), ..Ingress::default() });
+            let told =
+                from.mistakes.iter().any(|one| one.what == name && one.why == "must have a port");
+            assert!(told, "{text}");
+        }
+    }
 
     #[test]
     fn addresses_overlap_where_one_covers_the_other() {

@@ -51,6 +51,14 @@ pub(super) fn templates(from: &mut Sources<'_>, templates: &[Template], roots: R
         if templates.iter().filter(|other| other.vmid == *vmid).count() > 1 {
             wrong("the vmid stands there twice");
         }
+    }
+}
+
+/// Checks the services of the templates that the file names. Those that are found by their marks have the same.
+pub(super) fn services(from: &mut Sources<'_>, templates: &[Template]) {
+    for template in templates {
+        let Template { snapshot, vmid, .. } = template;
+        let mut wrong = |why: &str| from.mistake("template", format!("{snapshot} ({vmid}): {why}"));
         let differs = |other: &&Template| {
             let ports = |of: &Template| (of.services.clone(), of.expose_on_listen);
             other.snapshot == *snapshot && ports(other) != ports(template)
@@ -58,11 +66,11 @@ pub(super) fn templates(from: &mut Sources<'_>, templates: &[Template], roots: R
         if templates.iter().any(|other| differs(&other)) {
             wrong("services and expose_on_listen must be the same for all templates of a snapshot");
         }
-        services(&template.services, wrong);
+        services_of_one(&template.services, wrong);
     }
 }
 
-fn services(services: &[DefaultService], mut wrong: impl FnMut(&str)) {
+fn services_of_one(services: &[DefaultService], mut wrong: impl FnMut(&str)) {
     if services.len() > proto::spec::limit::SERVICES_MAX {
         wrong("services must be at most 32");
     }

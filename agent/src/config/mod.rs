@@ -12,6 +12,7 @@ mod pool;
 mod wake;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -34,7 +35,7 @@ pub use wake::Wake;
 use crate::{
     detect::{self, Roots},
     journal::{self, SqliteJournal},
-    pve::HostPaths,
+    pve::{HostPaths, template_mark::TemplateMark},
     sandbox::{Lifetimes, OnReboot, exec::shims::Backend},
 };
 
@@ -298,14 +299,9 @@ impl Config {
         let mut ingress = file.ingress;
         ingress.domain = domain(&mut from, ingress.domain.take());
         let mut templates = file.template;
+        checks::services(&mut from, &templates);
         if let Some(node) = &node {
-            for (vmid, mark) in detect::templates(roots, &node.value) {
-                if !templates.iter().any(|template| template.vmid == vmid) {
-                    let value = format!("{} is {vmid}", mark.snapshot);
-                    from.show("template", Some(&Sourced { value, source: Source::Detected }));
-                    templates.push(Template::marked(vmid, mark));
-                }
-            }
+            add_marked(&mut from, &mut templates, detect::templates(roots, &node.value));
         }
         checks::templates(&mut from, &templates, roots);
         checks::labels(&mut from, &file.labels);
@@ -359,6 +355,28 @@ impl Config {
     /// Lists the chosen values with their sources.
     pub fn settings(&self) -> &[Setting] {
         &self.settings
+    }
+}
+
+/// Adds the templates that were found by their marks, unless the file has their vmids. A mark says nothing of services:
+/// those that the file gives to the snapshot count for all of its templates.
+fn add_marked(
+    from: &mut Sources<'_>,
+    templates: &mut Vec<Template>,
+    marked: BTreeMap<Vmid, TemplateMark>,
+) {
+    for (vmid, mark) in marked {
+        if templates.iter().any(|template| template.vmid == vmid) {
+            continue;
+        }
+        let value = format!("{} is {vmid}", mark.snapshot);
+        from.show("template", Some(&Sourced { value, source: Source::Detected }));
+        let mut template = Template::marked(vmid, mark);
+        if let Some(twin) = templates.iter().find(|twin| twin.snapshot == template.snapshot) {
+            template.services.clone_from(&twin.services);
+            template.expose_on_listen = twin.expose_on_listen;
+        }
+        templates.push(template);
     }
 }
 

@@ -302,6 +302,28 @@ fn snapshot_says_what_its_sandboxes_expose() {
 }
 
 #[test]
+fn template_found_by_its_mark_has_the_services_of_its_snapshot() {
+    let host = Host::new();
+    for (vmid, snapshot) in [(9001, "cmux"), (9002, "other")] {
+        let mark = format!("#pve-sandbox-template%3Av1 snapshot={snapshot} cores=1 memory_mib=512");
+        let path = format!("pve/nodes/node3/lxc/{vmid}.conf");
+        host.write(&path, &format!("{mark}\ntemplate: 1\n"));
+    }
+    let file = "[[template]]\nsnapshot = \"cmux\"\nvmid = 9000\nexpose_on_listen = true\n\
+                [[template.services]]\nname = \"vscode\"\nport = 39378\n";
+    let config = complete(&host, file, &Flags::default(), &[]).expect("the agent starts");
+    let ports: Vec<_> = config.options().templates.into_iter().map(|one| one.ports).collect();
+    assert_eq!((ports.len(), ports[0].services.len(), ports[0].on_listen), (3, 1, true));
+    assert_eq!(ports[1], ports[0], "of the same snapshot");
+    assert_eq!(ports[2], Default::default(), "of a snapshot that the file does not name");
+
+    // Mistakes are told of the templates that the file names.
+    let file = file.replace("39378", "39383\nvisibility = \"public\"");
+    let text = mistakes(complete(&host, &file, &Flags::default(), &[]));
+    assert!(text.contains("cmux (9000): services") && !text.contains("9001"), "{text}");
+}
+
+#[test]
 fn certificate_of_ones_own_has_files_or_acme_and_addresses_of_its_own() {
     let of = |text: &str| complete(&Host::new(), text, &Flags::default(), &[]);
     let files = "[ingress]\ndomain = \"sbx.test\"\npeer = \"10.99.0.1:8481\"\n\

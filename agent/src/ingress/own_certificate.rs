@@ -4,11 +4,13 @@
 //! What is not good is not copied: Caddy goes on with the copy before.
 
 use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
+    fs::{self, File},
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use daemon::{peer, tls};
 use proto::secret::Secret;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
@@ -16,8 +18,18 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use super::{caddy, decide::Domain, secure::wildcard, settings::CertificateFiles};
 use crate::sys::read;
 
+/// Name of the copy of the operator's certificate and key, beside Caddy's configuration.
+const CERTIFICATE_COPY: &str = "caddy-certificate.pem";
+/// Name of the copy of the token for the challenge by DNS, beside Caddy's configuration.
+const TOKEN_COPY: &str = "caddy-dns-token";
+/// Mode of a copy, as `caddy::put` sets it.
+const COPY_MODE: u32 = 0o640;
 /// Largest file of a certificate or a key, bytes.
 const FILE_MAX: u64 = 256 * 1024;
+/// Longest token with the spaces around it, bytes.
+const TOKEN_MAX: u64 = 4 * 1024;
+/// Characters of a line of PEM.
+const LINE: usize = 64;
 /// Mode bits by which others than the owner could read a token.
 const FOR_OTHERS: u32 = 0o077;
 
@@ -70,7 +82,10 @@ pub enum Flaw {
     #[error("the certificate in {} is not valid yet: does the clock go right?", .0.display())]
     NotYet(PathBuf),
     /// Others than root can read a token.
-    #[error("others than root can read {}: chmod 0600 {}", .0.display(), .0.display())]
+    #[error(
+        "others than root can read {}: chown root {}; chmod 0600 {}",
+        .0.display(), .0.display(), .0.display()
+    )]
     Open(PathBuf),
     /// A token is none.
     #[error("{} must hold one token and nothing else", .0.display())]
@@ -85,7 +100,32 @@ pub enum Flaw {
     },
 }
 
-/// Judges certificate and key at a time, milliseconds since 1970. Returns both in one text, PEM.
+/// Lists the copies that the agent may have made beside Caddy's configuration.
+pub fn copies(caddy_config: &Path) -> [PathBuf; 2] {
+    [CERTIFICATE_COPY, TOKEN_COPY].map(|name| caddy_config.with_file_name(name))
+}
+
+/// Removes the copies beside Caddy's configuration that are not in use, and their drafts.
+///
+/// # Errors
+/// When a file is there and cannot be removed.
+pub fn remove_unused(caddy_config: &Path, used: Option<&Path>) -> io::Result<()> {
+    for path in copies(caddy_config).iter().filter(|path| used != Some(path.as_path())) {
+        for path in [path.clone(), path.with_added_extension("new")] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    let why = format!("{} was not removed: {error}", path.display());
+                    return Err(io::Error::new(error.kind(), why));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Judges certificate and key at a time, milliseconds since 1970. Returns the key and then the certificates in one
+/// text, PEM. What else stands in the files was not judged, and is left out.
 ///
 /// # Errors
 /// Says what is wrong with them.
@@ -106,9 +146,14 @@ pub fn judge(
     let (Some(leaf), Some(life)) = (chain.first(), lives.first()) else {
         return Err(none("it is empty".to_owned()));
     };
-    if PrivateKeyDer::from_pem_slice(key.as_bytes()).is_err() {
-        return Err(Flaw::NoKey(files.key.clone()));
-    }
+    let no_key = || Flaw::NoKey(files.key.clone());
+    let private = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| no_key())?;
+    let label = match &private {
+        PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+        PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+        PrivateKeyDer::Pkcs8(_) => "PRIVATE KEY",
+        _ => return Err(no_key()),
+    };
     if !tls::fits(cert.as_bytes(), key.as_bytes()) {
         return Err(Flaw::OtherKey { cert: path(), key: files.key.clone() });
     }
@@ -124,11 +169,27 @@ pub fn judge(
     if life.not_before_ms > now_ms {
         return Err(Flaw::NotYet(path()));
     }
-    Ok(Secret::new(format!("{}\n{}\n", key.trim_end(), cert.trim_end())))
+    let mut both = Secret::new(String::new());
+    push_block(&mut both, label, private.secret_der());
+    for der in &chain {
+        push_block(&mut both, "CERTIFICATE", der);
+    }
+    Ok(both)
 }
 
-/// Copies certificate and key to where Caddy reads them, if they are good. Returns true when they are others than
-/// before.
+/// Appends a block of PEM.
+fn push_block(text: &mut String, label: &str, der: &[u8]) {
+    let encoded = Secret::new(STANDARD.encode(der));
+    text.push_str(&format!("-----BEGIN {label}-----\n"));
+    for line in encoded.as_bytes().chunks(LINE) {
+        text.extend(line.iter().copied().map(char::from));
+        text.push('\n');
+    }
+    text.push_str(&format!("-----END {label}-----\n"));
+}
+
+/// Copies certificate and key to where Caddy reads them, if they are good. Returns true when the copy was
+/// written: they are others than before, or its mode or group was not right.
 ///
 /// # Errors
 /// Says what is wrong with them, or why they were not copied. The copy before stays.
@@ -144,21 +205,33 @@ pub fn refresh(
     copy(Path::new(files.copy.as_str()), &both, group)
 }
 
-/// Copies the token of a DNS provider to where Caddy reads it. Returns true when it is another than before.
+/// Copies the token of a DNS provider to where Caddy reads it. Returns true when the copy was written.
 ///
 /// # Errors
-/// When the file cannot be read, others can read it, or it holds no token; or the copy cannot be written.
+/// When the file cannot be read, others than root can read it, or it holds no token; or the copy cannot be written.
 pub fn refresh_token(from: &Path, to: &Path, group: Option<&str>) -> Result<bool, Flaw> {
-    let token = Secret::new(text(from)?);
-    let mode = fs::metadata(from).map(|about| about.permissions().mode());
-    if mode.is_ok_and(|mode| mode & FOR_OTHERS != 0) {
+    let unreadable =
+        |error: io::Error| Flaw::Unreadable { path: from.to_owned(), why: error.to_string() };
+    let file = File::open(from).map_err(unreadable)?;
+    // Of the file that is read: another may be in its place by now.
+    let about = file.metadata().map_err(unreadable)?;
+    if !is_private(about.uid(), about.mode()) {
         return Err(Flaw::Open(from.to_owned()));
     }
-    let token = Secret::new(token.trim().to_owned());
-    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+    let mut bytes = Secret::new(Vec::<u8>::new());
+    let read = file.take(TOKEN_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let token = std::str::from_utf8(&bytes).unwrap_or_default().trim();
+    let is_plain = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+    if read as u64 > TOKEN_MAX || !is_plain {
         return Err(Flaw::NoToken(from.to_owned()));
     }
-    copy(to, &token, group)
+    copy(to, &Secret::from(token), group)
+}
+
+/// Returns whether root alone can read a file with this owner and mode: root, or the user that this process runs as.
+fn is_private(owner: u32, mode: u32) -> bool {
+    let is_ours = owner == 0 || owner == nix::unistd::geteuid().as_raw();
+    is_ours && mode & FOR_OTHERS == 0
 }
 
 fn text(path: &Path) -> Result<String, Flaw> {
@@ -170,7 +243,11 @@ fn copy(to: &Path, text: &Secret<String>, group: Option<&str>) -> Result<bool, F
     let unwritten =
         |error: io::Error| Flaw::Unwritten { path: to.to_owned(), why: error.to_string() };
     match read::whole(to, 2 * FILE_MAX + 2).map(Secret::new) {
-        Ok(there) if there.as_slice() == text.as_bytes() => return Ok(false),
+        Ok(there) if there.as_slice() == text.as_bytes() => {
+            if has_access(to, group).map_err(unwritten)? {
+                return Ok(false);
+            }
+        }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(unwritten(error)),
@@ -179,9 +256,22 @@ fn copy(to: &Path, text: &Secret<String>, group: Option<&str>) -> Result<bool, F
     Ok(true)
 }
 
+/// Returns whether a copy has the mode and the group that it should have.
+fn has_access(path: &Path, group: Option<&str>) -> io::Result<bool> {
+    let about = fs::metadata(path)?;
+    let is_of_group = match group {
+        None => true,
+        Some(name) => {
+            let found = nix::unistd::Group::from_name(name)?;
+            found.is_some_and(|group| group.gid.as_raw() == about.gid())
+        }
+    };
+    Ok(is_of_group && about.mode() & 0o7777 == COPY_MODE)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
     use rcgen::{CertificateParams, KeyPair};
 
@@ -233,6 +323,11 @@ mod tests {
             both.starts_with(key.trim_end()) && both.trim_end().ends_with(other_cert.trim_end())
         );
 
+        // What was not judged is left out: a leaf beside the key, a key beside the leaf, words.
+        let (key_file, cert_file) =
+            (format!("{other_cert}{key}"), format!("a\n{chain}{other_key}"));
+        assert_eq!(judged(&cert_file, &key_file, MIDDLE_MS).expect("good"), both);
+
         let damaged = cert.replacen("MII", "MIX", 1);
         let (single, single_key) = pair(&["sbx.test", "a.sbx.test", "*.a.sbx.test"]);
         let (nameless, nameless_key) = pair(&[]);
@@ -276,6 +371,11 @@ mod tests {
         assert_eq!((refresh(), refresh()), (Ok(true), Ok(false)));
         let mode = fs::metadata(files.copy.as_str()).expect("there").permissions().mode();
         assert_eq!(mode & 0o7777, 0o640);
+        for other in [0o600, 0o644] {
+            fs::set_permissions(files.copy.as_str(), fs::Permissions::from_mode(other))
+                .expect("set");
+            assert_eq!((refresh(), refresh()), (Ok(true), Ok(false)));
+        }
         let before = copied();
         assert!(before.contains(first.0.trim_end()) && before.contains(first.1.trim_end()));
         // Half of a renewal.
@@ -311,5 +411,28 @@ mod tests {
             assert_eq!(refresh(), Err(Flaw::NoToken(from.clone())), "{text:?}");
         }
         assert_eq!(fs::read_to_string(&to).expect("there"), "abc-123");
+    }
+
+    #[test]
+    fn file_is_private_only_where_others_than_root_cannot_read_it() {
+        let own = nix::unistd::geteuid().as_raw();
+        assert!(is_private(0, 0o100_600) && is_private(own, 0o100_400));
+        assert!(!is_private(own + 1, 0o100_600));
+        assert!(!is_private(0, 0o100_640) && !is_private(0, 0o100_604));
+    }
+
+    #[test]
+    fn copies_that_no_setting_uses_are_removed_with_their_drafts() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = dir.path().join("caddy.json");
+        let [certificate, token] = copies(&config);
+        let draft = dir.path().join("caddy-dns-token.new");
+        for path in [&config, &certificate, &token, &draft] {
+            fs::write(path, "x").expect("written");
+        }
+        remove_unused(&config, Some(&certificate)).expect("removed");
+        assert!(certificate.exists() && !token.exists() && !draft.exists());
+        remove_unused(&config, None).expect("removed");
+        assert!(!certificate.exists() && config.exists());
     }
 }

@@ -115,13 +115,14 @@ fn main_port(record: &Record) -> Option<Port> {
         .ports
         .iter()
         .flat_map(|(port, guarded)| guarded.names.iter().map(|name| (name.as_str(), *port)));
-    host::main_port(public.chain(guarded))
+    // As in `Record::port_named`: of two with one name, the guarded port counts.
+    host::main_port(guarded.chain(public))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::visibility::Visibility;
+    use proto::{name::ServiceName, visibility::Visibility};
 
     use crate::{
         ingress::owner_resolver::Sources,
@@ -132,6 +133,21 @@ mod tests {
 
     fn port(number: u32) -> Port {
         Port::try_from(number).expect("a port")
+    }
+
+    #[test]
+    fn of_a_public_and_a_guarded_main_port_the_guarded_one_counts() {
+        let name: ServiceName = "main".parse().expect("a name");
+        let mut record = Record {
+            services: [(name.clone(), port(81))].into(),
+            ..crate::journal::conformance::record(1)
+        };
+        assert_eq!(main_port(&record), Some(port(81)));
+        let names = [name.clone()].into();
+        let guarded = GuardedPort { visibility: Visibility::Team, generation: 1, names };
+        record.access.ports.insert(port(80), guarded);
+        assert_eq!(main_port(&record), Some(port(80)));
+        assert_eq!(main_port(&record), record.port_named(&name));
     }
 
     #[tokio::test(start_paused = true)]

@@ -146,6 +146,14 @@ fn begin(asked: &Asked, sandbox: SandboxRef) -> Option<Counted<String>> {
     asked.begin(sandbox.to_string(), ABOUT_ONE_MAX)
 }
 
+/// Returns the sandbox that a host name may lead to, if there is one.
+fn labelled(routes: &dyn Routes, label: &Label) -> Option<SandboxRef> {
+    match label {
+        Label::ById { sandbox, .. } => Some(*sandbox),
+        Label::ByName { sandbox, .. } => routes.named(sandbox).map(SandboxRef::Id),
+    }
+}
+
 /// Returns the sandbox that a question is about, by its id where it is known: questions by its id, its vmid
 /// and its name count together.
 fn subject(routes: &dyn Routes, named: SandboxRef) -> SandboxRef {
@@ -192,7 +200,7 @@ impl Ingress {
         }
         let now_s = self.clock.now_ms() / 1000;
         let question = Question::new(via, request.headers(), &self.rules, now_s);
-        let sandbox = self.sandbox(&question);
+        let sandbox = question.label.as_ref().and_then(|label| labelled(&*self.routes, label));
         let about = sandbox.map(|sandbox| subject(&*self.routes, sandbox));
         let Some(_question) = about.map_or(Some(None), |about| begin(asked, about).map(Some))
         else {
@@ -218,14 +226,6 @@ impl Ingress {
     fn is_revoked(&self, headers: &HeaderMap) -> bool {
         let shown = headers.get(PEER_CERTIFICATE);
         shown.is_some_and(|certificate| self.revoked.refuses(certificate.as_bytes()))
-    }
-
-    /// Returns the sandbox that a question is about, if there may be one.
-    fn sandbox(&self, question: &Question<'_>) -> Option<SandboxRef> {
-        match question.label.as_ref()? {
-            Label::ById { sandbox, .. } => Some(*sandbox),
-            Label::ByName { sandbox, .. } => self.routes.named(sandbox).map(SandboxRef::Id),
-        }
     }
 
     async fn route(
@@ -422,18 +422,24 @@ mod tests {
             ports: Default::default(),
             main: None,
             key: None,
-            name: None,
+            name: "box--red".parse().ok(),
         });
         let (asked, id) = (Asked::default(), SandboxRef::Id(one.0.id));
-        let ask = |name| begin(&asked, subject(&one, name));
+        let ask = |host: &str| {
+            let label = Label::parse(host).expect("a label");
+            begin(&asked, subject(&one, labelled(&one, &label).expect("a sandbox")))
+        };
+        let by_id = format!("80-{id}");
+        let all = [by_id.as_str(), "port-80-vm-100001", "80-box--red", "box--red"];
         let mut held = Vec::new();
-        for name in [id, SandboxRef::Vmid(vmid)].into_iter().cycle().take(ABOUT_ONE_MAX) {
-            held.push(ask(name).expect("there is room"));
+        for host in all.into_iter().cycle().take(ABOUT_ONE_MAX) {
+            held.push(ask(host).expect("there is room"));
         }
-        assert!(ask(id).is_none() && ask(SandboxRef::Vmid(vmid)).is_none());
+        for host in all {
+            assert!(ask(host).is_none(), "{host}");
+        }
         // One that is unknown here counts by the name that it was asked by.
-        let unknown = SandboxRef::Vmid(Vmid::try_from(100_002).expect("a vmid"));
-        assert!(ask(unknown).is_some());
+        assert!(ask("port-80-vm-100002").is_some());
     }
 
     #[test]

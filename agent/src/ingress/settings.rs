@@ -35,6 +35,14 @@ pub struct Settings {
     pub generation: Generation,
 }
 
+impl Settings {
+    /// Returns these settings without the listener with a certificate of the operator's own.
+    #[must_use]
+    pub fn without_secure(&self) -> Self {
+        Self { secure: None, ..self.clone() }
+    }
+}
+
 /// Settings of requests between nodes: TLS with certificates of a dedicated CA, since the holder of
 /// one may ask for any sandbox. Caddy reads them only when it starts.
 #[derive(Debug, Clone)]

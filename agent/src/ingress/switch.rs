@@ -63,6 +63,9 @@ pub struct Record {
     pub invocation: String,
     /// Digest of configuration, certificates and version.
     pub digest: String,
+    /// Whether the listener with a certificate of the operator's own was in the configuration.
+    #[serde(default)]
+    pub secure: bool,
 }
 
 /// View of the services, and of what Caddy should run with.
@@ -151,7 +154,7 @@ mod tests {
     }
 
     fn record(name: &str, digest: &str) -> Record {
-        Record { invocation: name.to_owned(), digest: digest.to_owned() }
+        Record { invocation: name.to_owned(), digest: digest.to_owned(), secure: false }
     }
 
     /// Views the files of digest `d`, changed at 100.

@@ -78,6 +78,14 @@ impl Systemd {
         }
     }
 
+    /// Returns whether systemd has not read the present files of a unit of Caddy.
+    async fn needs_reload(&self) -> io::Result<bool> {
+        let [blue, green] = Colour::ALL.map(Colour::unit);
+        let told =
+            self.call(&["show", "--property=NeedDaemonReload", blue, green], QUESTION).await?;
+        Ok(told.lines().any(|line| line.trim() == "NeedDaemonReload=yes"))
+    }
+
     /// Returns the start of a process, milliseconds since 1970.
     fn started_ms(&self, pid: u32) -> Option<u64> {
         let now = self.clock.moment();
@@ -125,11 +133,13 @@ impl Services for Systemd {
     }
 
     async fn permit_low_ports(&self, allow: bool) -> io::Result<()> {
-        if !low_ports::arrange(&self.units, allow)? {
+        // Also when an agent that was killed has changed them, and systemd has not read them since.
+        let has_changed = low_ports::arrange(&self.units, allow)?;
+        if !has_changed && !self.needs_reload().await? {
             return Ok(());
         }
         let reloaded = self.call(&["daemon-reload"], CHANGE).await;
-        if reloaded.is_err() {
+        if reloaded.is_err() && has_changed {
             // The next call finds that there is something to do.
             low_ports::arrange(&self.units, !allow)?;
         }
@@ -196,9 +206,13 @@ mod tests {
     async fn low_ports_are_permitted_once_and_again_after_a_failure() {
         let dir = tempfile::tempdir().expect("a directory");
         let at = dir.path().display();
-        let script = format!("echo $* >> {at}/calls; ! test -e {at}/broken");
+        let script = format!(
+            "test $1 = show && {{ cat {at}/need || true; exit 0; }}; echo $* >> {at}/calls; ! test -e {at}/broken"
+        );
         let systemd = systemd(dir.path(), &script);
         let calls = || std::fs::read_to_string(dir.path().join("calls")).unwrap_or_default();
+        let need = |text: &str| std::fs::write(dir.path().join("need"), text).expect("written");
+        need("NeedDaemonReload=no\n\nNeedDaemonReload=no\n");
         systemd.permit_low_ports(false).await.expect("nothing to do");
         assert_eq!(calls(), "");
         std::fs::write(dir.path().join("broken"), "").expect("written");
@@ -212,6 +226,10 @@ mod tests {
         systemd.permit_low_ports(false).await.expect("taken back");
         assert!(!low_ports::drop_ins(&systemd.units).iter().any(|path| path.exists()));
         assert_eq!(calls().lines().count(), 3);
+        // Of an agent that ended before it had systemd read them.
+        need("NeedDaemonReload=no\n\nNeedDaemonReload=yes\n");
+        systemd.permit_low_ports(false).await.expect("read");
+        assert_eq!(calls().lines().count(), 4);
     }
 
     #[tokio::test]

@@ -16,14 +16,15 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sandboxctl ssh ID                             a login shell
-  sandboxctl ssh ID make test                   one command; its exit code is that of ssh
-  sandboxctl ssh ID -L 8080:localhost:80 -N     port 80 of the sandbox on your own 8080
-  sandboxctl ssh ID -R 5432:localhost:5432      port 5432 there is your own 5432
-  sandboxctl ssh ID -- -o Compression=no        `--` before an option that sandboxctl has, too
+  sandboxctl ssh ID                         a login shell
+  sandboxctl ssh ID make test               one command; ssh has its exit code
+  sandboxctl ssh ID -NL 8080:localhost:80   port 80 there is your own 8080
+  sandboxctl ssh ID -R 5432:localhost:5432  port 5432 there is your own 5432
+  sandboxctl ssh ID -- -o Compression=no    `--` before what sandboxctl has, too
 
-Everything after ID is for `ssh`. Your ~/.ssh/config is not changed: `sandboxctl ssh-config
---write` prepares `ssh NAME`, `scp` and `rsync`. Your key must be known: `sandboxctl ssh-key add`.")]
+Everything after ID is for `ssh`. Your ~/.ssh/config is not changed:
+`sandboxctl ssh-config --write` prepares `ssh NAME`, `scp` and `rsync`. Your key
+must be known: `sandboxctl ssh-key add`.")]
 pub(crate) struct Ssh {
     /// Private key to log in with [default: those that ssh finds]
     #[arg(long, value_name = "FILE")]

@@ -18,8 +18,8 @@ Examples:
   sandboxctl url ID                             all that are open, one a line
   curl $(sandboxctl url ID 8080)
 
-Where the operator prints URLs by name, a sandbox without a name, or whose name and team make no
-host name, has its URL by id.")]
+Where the operator prints URLs by name, a sandbox without a name, or whose name
+and team make no host name, has its URL by id.")]
 pub(crate) struct Url {
     /// Sandbox
     pub(super) id: String,

@@ -29,7 +29,7 @@ pub(super) struct Index {
     pub(super) by_vmid: BTreeMap<u32, Box<[SandboxId]>>,
     /// Index of living sandboxes by the number of the team and by name; mostly one id each.
     pub(super) by_name: BTreeMap<(u32, Box<str>), Vec<SandboxId>>,
-    /// Number of changes of sandboxes with a name.
+    /// Number of changes of what host names by name depend on.
     pub(super) names_version: u64,
     /// Number of living sandboxes, by team and by node.
     pub(super) counts: BTreeMap<Team, BTreeMap<NodeName, u32>>,
@@ -71,6 +71,13 @@ impl Changes {
     pub(super) fn subscribe(&self) -> broadcast::Receiver<(u32, SandboxId)> {
         self.0.subscribe()
     }
+}
+
+/// Returns what the host name of a living sandbox depends on, beside its id: team, name, and whether a port is open.
+/// A sandbox without an open port counts, too: it may share its name with another one.
+fn host_name(sandbox: &CompactSandbox) -> Option<(u32, &str, bool)> {
+    let name = sandbox.name.as_deref().filter(|_| !sandbox.ended())?;
+    Some((sandbox.team, name, sandbox.open))
 }
 
 impl Index {
@@ -148,7 +155,14 @@ impl Index {
     }
 
     pub(super) fn remove(&mut self, id: &SandboxId) {
-        let Some(old) = self.by_id.remove(id) else { return };
+        if self.take(id).is_some_and(|old| host_name(&old).is_some()) {
+            self.names_version += 1;
+        }
+    }
+
+    /// Takes a sandbox out of all indexes.
+    fn take(&mut self, id: &SandboxId) -> Option<Box<CompactSandbox>> {
+        let old = self.by_id.remove(id)?;
         self.count(&old, false);
         for (index, number) in [(&mut self.by_team, Some(old.team)), (&mut self.by_node, old.node)]
         {
@@ -157,7 +171,6 @@ impl Index {
             }
         }
         if let Some(name) = old.name.clone().filter(|_| !old.ended()) {
-            self.names_version += 1;
             let key = (old.team, name);
             let ids = self.by_name.entry(key.clone()).or_default();
             ids.retain(|other| other != id);
@@ -171,6 +184,7 @@ impl Index {
                 self.by_vmid.insert(old.vmid, rest);
             }
         }
+        Some(old)
     }
 
     pub(super) fn put(&mut self, mut entry: Entry) {
@@ -181,7 +195,11 @@ impl Index {
         (known.creating, known.lost) = (entry.creating, entry.lost);
         (known.ended_ms, known.inventory) = (entry.ended_ms, entry.inventory);
         known.elsewhere = entry.elsewhere;
-        self.remove(&id);
+        let old = self.take(&id);
+        // Most changes leave the host names alone: whoever reads all of them must not do so again for nothing.
+        if old.as_deref().and_then(host_name) != host_name(&known) {
+            self.names_version += 1;
+        }
         self.count(&known, true);
         // vmid 0: not on a node yet.
         if known.vmid != 0 {
@@ -191,7 +209,6 @@ impl Index {
             self.by_vmid.insert(known.vmid, ids.into());
         }
         if let Some(name) = known.name.clone().filter(|_| !known.ended()) {
-            self.names_version += 1;
             self.by_name.entry((known.team, name)).or_default().push(id);
         }
         self.by_team.entry(known.team).or_default().insert(id);

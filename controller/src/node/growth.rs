@@ -9,7 +9,7 @@ use crate::placement::{Growth, NoRoom};
 const REPORTS_IN_FLIGHT: u64 = 2;
 
 /// Growth that is reserved on a node. It counts until it is dropped, and from then on until the node's
-/// reports include what has become of it.
+/// reports include what has become of it. Starts of one sandbox share what they reserve.
 #[derive(Debug)]
 pub struct GrowthGuard {
     nodes: Arc<Nodes>,

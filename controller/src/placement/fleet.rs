@@ -272,18 +272,25 @@ impl Fleet {
         self.ledger.admitted(id, seq);
     }
 
-    /// Reserves what a sandbox of a node takes more; returns the number of that growth.
+    /// Reserves what a sandbox of a node takes more; returns the number of that growth. A start that is asked for
+    /// again while it waits has its room already.
     ///
     /// # Errors
     /// When the node has no room for it.
     pub fn grow(&mut self, node: u32, growth: &Growth) -> Result<u64, NoRoom> {
+        let more = growth.more();
+        let again = growth.starts().and_then(|id| self.ledger.share_start(node, &id, more));
+        if let Some(number) = again {
+            return Ok(number);
+        }
         growth::check(self.view(node), growth, &self.limits)?;
-        let number = self.ledger.grow(node, growth.more());
+        let number = self.ledger.grow(node, more, growth.starts());
         self.nodes[node as usize].reserved = self.ledger.on(node);
         Ok(number)
     }
 
-    /// Records that the node's report with this number, and each later one, includes a growth.
+    /// Records that a call of a growth has ended. After the last one the node's report with this number, and each
+    /// later one, includes the growth.
     pub fn grown(&mut self, number: u64, seq: u64) {
         self.ledger.grown(number, seq);
     }

@@ -1,7 +1,7 @@
 //! Decides whether a node has room for a sandbox of its own that grows or starts: the bounds that a creation
 //! has, for what is added. Without this they would hold at the creation alone.
 
-use proto::{Reason, spec::Size};
+use proto::{Reason, id::SandboxId, spec::Size};
 
 use super::{
     Limits, NodeView,
@@ -17,18 +17,25 @@ pub struct Growth {
     to: Size,
     /// Whether the node's sums have the sandbox: one that is stopped counts once it starts.
     counts: bool,
+    /// Sandbox that starts: however often it is asked to, it takes its room once.
+    starts: Option<SandboxId>,
 }
 
 impl Growth {
     /// New size of a sandbox, which counts in its node's sums unless it is stopped.
     pub const fn resize(from: Size, to: Size, counts: bool) -> Self {
-        Self { from, to, counts }
+        Self { from, to, counts, starts: None }
     }
 
     /// Start of a stopped sandbox: all that it has counts from now on. Its disk is there.
-    pub const fn start(size: Size) -> Self {
+    pub const fn start(id: SandboxId, size: Size) -> Self {
         let from = Size { cpu_cores: 0, memory_mib: 0, disk_gib: size.disk_gib };
-        Self { from, to: size, counts: true }
+        Self { from, to: size, counts: true, starts: Some(id) }
+    }
+
+    /// Returns the sandbox that starts.
+    pub(super) const fn starts(&self) -> Option<SandboxId> {
+        self.starts
     }
 
     /// Returns what is added to the sums of the node.
@@ -139,6 +146,10 @@ mod tests {
         Limits { memory_overcommit: 1.0, cpu_overcommit: 1.0, ..Limits::default() }
     }
 
+    fn start(size: Size) -> Growth {
+        Growth::start(SandboxId::new(1, &[1; 10]), size)
+    }
+
     fn reason(node: &NodeView, growth: Growth) -> Option<Reason> {
         check(node, &growth, &limits()).err().map(|refused| refused.reason)
     }
@@ -153,9 +164,9 @@ mod tests {
             (to(size(9, 2048, 8)), Some(Reason::NeverFits)),
             (to(size(2, 8 * 1024 + 1, 8)), Some(Reason::MemoryFull)),
             (to(size(2, 16 * 1024 + 1, 8)), Some(Reason::NeverFits)),
-            (Growth::start(size(2, 6 * 1024, 8)), None),
-            (Growth::start(size(3, 1024, 8)), Some(Reason::NoCapacity)),
-            (Growth::start(size(1, 6 * 1024 + 1, 8)), Some(Reason::MemoryFull)),
+            (start(size(2, 6 * 1024, 8)), None),
+            (start(size(3, 1024, 8)), Some(Reason::NoCapacity)),
+            (start(size(1, 6 * 1024 + 1, 8)), Some(Reason::MemoryFull)),
             // Of a stopped sandbox, only what could never start.
             (Growth::resize(has, size(8, 16 * 1024, 9), false), None),
             (Growth::resize(has, size(9, 1024, 8), false), Some(Reason::NeverFits)),

@@ -70,6 +70,10 @@ struct Reservation {
     what: Reserved,
     /// Number of the node's report at the admission: it and later ones count the creation.
     admitted: Option<u64>,
+    /// Sandbox that starts, if it is the growth of one.
+    starts: Option<SandboxId>,
+    /// Calls whose end the reservation waits for: a start that is asked for again has several.
+    holders: u32,
 }
 
 /// All reservations, one per creation and one per growth.
@@ -101,22 +105,46 @@ impl Ledger {
 
     /// Reserves for a creation, and drops its earlier reservation.
     pub fn reserve(&mut self, id: SandboxId, node: u32, size: Size) {
-        self.insert(Subject::Creation(id), node, Reserved::of(size));
+        self.insert(Subject::Creation(id), node, (Reserved::of(size), None));
     }
 
-    /// Reserves what a sandbox of a node takes more; returns the number of that growth.
-    pub fn grow(&mut self, node: u32, more: Size) -> u64 {
+    /// Reserves what a sandbox of a node takes more, the one that `starts` if it does; returns the number of that
+    /// growth.
+    pub fn grow(&mut self, node: u32, more: Size, starts: Option<SandboxId>) -> u64 {
         self.last_growth += 1;
-        self.insert(Subject::Growth(self.last_growth), node, Reserved::of_growth(more));
+        let what = Reserved::of_growth(more);
+        self.insert(Subject::Growth(self.last_growth), node, (what, starts));
         self.last_growth
     }
 
-    fn insert(&mut self, subject: Subject, node: u32, what: Reserved) {
+    /// Shares the reservation of a start that the node has not begun; returns its number. `None`: there is none of
+    /// that size.
+    pub fn share_start(&mut self, node: u32, id: &SandboxId, more: Size) -> Option<u64> {
+        let what = Reserved::of_growth(more);
+        for subject in &self.by_node.get(&node)?.subjects {
+            if let Subject::Growth(number) = subject
+                && let Some(held) = self.by_subject.get_mut(subject)
+                && (held.starts, held.what, held.admitted) == (Some(*id), what, None)
+            {
+                held.holders += 1;
+                return Some(*number);
+            }
+        }
+        None
+    }
+
+    fn insert(
+        &mut self,
+        subject: Subject,
+        node: u32,
+        (what, starts): (Reserved, Option<SandboxId>),
+    ) {
         self.remove(&subject);
         let account = self.by_node.entry(node).or_default();
         account.sum.add(what);
         account.subjects.push(subject);
-        self.by_subject.insert(subject, Reservation { node, what, admitted: None });
+        let held = Reservation { node, what, admitted: None, starts, holders: 1 };
+        self.by_subject.insert(subject, held);
     }
 
     /// Records that the node took the creation; `seq` is its report number at that moment.
@@ -124,9 +152,15 @@ impl Ledger {
         self.include(&Subject::Creation(*id), seq);
     }
 
-    /// Records that the node's report with this number, and each later one, includes a growth.
+    /// Records that a call of a growth has ended. After the last one the node's report with this number, and each
+    /// later one, includes the growth.
     pub fn grown(&mut self, number: u64, seq: u64) {
-        self.include(&Subject::Growth(number), seq);
+        let subject = Subject::Growth(number);
+        let Some(held) = self.by_subject.get_mut(&subject) else { return };
+        held.holders = held.holders.saturating_sub(1);
+        if held.holders == 0 {
+            self.include(&subject, seq);
+        }
     }
 
     fn include(&mut self, subject: &Subject, seq: u64) {
@@ -195,7 +229,7 @@ mod tests {
         let mut ledger = Ledger::default();
         let size = Size { cpu_cores: 2, memory_mib: 512, disk_gib: 0 };
         ledger.reserve(id(1), 1, size);
-        let number = ledger.grow(1, size);
+        let number = ledger.grow(1, size, None);
         let both = Reserved { sandboxes: 1, memory_bytes: 1 << 30, cores: 4, boot_cores: 2 };
         assert_eq!(ledger.on(1), both);
         ledger.release(&id(1));
@@ -203,6 +237,25 @@ mod tests {
         ledger.reported(1, 6, false);
         assert_eq!(ledger.on(1).cores, 2, "the report was made before");
         ledger.reported(1, 7, false);
+        assert_eq!(ledger.on(1), Reserved::default());
+    }
+
+    #[test]
+    fn start_that_is_asked_for_again_is_reserved_once_until_its_last_call_ends() {
+        let mut ledger = Ledger::default();
+        let size = Size { cpu_cores: 2, memory_mib: 512, disk_gib: 0 };
+        assert_eq!(ledger.share_start(1, &id(1), size), None);
+        let number = ledger.grow(1, size, Some(id(1)));
+        assert_eq!(ledger.share_start(1, &id(1), size), Some(number));
+        assert_eq!(ledger.share_start(1, &id(2), size), None, "another sandbox");
+        assert_eq!(ledger.share_start(2, &id(1), size), None, "another node");
+        assert_eq!(ledger.on(1).cores, 2);
+        ledger.grown(number, 5);
+        ledger.reported(1, 9, false);
+        assert_eq!(ledger.on(1).cores, 2, "a call is under way");
+        ledger.grown(number, 11);
+        assert_eq!(ledger.share_start(1, &id(1), size), None, "it has ended");
+        ledger.reported(1, 11, false);
         assert_eq!(ledger.on(1), Reserved::default());
     }
 
@@ -216,7 +269,7 @@ mod tests {
                     0 => ledger.reserve(id(sandbox), on, Size { cpu_cores: cores, memory_mib: 64, disk_gib: 0 }),
                     1 => ledger.admitted(&id(sandbox), u64::from(cores)),
                     2 => ledger.release(&id(sandbox)),
-                    3 => growths.push(ledger.grow(on, Size { cpu_cores: cores, memory_mib: 64, disk_gib: 0 })),
+                    3 => growths.push(ledger.grow(on, Size { cpu_cores: cores, memory_mib: 64, disk_gib: 0 }, None)),
                     4 => growths.pop().into_iter().for_each(|number| ledger.grown(number, u64::from(cores))),
                     _ => ledger.reported(on, u64::from(cores), false),
                 }

@@ -33,7 +33,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::quota::Quotas;
+use self::{change::LostExposures, quota::Quotas};
 use crate::{
     clock::{Clock, Random},
     events::{self as log, Log},
@@ -237,6 +237,7 @@ pub struct Sandboxes {
     /// Locks of request_ids, by hash, held while a creation is admitted and recorded.
     requests: KeyedLock<u64>,
     quotas: Arc<Quotas>,
+    lost_exposures: LostExposures,
     started: Instant,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -266,6 +267,7 @@ impl Sandboxes {
             names: KeyedLock::default(),
             requests: KeyedLock::default(),
             quotas: Arc::new(Quotas::new(options.limits.clone())),
+            lost_exposures: LostExposures::default(),
             options,
             retention,
             writing: tokio::sync::Mutex::default(),

@@ -11,7 +11,7 @@ use std::{
 
 use daemon::sync::Mutex;
 use russh::ChannelId;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::inputs::Inputs;
 
@@ -25,11 +25,19 @@ pub(super) const WORN: &str = "this connection has had too many channels; connec
 
 /// Place of an open channel among those of its connection.
 #[derive(Debug)]
-pub(super) struct Place(Arc<AtomicUsize>);
+pub(super) struct Place {
+    /// Dropped before the word that it is free.
+    _permit: OwnedSemaphorePermit,
+    _freed: Freed,
+}
 
-impl Drop for Place {
+/// Tells at its end that a place is free.
+#[derive(Debug)]
+struct Freed(Arc<Notify>);
+
+impl Drop for Freed {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.notify_waiters();
     }
 }
 
@@ -48,13 +56,27 @@ struct Asked {
 }
 
 /// Channels of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Channels {
-    open: Arc<AtomicUsize>,
+    places: Arc<Semaphore>,
+    /// Told after each channel that has ended.
+    freed: Arc<Notify>,
     /// Channels that were accepted and that the client has not closed: russh keeps those that we have closed.
     kept: AtomicUsize,
     asked: Mutex<Asked>,
     answered: Notify,
+}
+
+impl Default for Channels {
+    fn default() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(OPEN_MAX)),
+            freed: Arc::default(),
+            kept: AtomicUsize::default(),
+            asked: Mutex::default(),
+            answered: Notify::default(),
+        }
+    }
 }
 
 impl Channels {
@@ -63,11 +85,22 @@ impl Channels {
         if self.are_worn() {
             return None;
         }
-        if self.open.fetch_add(1, Ordering::Relaxed) >= OPEN_MAX {
-            self.open.fetch_sub(1, Ordering::Relaxed);
+        self.places.clone().try_acquire_owned().ok().map(|permit| self.place(permit))
+    }
+
+    /// Takes a place for a channel as soon as one is free. `None`: russh keeps too many.
+    pub(super) async fn wait(&self) -> Option<Place> {
+        if self.are_worn() {
             return None;
         }
-        Some(Place(self.open.clone()))
+        let permit = self.places.clone().acquire_owned().await.ok()?;
+        let place = self.place(permit);
+        // Those that were open before may have been the last.
+        (!self.are_worn()).then_some(place)
+    }
+
+    fn place(&self, permit: OwnedSemaphorePermit) -> Place {
+        Place { _permit: permit, _freed: Freed(self.freed.clone()) }
     }
 
     /// Counts a channel that is accepted.
@@ -86,8 +119,21 @@ impl Channels {
     }
 
     /// Returns true when no channel is open.
-    pub(super) fn are_idle(&self) -> bool {
-        self.open.load(Ordering::Relaxed) == 0
+    fn are_idle(&self) -> bool {
+        self.places.available_permits() == OPEN_MAX
+    }
+
+    /// Waits until the connection takes no other channels, and none is open.
+    pub(super) async fn worn_out(&self) {
+        loop {
+            let mut freed = std::pin::pin!(self.freed.notified());
+            // From here on no end of a channel is missed. Each is counted while it is open.
+            freed.as_mut().enable();
+            if self.are_worn() && self.are_idle() {
+                return;
+            }
+            freed.await;
+        }
     }
 
     /// Notes that the client is asked to open a channel.
@@ -129,6 +175,8 @@ impl Channels {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     #[test]
@@ -145,6 +193,30 @@ mod tests {
         assert!(channels.take().is_none() && channels.are_worn());
         channels.forget();
         assert!(channels.take().is_some(), "the client has closed one");
+    }
+
+    #[test]
+    fn connection_is_worn_out_when_the_last_of_too_many_channels_ends() {
+        let channels = Channels::default();
+        let place = channels.take().expect("a place");
+        for _ in 0..KEPT_MAX {
+            channels.keep();
+        }
+        let mut worn_out = std::pin::pin!(channels.worn_out());
+        assert!(worn_out.as_mut().now_or_never().is_none(), "one is open");
+        drop(place);
+        assert!(worn_out.now_or_never().is_some());
+    }
+
+    #[test]
+    fn who_waits_for_a_place_gets_the_next_that_is_free() {
+        let channels = Channels::default();
+        let mut places: Vec<_> = std::iter::from_fn(|| channels.take()).collect();
+        let mut waits = std::pin::pin!(channels.wait());
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(places.pop());
+        assert!(channels.take().is_none(), "it is another's");
+        assert!(waits.now_or_never().flatten().is_some());
     }
 
     #[test]

@@ -101,15 +101,6 @@ impl Connection {
         Some((Arc::new(place), to, inputs))
     }
 
-    /// Ends a connection that takes no other channels, once none is open.
-    fn retire(&self, session: &mut server::Session) -> Result<(), russh::Error> {
-        let channels = self.session.as_ref().map(|own| &own.channels);
-        if channels.is_some_and(|channels| channels.are_worn() && channels.are_idle()) {
-            self.disconnect(session, Disconnect::ByApplication, WORN)?;
-        }
-        Ok(())
-    }
-
     /// Ends the connection, also that of a client that does not read why.
     fn disconnect(
         &self,
@@ -172,16 +163,20 @@ impl Connection {
         });
     }
 
-    /// Ends the connection when the key of its client ends, or the controller stops.
+    /// Ends the connection when the key of its client ends, the controller stops, or it takes no other channels and
+    /// none is open.
     fn watch(own: Arc<Session>, handle: Handle) {
         tokio::spawn(async move {
-            if own.until_closed(own.ended()).await.is_none() {
-                return;
-            }
-            let why = match own.shared.stop.is_cancelled() {
-                true => "the controller is stopping; connect again",
-                false => "this SSH key was removed or has expired",
+            let ends = async {
+                tokio::select! {
+                    () = own.ended() => match own.shared.stop.is_cancelled() {
+                        true => "the controller is stopping; connect again",
+                        false => "this SSH key was removed or has expired",
+                    },
+                    () = own.channels.worn_out() => WORN,
+                }
             };
+            let Some(why) = own.until_closed(ends).await else { return };
             own.part(&handle, Disconnect::ByApplication, why).await;
         });
     }
@@ -247,11 +242,11 @@ impl server::Handler for Connection {
         &mut self,
         channel: Channel<Msg>,
         reply: ChannelOpenHandle,
-        session: &mut server::Session,
+        _: &mut server::Session,
     ) -> Result<(), Self::Error> {
         let (Some((place, to, inputs)), Some(own)) = (self.admit(), self.session.clone()) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
-            return self.retire(session);
+            return Ok(());
         };
         let id = channel.id();
         // Its receiving half is not used: what arrives comes to `data`.
@@ -272,10 +267,10 @@ impl server::Handler for Connection {
         _: &str,
         _: u32,
         reply: ChannelOpenHandle,
-        session: &mut server::Session,
+        _: &mut server::Session,
     ) -> Result<(), Self::Error> {
         self.forward(channel, |own| forward::tcp(own, host, port), reply).await;
-        self.retire(session)
+        Ok(())
     }
 
     async fn channel_open_direct_streamlocal(
@@ -283,10 +278,10 @@ impl server::Handler for Connection {
         channel: Channel<Msg>,
         path: &str,
         reply: ChannelOpenHandle,
-        session: &mut server::Session,
+        _: &mut server::Session,
     ) -> Result<(), Self::Error> {
         self.forward(channel, |_| forward::unix(path), reply).await;
-        self.retire(session)
+        Ok(())
     }
 
     async fn pty_request(

@@ -16,11 +16,11 @@ use proto::{
         ForwardAccepted, ForwardListenRequest, forward_listen_response, forward_open::Target,
     },
 };
-use russh::{Disconnect, server::Handle};
+use russh::server::Handle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{channels::WORN, forward, record::Action, session::Session};
+use super::{forward, record::Action, session::Session};
 use crate::{
     rpc::Permit,
     sandbox::{Accepted, Error, Result},
@@ -30,8 +30,8 @@ use crate::{
 const LISTENERS_MAX: usize = 16;
 /// Longest address to listen on, bytes: clients name it, and are told it with each connection.
 const ADDRESS_MAX: usize = 255;
-/// Longest time until the sandbox listens. Meanwhile the client's connection stands still: SSH answers requests in
-/// their order.
+/// Longest time until the sandbox listens. At first the client's connection stands still meanwhile: SSH answers
+/// requests in their order.
 const LISTEN: Duration = Duration::from_secs(10);
 /// First port that is given to a client that leaves the choice to us: those of IANA for private use.
 const PORTS_FROM: u16 = 49_152;
@@ -41,12 +41,22 @@ const TRIES: usize = 8;
 const AWAY: Duration = Duration::from_secs(30);
 /// Pause before the sandbox is asked again to listen.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Time in which a node learns that a listener has ended.
+const FREED: Duration = Duration::from_secs(2);
+/// Pause before a port is tried again that the client has just given up.
+const FREED_AGAIN: Duration = Duration::from_millis(100);
+/// Longest wait for a place for a channel: the sandbox closes a connection that nobody has taken for 30 s.
+const PLACE: Duration = Duration::from_secs(25);
 /// Longest wait for the client to open a channel: it may have to connect to another host first.
 const OPEN: Duration = Duration::from_secs(60);
 
-/// Listeners of a connection, by their ports.
+/// Listeners of a connection.
 #[derive(Default)]
-pub(super) struct Listeners(BTreeMap<u16, Listener>);
+pub(super) struct Listeners {
+    by_port: BTreeMap<u16, Listener>,
+    /// Ports of listeners that the client has just ended: the node may have them for a moment more.
+    freed: BTreeMap<u16, Instant>,
+}
 
 /// Listener in the sandbox.
 struct Listener {
@@ -71,7 +81,8 @@ impl Listeners {
         handle: Handle,
         (address, port): (&str, u32),
     ) -> Option<u16> {
-        self.0.retain(|_, listener| listener.lives.strong_count() > 0);
+        self.by_port.retain(|_, listener| listener.lives.strong_count() > 0);
+        self.freed.retain(|_, freed| freed.elapsed() < FREED);
         let permit = match self.admit(session, address) {
             Ok(permit) => permit,
             Err(error) => {
@@ -80,11 +91,9 @@ impl Listeners {
             }
         };
         let entry = session.begin(Action::Listen);
+        let freed = u16::try_from(port).ok().and_then(|port| self.freed.get(&port).copied());
         let listening = tokio::select! {
-            listening = timeout(LISTEN, listen(session, port)) => {
-                let late = || Error::new(Reason::ExecFailed, "the sandbox did not listen in time");
-                Some(listening.unwrap_or_else(|_| Err(late())))
-            }
+            listening = in_time(listen(session, port, freed)) => Some(listening),
             () = session.ended() => None,
         };
         let listening = match listening {
@@ -106,7 +115,7 @@ impl Listeners {
             lives: Arc::downgrade(&life),
             _end: end.clone().drop_guard(),
         };
-        self.0.insert(port, listener);
+        self.by_port.insert(port, listener);
         let (session, address) = (session.clone(), Arc::from(address));
         tokio::spawn(async move {
             let kept = Box::pin(keep(&session, &handle, address, listening));
@@ -121,15 +130,21 @@ impl Listeners {
     /// Ends a listener; its connections go on. Returns false when there is none.
     pub(super) fn remove(&mut self, address: &str, port: u32) -> bool {
         let port = u16::try_from(port).unwrap_or_default();
-        let is_own = self.0.get(&port).is_some_and(|listener| listener.address == address);
-        is_own && self.0.remove(&port).is_some_and(|listener| listener.lives.strong_count() > 0)
+        let listener = self.by_port.get(&port).filter(|listener| listener.address == address);
+        let Some(lives) = listener.map(|listener| listener.lives.strong_count() > 0) else {
+            return false;
+        };
+        self.by_port.remove(&port);
+        self.freed.retain(|_, freed| freed.elapsed() < FREED);
+        self.freed.insert(port, Instant::now());
+        lives
     }
 
     fn admit(&self, session: &Session, address: &str) -> Result<Permit> {
         if address.len() > ADDRESS_MAX {
             return Err(Invalid::new("address", "must be at most 255 bytes").into());
         }
-        if self.0.len() >= LISTENERS_MAX {
+        if self.by_port.len() >= LISTENERS_MAX {
             let message = "the SSH connection has too many remote forwards";
             return Err(Error::new(Reason::TooManyCalls, message));
         }
@@ -137,11 +152,26 @@ impl Listeners {
     }
 }
 
-/// Begins to listen on a port; 0 leaves the choice to us.
-async fn listen(session: &Session, port: u32) -> Result<Listening> {
+/// Waits until the sandbox listens, for as long as that may take.
+async fn in_time(listening: impl Future<Output = Result<Listening>>) -> Result<Listening> {
+    let late = || Error::new(Reason::OutcomeUnknown, "the sandbox did not listen in time");
+    timeout(LISTEN, listening).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Begins to listen on a port; 0 leaves the choice to us. `freed`: when the client has ended a listener there.
+async fn listen(session: &Session, port: u32, freed: Option<Instant>) -> Result<Listening> {
     session.wake().await?;
     if port != 0 {
-        return listen_on(session, Port::try_from(port)?).await;
+        let port = Port::try_from(port)?;
+        loop {
+            let listening = listen_on(session, port).await;
+            let refused =
+                listening.as_ref().is_err_and(|error| error.reason == Reason::ForwardRefused);
+            if !refused || freed.is_none_or(|freed| freed.elapsed() >= FREED) {
+                return listening;
+            }
+            sleep(FREED_AGAIN).await;
+        }
     }
     let mut tries = 1;
     loop {
@@ -155,11 +185,13 @@ async fn listen(session: &Session, port: u32) -> Result<Listening> {
 async fn listen_on(session: &Session, port: Port) -> Result<Listening> {
     let request = ForwardListenRequest { id: session.sandbox(), port: port.into() };
     let mut accepted = session.shared().sandboxes.forward_listen(session.team(), &request).await?;
-    // Before its first message nothing is known to listen.
-    match accepted.next().await {
-        Some(first) => first.map(|_| Listening { port, accepted }),
-        None => Err(Error::new(Reason::ForwardLost, "the sandbox stopped listening")),
+    // Before this message nothing is known to listen.
+    while let Some(message) = accepted.next().await {
+        if let Some(forward_listen_response::Message::Listening(_)) = message?.message {
+            return Ok(Listening { port, accepted });
+        }
     }
+    Err(Error::new(Reason::ForwardLost, "the sandbox stopped listening"))
 }
 
 fn any_port() -> Result<Port, Invalid> {
@@ -180,9 +212,15 @@ async fn keep(
         let mut error = accept(session, handle, (&address, port), &mut accepted).await;
         let mut lost = Instant::now();
         accepted = loop {
+            // The outcome is not known, or the port is taken, when the node has not noticed the end of a listener of
+            // ours. To ask again does no harm: a port has one listener.
             let passes = matches!(
                 error.reason,
-                Reason::ForwardLost | Reason::NodeUnreachable | Reason::ShuttingDown
+                Reason::ForwardLost
+                    | Reason::NodeUnreachable
+                    | Reason::ShuttingDown
+                    | Reason::OutcomeUnknown
+                    | Reason::ForwardRefused
             );
             if !passes || lost.elapsed() >= AWAY {
                 return error;
@@ -191,7 +229,7 @@ async fn keep(
             match session.is_at_rest() {
                 // Nothing in it connects. It is not woken for that.
                 Ok(true) => lost = Instant::now(),
-                Ok(false) => match listen_on(session, port).await {
+                Ok(false) => match in_time(listen_on(session, port)).await {
                     Ok(again) => break again.accepted,
                     Err(again) => error = again,
                 },
@@ -229,12 +267,8 @@ async fn serve(
     (address, port): (Arc<str>, Port),
     accepted: ForwardAccepted,
 ) {
-    let Some(place) = session.channels.take() else {
-        if session.channels.are_worn() && session.channels.are_idle() {
-            session.part(&handle, Disconnect::ByApplication, WORN).await;
-        }
-        return;
-    };
+    let place = session.until_closed(timeout(PLACE, session.channels.wait())).await;
+    let Some(Ok(Some(place))) = place else { return };
     let permit = match session.enter() {
         Ok(permit) => permit,
         Err(error) => return session.refuse(Action::Forward, &error),

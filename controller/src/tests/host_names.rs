@@ -3,6 +3,7 @@
 use proto::{sandbox::v1::*, update};
 
 use super::*;
+use crate::node::calls::Call;
 
 impl Lab {
     async fn named(&self, name: &str, services: &[(&str, u32)]) -> Sandbox {
@@ -115,4 +116,26 @@ async fn names_that_are_switched_off_are_dropped_everywhere() {
     lab.tell_names(false);
     lab.all_know(&[]).await;
     assert!(lab.agents.iter().all(|agent| !agent.names().expect("told").enabled));
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_that_does_not_answer_holds_up_no_other() {
+    let lab = Lab::new().await;
+    lab.tell_names(true);
+    lab.all_know(&[]).await;
+    lab.agents[0].faults(|faults| faults.unanswered = Some(Call::SetNames));
+    for number in 0..3_u8 {
+        let made = lab.named(&format!("box{number}"), &[("web", 80)]).await;
+        let name = format!("box{number}--red");
+        let knows = |agent: &Arc<FakeAgent>| {
+            agent.names().is_some_and(|names| names.ids.get(&name) == Some(&made.id))
+        };
+        let told = async {
+            while !lab.agents[1..].iter().all(knows) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(3), told).await.expect("told at once");
+    }
+    assert!(lab.agents[0].swallowed() > 0);
 }

@@ -3,6 +3,7 @@
 use proto::{Reason, sandbox::v1::*};
 
 use super::*;
+use crate::node::calls::Call;
 
 fn expose(id: &str, port: u32, visibility: Visibility) -> ExposeHttpServiceRequest {
     ExposeHttpServiceRequest {
@@ -210,6 +211,24 @@ async fn port_that_an_older_agent_opened_without_an_answer_is_closed_again() {
         |view: &Sandbox| view.services.iter().map(|service| service.port).collect::<Vec<_>>();
     let view = lab.until_seen(&id, |view| !ports(view).contains(&80)).await;
     assert_eq!(ports(&view), [81], "what was open before stays");
+    events::settled(&lab).await;
+    let events = events::of(&lab, &id, 0).await;
+    let hidden = events.iter().find(|event| event.kind() == EventKind::Hidden).expect("an event");
+    assert_eq!(hidden.actor, "controller");
+}
+
+#[tokio::test(start_paused = true)]
+async fn port_that_is_exposed_again_as_public_stays_open() {
+    let lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    let agent = lab.holder(&id);
+    agent.faults(|faults| faults.unanswered = Some(Call::ExposeHttpService));
+    let lost = lab.exposed(&id, 80, Visibility::Team).await.expect_err("no answer");
+    assert_eq!(reason(&lost), Some(Reason::OutcomeUnknown));
+    agent.faults(|faults| (faults.unanswered, faults.forgets_visibility) = (None, true));
+    lab.exposed(&id, 80, Visibility::Public).await.expect("exposed");
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    assert_eq!(lab.get(&id).await.expect("known").services.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,10 @@
 //! Changes of a sandbox's size.
 
 use proto::{Reason, sandbox::v1::*, update};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
-use crate::placement::Limits;
+use crate::{node::calls::Call, placement::Limits};
 
 impl Lab {
     async fn resize(&self, id: &str, size: Size, fields: &[&str]) -> Result<Sandbox, Status> {
@@ -85,7 +86,7 @@ impl Lab {
                 news.changed().await.expect("nodes");
             }
         };
-        let in_time = tokio::time::timeout(Duration::from_mins(1), reported).await;
+        let in_time = timeout(Duration::from_mins(1), reported).await;
         in_time.unwrap_or_else(|_| panic!("{:?} cores, not {cores}", nodes.cores_given(&on)));
     }
 }
@@ -155,4 +156,74 @@ async fn stopped_sandbox_starts_only_where_there_is_room() {
     lab.start_sandbox(&first).await.expect("there is room");
     lab.until_given("n3", 4).await;
     lab.start_sandbox(&first).await.expect("what runs needs no room");
+}
+
+impl Lab {
+    /// Two stopped sandboxes of three cores each on a node that has room for one, and begins no start.
+    async fn with_starts_that_wait() -> (Self, [String; 2]) {
+        let lab = Self::of_small_nodes().await;
+        let mut ids = [const { String::new() }; 2];
+        for (id, request_id) in ids.iter_mut().zip(["r1", "r2"]) {
+            *id = lab.create_on("n3", request_id, 3).await.id;
+            lab.stop_sandbox(id).await;
+            lab.until_given("n3", 0).await;
+        }
+        lab.agents[2].faults(|faults| faults.unanswered = Some(Call::StartSandbox));
+        (lab, ids)
+    }
+
+    /// Asks for a start and hangs up.
+    async fn start_and_hang_up(&self, id: &str) {
+        let started = timeout(Duration::from_secs(1), self.start_sandbox(id)).await;
+        started.expect_err("it waits");
+    }
+
+    /// Sets the phase of a sandbox on its node, in its next boot.
+    fn boot(&self, id: &str, phase: Phase) {
+        let agent = self.holder(id);
+        let mut sandbox = agent.living().into_iter().find(|s| s.id == id).expect("it is there");
+        sandbox.boot += 1;
+        sandbox.set_phase(phase);
+        agent.put(sandbox);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn start_that_waits_on_its_node_counts_until_it_has_begun() {
+    let (lab, [waits, other]) = Lab::with_starts_that_wait().await;
+    lab.start_and_hang_up(&waits).await;
+    // Its own calls end without an answer meanwhile.
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(reason(lab.start_sandbox(&other).await), Reason::NoCapacity);
+    // Whoever asks again needs no second room.
+    lab.start_and_hang_up(&waits).await;
+    assert_eq!(reason(lab.start_sandbox(&other).await), Reason::NoCapacity);
+    // Without the reservation, as the fake counts nothing that is STARTING.
+    lab.boot(&waits, Phase::Starting);
+    lab.until_given("n3", 0).await;
+    lab.boot(&waits, Phase::Running);
+    lab.until_given("n3", 3).await;
+    assert_eq!(reason(lab.start_sandbox(&other).await), Reason::NoCapacity);
+}
+
+#[tokio::test(start_paused = true)]
+async fn start_is_reserved_no_longer_than_until_it_begins() {
+    let (lab, [boots, _]) = Lab::with_starts_that_wait().await;
+    let asked = Instant::now();
+    lab.start_and_hang_up(&boots).await;
+    lab.boot(&boots, Phase::Starting);
+    lab.until_given("n3", 0).await;
+    assert!(asked.elapsed() < Duration::from_secs(10), "the call has no answer yet");
+}
+
+#[tokio::test(start_paused = true)]
+async fn start_that_never_begins_counts_no_longer_than_its_node_lets_it_wait() {
+    let (lab, [waits, other]) = Lab::with_starts_that_wait().await;
+    lab.start_and_hang_up(&waits).await;
+    sleep(Duration::from_mins(6)).await;
+    assert_eq!(reason(lab.start_sandbox(&other).await), Reason::NoCapacity);
+    sleep(Duration::from_mins(1)).await;
+    lab.until_given("n3", 0).await;
+    lab.agents[2].faults(|faults| faults.unanswered = None);
+    lab.start_sandbox(&other).await.expect("there is room");
 }

@@ -101,9 +101,10 @@ pub fn decide(question: &Question<'_>, local: Option<&Target>, owner: &Owner) ->
     let verdict = of_sandbox(question, label, local, owner);
     match (label, &verdict) {
         // Names can be guessed: what is not open looks like what is not there, on every node.
-        (Label::ByName { .. }, Verdict::NotFound(_) | Verdict::NotExposed(_) | Verdict::Gone) => {
-            Verdict::NotFound(NOT_BY_NAME)
-        }
+        (
+            Label::ByName { .. },
+            Verdict::NotFound(_) | Verdict::NotExposed(_) | Verdict::Gone | Verdict::Misdirected,
+        ) => Verdict::NotFound(NOT_BY_NAME),
         _ => verdict,
     }
 }

@@ -92,7 +92,15 @@ fn name_of_a_sandbox_elsewhere_leads_to_its_node() {
     // It was here before it moved.
     let gone = target(State::Gone, &[]);
     assert_eq!(ask("box--red", Via::Edge, Some(&gone), &owner), Verdict::Peer { upstream });
-    assert_eq!(ask("box--red", Via::Peer, None, &owner), Verdict::Misdirected);
+    // One that has just left the node that is asked looks like one that nobody has.
+    let down = Owner::Down("node2".parse().expect("a name"));
+    for owner in [&owner, &down] {
+        assert_eq!(ask("box--red", Via::Peer, None, owner), REFUSED);
+        assert_eq!(ask("80-box--red", Via::Peer, None, owner), REFUSED);
+    }
+    // A node that cannot read its cluster says so, as one does whose peer is down: the caller tries again.
+    let blind = Verdict::Unavailable(Unavailable::Blind);
+    assert_eq!(ask("box--red", Via::Edge, None, &Owner::Unknown), blind);
 }
 
 #[test]

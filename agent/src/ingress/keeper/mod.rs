@@ -5,17 +5,20 @@
 //! A configuration that Caddy refuses is not written: the one before stays in use, and the reason is logged and
 //! left in a file for `doctor`. So does a certificate of the operator's own that is not good; where there was none before,
 //! Caddy runs without the listener that needs it.
+//!
+//! Caddy checks no address before it starts. So where none comes up with that listener (another program has its port, or
+//! the address is not on this host), a configuration without it is written at once: a boot, or a start after a crash,
+//! must not fail with it. The listener is tried again later.
 
 use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt as _, chown},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, UNIX_EPOCH},
+    time::Duration,
 };
 
 use daemon::{replace::Access, sync::Mutex};
-use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::Notify,
     time::{Instant, timeout},
@@ -26,15 +29,18 @@ use super::{
     caddy::{self, Proof},
     own_certificate,
     program::Caddy,
-    settings::{AcmeDns, Certificate, Secure, Settings},
+    settings::{Secure, Settings},
     switch::{self, Colour, Record, Service, Step, View},
     systemd::Services,
-    version::{Generation, Version},
+    version::Version,
 };
-use crate::{
-    clock::{Clock as _, SystemClock},
-    sys::read,
-};
+use crate::{clock::SystemClock, sys::read};
+
+mod certificate;
+mod inputs;
+
+pub use certificate::without_module;
+pub use inputs::{Inputs, inputs, record};
 
 /// Interval between two looks.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -45,6 +51,8 @@ const BUSY_MAX: Duration = Duration::from_secs(60);
 /// Problem of a service that is stuck.
 const STUCK: &str = "Caddy does not come up: its service has been starting or stopping for more than a minute; \
                      see journalctl -u 'pve-sandbox-ingress*'";
+/// Pause before the listener with a certificate of the operator's own is tried again.
+const RETRY: Duration = Duration::from_secs(600);
 /// Most steps in one look: finish an interrupted switch, switch, stop the old one.
 const STEPS_MAX: usize = 4;
 
@@ -88,14 +96,49 @@ pub struct Keeper {
     version: Mutex<Option<Version>>,
     /// Time since which each look has found a service busy.
     busy: Mutex<Option<Instant>>,
+    /// Failure of the listener with a certificate of the operator's own, while it is not tried.
+    rest: Mutex<Option<Rest>>,
+}
+
+/// Pause in which Caddy gets no listener with a certificate of the operator's own.
+#[derive(Debug)]
+struct Rest {
+    since: Instant,
+    /// Reason, for the operator.
+    why: String,
+}
+
+/// Reason why Caddy does not run with the present files.
+#[derive(Debug)]
+enum Unserved {
+    /// A Caddy did not come up with them.
+    Down(String),
+    /// Something else failed.
+    Other(String),
+}
+
+impl From<String> for Unserved {
+    fn from(why: String) -> Self {
+        Self::Other(why)
+    }
+}
+
+/// Result of writing a configuration and having it used.
+#[derive(Debug)]
+struct Applied {
+    /// Reason why it was not written.
+    unwritten: Option<String>,
+    /// False when a service is busy.
+    ran: Result<bool, Unserved>,
 }
 
 impl Keeper {
     /// Makes a keeper of files alone.
     pub fn new(settings: Settings, files: Files, proof: Proof, caddy: Caddy) -> Self {
-        let (told, version, busy) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (told, version) = (Mutex::default(), Mutex::default());
+        let (busy, rest) = (Mutex::default(), Mutex::default());
         let clock = SystemClock::default();
-        Self { settings, files, proof, caddy, clock, services: None, told, version, busy }
+        Self { settings, files, proof, caddy, clock, services: None, told, version, busy, rest }
     }
 
     /// Has these services run Caddy.
@@ -126,79 +169,105 @@ impl Keeper {
     /// Makes configuration and services as they should be. Returns false when a service is busy.
     pub async fn look(&self) -> bool {
         let version = self.see_version().await;
-        let (settings, flaw) = self.usable(version).await;
-        let unwritten = self.write_for(&settings, version).await.err();
-        // Also with the configuration that is there: a renewed certificate is to be used.
-        let (is_settled, unserved) = match self.run_it(&settings).await {
-            Ok(settled) => (settled, None),
-            Err(problem) => (true, Some(problem)),
+        let (wanted, flaw) = self.usable(version).await;
+        let mut resting = if wanted.secure.is_some() { self.resting() } else { None };
+        let mut applied = match resting {
+            Some(_) => self.apply(&wanted.without_secure(), version, true).await,
+            None => self.apply(&wanted, version, false).await,
         };
-        self.tell(unwritten.or(flaw).or(unserved));
+        if let Err(Unserved::Down(why)) = &applied.ran
+            && resting.is_none()
+            && wanted.secure.is_some()
+        {
+            resting = Some(self.begin_rest(why));
+            applied = self.apply(&wanted.without_secure(), version, true).await;
+        }
+        if matches!(applied.ran, Err(Unserved::Down(_))) {
+            // The listener is not to blame.
+            *self.rest.lock() = None;
+        }
+        let Applied { unwritten, ran } = applied;
+        let (is_settled, unserved) = match ran {
+            Ok(settled) => (settled, None),
+            Err(Unserved::Down(problem) | Unserved::Other(problem)) => (true, Some(problem)),
+        };
+        let mut problem = unwritten.or(resting).or(flaw).or(unserved);
+        if is_settled && problem.is_none() {
+            problem = self.remove_unused_copies().err().map(|error| error.to_string());
+        }
+        self.tell(problem);
         is_settled
     }
 
-    /// Ensures that the configuration is there and that of the settings.
+    /// Writes the configuration of these settings, and has Caddy run with it.
+    async fn apply(
+        &self,
+        settings: &Settings,
+        version: Option<Version>,
+        is_fallback: bool,
+    ) -> Applied {
+        let mut unwritten = self.write_for(settings, version).await.err();
+        // Only when the file that needs them is gone. A Caddy that runs keeps what it has until its end.
+        if unwritten.is_none() && !is_fallback && !has_low_port(settings) {
+            unwritten = self.permit_low_ports(false).await.err();
+        }
+        // Also with the configuration that is there: a renewed certificate is to be used.
+        Applied { unwritten, ran: self.run_it(settings, is_fallback).await }
+    }
+
+    /// Returns why the listener with a certificate of the operator's own is not tried now.
+    fn resting(&self) -> Option<String> {
+        let mut rest = self.rest.lock();
+        rest.take_if(|rest| rest.since.elapsed() >= RETRY);
+        rest.as_ref().map(|rest| rest.why.clone())
+    }
+
+    /// Begins a pause in which that listener is not tried, and returns the reason for the operator.
+    fn begin_rest(&self, why: &str) -> String {
+        // A service that was stuck is started with another configuration now.
+        *self.busy.lock() = None;
+        let why = format!(
+            "ingress.certificate: no Caddy comes up with its listeners, so the configuration is one without them, \
+             and they are tried again in ten minutes: {why}"
+        );
+        *self.rest.lock() = Some(Rest { since: Instant::now(), why: why.clone() });
+        why
+    }
+
+    /// Removes copies of a key or a token that no setting uses any more. Caddy reads them only when it starts.
+    fn remove_unused_copies(&self) -> io::Result<()> {
+        let own = self.settings.secure.as_ref().map(|secure| secure.certificate.copy());
+        let used = own.map(|copy| Path::new(copy.as_str()));
+        own_certificate::remove_unused(&self.files.config, used)
+    }
+
+    async fn permit_low_ports(&self, allow: bool) -> Result<(), String> {
+        let Some(services) = &self.services else { return Ok(()) };
+        let permitted = services.permit_low_ports(allow).await;
+        permitted.map_err(|error| format!("ports below 1024 for Caddy: {error}"))
+    }
+
+    /// Ensures that the configuration is there and that of the settings. Where services run Caddy, it has the listener
+    /// with a certificate of the operator's own only if the last Caddy came up with it: a boot may start a service
+    /// before the first look, which tries it.
     ///
     /// # Errors
     /// Says why it was not written. What was there stays.
     pub async fn write(&self) -> Result<Looked, String> {
         let version = self.see_version().await;
-        let (settings, _) = self.usable(version).await;
+        let (mut settings, _) = self.usable(version).await;
+        if self.services.is_some() && !self.has_come_up(&settings) {
+            settings.secure = None;
+        }
         self.write_for(&settings, version).await
     }
 
-    /// Returns the settings as far as Caddy can use them now: without the listener with a certificate of the
-    /// operator's own, where there is no certificate; and what is wrong with it.
-    async fn usable(&self, version: Option<Version>) -> (Settings, Option<String>) {
-        let generation = version.map_or(Generation::Before, Version::generation);
-        let mut settings = Settings { generation, ..self.settings.clone() };
-        let Some(secure) = &settings.secure else { return (settings, None) };
-        let copy = Path::new(secure.certificate.copy().as_str());
-        let (is_usable, flaw) = match &secure.certificate {
-            Certificate::Files(files) => {
-                let (domain, now_ms) = (&settings.domain, self.clock.now_ms());
-                let taken = own_certificate::refresh(files, domain, self.group(), now_ms);
-                (copy.exists(), taken.err().map(|flaw| flaw.to_string()))
-            }
-            Certificate::Acme(acme) => match self.lack(acme, version).await {
-                Ok(Some(why)) => (false, Some(why)),
-                Ok(None) => {
-                    let taken = own_certificate::refresh_token(&acme.token, copy, self.group());
-                    (copy.exists(), taken.err().map(|flaw| flaw.to_string()))
-                }
-                Err(why) => (copy.exists(), Some(why)),
-            },
-        };
-        if !is_usable {
-            settings.secure = None;
-        }
-        let flaw = flaw.map(|why| match is_usable {
-            true => format!("ingress.certificate: the one before stays in use: {why}"),
-            false => format!("ingress.certificate: Caddy runs without it: {why}"),
-        });
-        (settings, flaw)
-    }
-
-    /// Returns why Caddy can get no certificate by itself; `None` when it can.
-    ///
-    /// # Errors
-    /// When Caddy does not tell.
-    async fn lack(
-        &self,
-        acme: &AcmeDns,
-        version: Option<Version>,
-    ) -> Result<Option<String>, String> {
-        let (path, module) = (self.caddy.path.display().to_string(), acme.module());
-        let version = version.ok_or_else(|| "Caddy does not tell its version".to_owned())?;
-        match self.caddy.has_module(&module).await {
-            Ok(false) => Ok(Some(without_module(&path, &module))),
-            Ok(true) if version < Version::READS_FILES => {
-                let needed = Version::READS_FILES;
-                Ok(Some(format!("{path} is {version}: ACME by DNS needs {needed} or later")))
-            }
-            Ok(true) => Ok(None),
-            Err(error) => Err(format!("Caddy does not list its modules: {error}")),
-        }
+    /// Returns whether the configuration of these settings is there, and the last Caddy that came up had the listener
+    /// with a certificate of the operator's own.
+    fn has_come_up(&self, settings: &Settings) -> bool {
+        let there = read::whole(&self.files.config, read::LARGE);
+        there.is_ok_and(|there| there == caddy::text(settings, &self.proof).as_bytes())
+            && record(&self.files.record).is_some_and(|record| record.secure)
     }
 
     fn group(&self) -> Option<&str> {
@@ -215,10 +284,9 @@ impl Keeper {
         if version.is_none() && self.caddy.path.exists() {
             return Err("Caddy does not tell its version".to_owned());
         }
-        if let Some(services) = &self.services {
-            let is_low = settings.secure.as_ref().is_some_and(Secure::has_low_port);
-            let permitted = services.permit_low_ports(is_low).await;
-            permitted.map_err(|error| format!("ports below 1024 for Caddy: {error}"))?;
+        if has_low_port(settings) {
+            // Before the write: whoever starts Caddy with the new file needs them.
+            self.permit_low_ports(true).await?;
         }
         let text = caddy::text(settings, &self.proof);
         let there = match read::whole(path, read::LARGE) {
@@ -281,14 +349,16 @@ impl Keeper {
         }
     }
 
-    /// Has Caddy run with the present files. Returns false when a service is busy.
-    async fn run_it(&self, settings: &Settings) -> Result<bool, String> {
+    /// Has Caddy run with the present files. Returns false when a service is busy. With a configuration that is a
+    /// fallback, a Caddy that runs with the listener which the fallback has not stays: only the next start is without it.
+    async fn run_it(&self, settings: &Settings, is_fallback: bool) -> Result<bool, Unserved> {
         let Some(services) = &self.services else { return Ok(true) };
         let version = *self.version.lock();
         if version.is_none() && self.caddy.path.exists() {
             // The version is a part of the digest: what runs would look like another.
             return Ok(true);
         }
+        let secure = settings.secure.is_some();
         for _ in 0..STEPS_MAX {
             let inputs = inputs(settings, &self.files.config, version);
             let Inputs { digest, changed_ms } = inputs.map_err(|error| error.to_string())?;
@@ -304,12 +374,15 @@ impl Keeper {
             let record = record.as_ref();
             let view = View { blue, green, enabled, record, digest: &digest, changed_ms, stuck };
             match switch::decide(&view) {
-                Step::Nothing if stuck => return Err(STUCK.to_owned()),
+                Step::Nothing if stuck => return Err(Unserved::Down(STUCK.to_owned())),
                 Step::Nothing => return Ok(!is_busy),
-                Step::Adopt(run) => self.note(Record { invocation: run.invocation, digest })?,
-                Step::Start(colour) => self.start(&**services, colour, digest).await?,
+                Step::Adopt(run) => {
+                    self.note(Record { invocation: run.invocation, digest, secure })?;
+                }
+                Step::Start(colour) => self.start(&**services, colour, digest, secure).await?,
+                Step::Replace(old) if is_fallback && runs_secure(&view, old) => return Ok(true),
                 Step::Replace(old) => {
-                    self.start(&**services, old.other(), digest).await?;
+                    self.start(&**services, old.other(), digest, secure).await?;
                     self.stop(&**services, old).await?;
                     tracing::info!(
                         "Caddy was replaced, to use its new configuration or certificate"
@@ -344,16 +417,22 @@ impl Keeper {
         services: &dyn Services,
         colour: Colour,
         digest: String,
-    ) -> Result<(), String> {
+        secure: bool,
+    ) -> Result<(), Unserved> {
         if let Err(error) = services.start(colour).await {
             // It would be started again for ever beside the one that runs.
             drop(services.stop(colour).await);
-            return Err(format!("Caddy did not start: {error}"));
+            return Err(Unserved::Down(format!("Caddy did not start: {error}")));
         }
         match services.state(colour).await {
-            Ok(Service::On(run)) => self.note(Record { invocation: run.invocation, digest }),
-            Ok(Service::Off | Service::Busy) => Err("Caddy ended right after its start".to_owned()),
-            Err(error) => Err(error.to_string()),
+            Ok(Service::On(run)) => {
+                let noted = self.note(Record { invocation: run.invocation, digest, secure });
+                noted.map_err(Unserved::Other)
+            }
+            Ok(Service::Off | Service::Busy) => {
+                Err(Unserved::Down("Caddy ended right after its start".to_owned()))
+            }
+            Err(error) => Err(Unserved::Other(error.to_string())),
         }
     }
 
@@ -394,53 +473,19 @@ impl Keeper {
     }
 }
 
-/// Says that Caddy has not the module for a provider, and what to do.
-pub fn without_module(program: &str, module: &str) -> String {
-    format!(
-        "{program} was built without the module {module}, as Debian's Caddy is: install one with it \
-         (https://caddyserver.com/download) there, or name a certificate that another program renews by cert and key"
-    )
+/// Returns whether a port of these settings is one of those that need a capability.
+fn has_low_port(settings: &Settings) -> bool {
+    settings.secure.as_ref().is_some_and(Secure::has_low_port)
 }
 
-/// All that Caddy reads at its start.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inputs {
-    /// Digest of it.
-    pub digest: String,
-    /// Time of its last change, milliseconds since 1970.
-    pub changed_ms: u64,
-}
-
-/// Reads what Caddy reads at its start: its configuration and certificates. A new version of Caddy counts as
-/// a change, too.
-///
-/// # Errors
-/// When a file cannot be read.
-pub fn inputs(settings: &Settings, config: &Path, version: Option<Version>) -> io::Result<Inputs> {
-    let peers = settings.peers.iter();
-    let certificates = peers.flat_map(|peers| [&peers.ca, &peers.cert, &peers.key]);
-    let own = settings.secure.iter().map(|secure| secure.certificate.copy());
-    let files = certificates.chain(own).map(|path| Path::new(path.as_str()));
-    let (mut all, mut changed_ms) = (Sha256::new(), 0);
-    for path in [config].into_iter().chain(files) {
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        all.update(Sha256::digest(read::whole(path, read::LARGE).map_err(named)?));
-        let modified = fs::metadata(path).and_then(|about| about.modified()).map_err(named)?;
-        let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-        changed_ms = changed_ms.max(daemon::clock::millis(since));
-    }
-    if let Some(version) = version {
-        all.update(version.to_string());
-    }
-    let digest = all.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Inputs { digest, changed_ms })
-}
-
-/// Returns the record of the last start. One that cannot be read is none: the time of the start decides then.
-pub fn record(path: &Path) -> Option<Record> {
-    let bytes = read::whole(path, read::SMALL).ok()?;
-    serde_json::from_slice(&bytes).ok()
+/// Returns whether this service runs a Caddy that was started with the listener with a certificate of the operator's own.
+fn runs_secure(view: &View<'_>, colour: Colour) -> bool {
+    let service = match colour {
+        Colour::Blue => &view.blue,
+        Colour::Green => &view.green,
+    };
+    let Service::On(run) = service else { return false };
+    view.record.is_some_and(|record| record.secure && record.invocation == run.invocation)
 }
 
 #[cfg(test)]

@@ -2,12 +2,17 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use super::*;
 use crate::{
+    clock::Clock as _,
     ingress::{
         settings::{AcmeDns, Certificate, CertificateFiles, Peers, PlainPath, Secure},
         switch::Run,
+        version::Generation,
     },
     run::Runner,
 };
+
+/// Address of the listener with a certificate of the operator's own.
+const LISTEN: &str = "127.0.0.1:443";
 
 /// Services in memory.
 #[derive(Debug, Default)]
@@ -17,6 +22,8 @@ struct Memory {
     broken: Mutex<bool>,
     busy: Mutex<Vec<Colour>>,
     low_ports: Mutex<bool>,
+    /// Configuration of Caddy, while another program has the port of its listener with a certificate.
+    taken: Mutex<Option<PathBuf>>,
 }
 
 impl Memory {
@@ -48,7 +55,9 @@ impl Services for Memory {
     async fn start(&self, colour: Colour) -> io::Result<()> {
         let mut calls = self.calls.lock();
         calls.push(format!("start {colour:?}"));
-        if *self.broken.lock() {
+        let taken = self.taken.lock();
+        let config = taken.as_ref().map(|config| fs::read_to_string(config).unwrap_or_default());
+        if *self.broken.lock() || config.is_some_and(|config| config.contains(LISTEN)) {
             return Err(io::Error::other("Job failed"));
         }
         let invocation = format!("{colour:?} {}", self.runs.lock().len() + calls.len());
@@ -318,7 +327,7 @@ fn pair(domain: &str) -> (String, String) {
 }
 
 fn secure(certificate: Certificate) -> Secure {
-    let listen = vec!["127.0.0.1:443".parse().expect("an address")];
+    let listen = vec![LISTEN.parse().expect("an address")];
     Secure { listen, redirect: Vec::new(), certificate }
 }
 
@@ -342,7 +351,7 @@ impl Place {
     }
 
     fn has_secure(&self) -> bool {
-        self.text("caddy.json").contains("127.0.0.1:443")
+        self.text("caddy.json").contains(LISTEN)
     }
 }
 
@@ -386,6 +395,134 @@ async fn renewed_certificate_is_used_and_a_bad_one_leaves_the_one_before() {
     assert_ne!(place.text("copy.pem"), copy);
     assert_eq!(place.text("caddy.json"), written);
     assert!(!place.path("problem").exists());
+}
+
+impl Place {
+    /// Has another program take the port of the listener, or give it back.
+    fn take_port(&self, is_taken: bool) {
+        *self.services.taken.lock() = is_taken.then(|| self.path("caddy.json"));
+    }
+
+    /// Lets the pause end in which the listener is not tried.
+    fn end_rest(&self) {
+        let long_ago = Instant::now().checked_sub(RETRY).expect("an earlier time");
+        self.keeper.rest.lock().as_mut().expect("a pause").since = long_ago;
+    }
+}
+
+#[tokio::test]
+async fn listener_whose_port_is_taken_leaves_a_configuration_that_starts() {
+    let place = place_with_files();
+    assert_eq!(place.look().await, ["start Blue"]);
+    let bare = place.text("caddy.json");
+    place.put(&pair("sbx.test"));
+    place.take_port(true);
+    assert_eq!(place.look().await, ["low ports true", "start Green", "stop Green"]);
+    // It is tried again later, and not once a minute.
+    for _ in 0..2 {
+        assert_eq!(
+            (place.text("caddy.json"), place.services.on()),
+            (bare.clone(), vec![Colour::Blue])
+        );
+        let problem = place.text("problem");
+        assert!(problem.contains("Job failed") && problem.contains("ten minutes"), "{problem}");
+        assert_eq!(place.look().await, [""; 0]);
+    }
+    place.end_rest();
+    assert_eq!(place.look().await, ["start Green", "stop Green"]);
+    assert_eq!(place.text("caddy.json"), bare);
+    // What else is new is used meanwhile.
+    fs::write(place.path("crt"), "new").expect("written");
+    assert_eq!(place.look().await, ["start Green", "stop Blue"]);
+    place.take_port(false);
+    place.end_rest();
+    assert_eq!(place.look().await, ["start Blue", "stop Green"]);
+    assert!(place.has_secure() && !place.path("problem").exists());
+}
+
+#[tokio::test]
+async fn boot_with_a_listener_whose_port_is_taken_ends_with_a_caddy_without_it() {
+    let place = place_with_files();
+    place.put(&pair("sbx.test"));
+    place.take_port(true);
+    // Nothing runs.
+    let calls = place.look().await;
+    assert_eq!(calls, ["low ports true", "start Blue", "stop Blue", "start Blue"]);
+    assert_eq!(place.services.on(), [Colour::Blue]);
+    assert!(!place.has_secure());
+    // systemd starts one again and again, and the agent is a new one.
+    *place.keeper.rest.lock() = None;
+    place.services.busy.lock().push(Colour::Blue);
+    *place.keeper.busy.lock() = Instant::now().checked_sub(BUSY_MAX);
+    assert!(!place.keeper.look().await, "it comes up with the other configuration");
+    assert!(!place.has_secure());
+    assert!(place.text("problem").contains("does not come up"), "{}", place.text("problem"));
+    place.services.busy.lock().clear();
+    assert_eq!(place.look().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn listener_is_written_before_a_boot_only_if_caddy_has_come_up_with_it() {
+    let place = place_with_files();
+    place.put(&pair("sbx.test"));
+    assert_eq!(place.keeper.write().await, Ok(Looked::Written));
+    assert!(!place.has_secure());
+    place.look().await;
+    let with_it = place.text("caddy.json");
+    assert_eq!(place.keeper.write().await, Ok(Looked::Current));
+    assert!(place.has_secure());
+    // An agent that was killed between the write and the start.
+    let known = record(&place.path("record")).expect("a record");
+    place.keeper.note(Record { secure: false, ..known }).expect("noted");
+    assert_eq!(place.text("caddy.json"), with_it);
+    assert_eq!(place.keeper.write().await, Ok(Looked::Replaced));
+    assert!(!place.has_secure());
+}
+
+#[tokio::test]
+async fn caddy_that_serves_https_goes_on_while_the_next_one_does_not_start() {
+    let place = place_with_files();
+    place.put(&pair("sbx.test"));
+    place.look().await;
+    place.put(&pair("sbx.test"));
+    place.take_port(true);
+    assert_eq!(place.look().await, ["start Green", "stop Green"]);
+    assert_eq!(place.look().await, [""; 0]);
+    assert_eq!(place.services.on(), [Colour::Blue]);
+    assert!(!place.has_secure(), "a boot starts without it");
+    place.take_port(false);
+    place.end_rest();
+    assert_eq!(place.look().await, ["start Green", "stop Blue"]);
+    assert!(place.has_secure());
+}
+
+#[tokio::test]
+async fn low_ports_stay_while_the_configuration_without_them_is_refused() {
+    let place = place_with_acme();
+    fs::write(place.path("modules"), "dns.providers.cloudflare\n").expect("written");
+    assert_eq!(place.look().await, ["low ports true", "start Blue"]);
+    fs::write(place.path("modules"), "http\n").expect("written");
+    fs::write(place.path("refuse"), "").expect("written");
+    place.look().await;
+    assert!(place.has_secure() && *place.services.low_ports.lock());
+    fs::remove_file(place.path("refuse")).expect("removed");
+    place.look().await;
+    assert!(!place.has_secure() && !*place.services.low_ports.lock());
+}
+
+#[tokio::test]
+async fn copy_that_no_setting_uses_is_removed_once_caddy_runs_without_it() {
+    let place = place();
+    let copies = own_certificate::copies(&place.path("caddy.json"));
+    for copy in &copies {
+        fs::write(copy, "x").expect("written");
+    }
+    *place.services.broken.lock() = true;
+    place.look().await;
+    assert!(copies.iter().all(|copy| copy.exists()));
+    *place.services.broken.lock() = false;
+    assert_eq!(place.look().await, ["start Blue"]);
+    assert!(!copies.iter().any(|copy| copy.exists()));
 }
 
 /// Makes a keeper whose Caddy is to get a certificate by itself.

@@ -84,7 +84,13 @@ impl FakeAgent {
             };
             this.world.lock().listeners.broken_off += usize::from(is_broken_off);
         };
-        tokio::spawn(hung_up.run_until_cancelled_owned(served));
+        let this = self.clone();
+        tokio::spawn(async move {
+            // To hang up breaks the connection off, too: a busy machine does it before the caller's word arrives.
+            if hung_up.run_until_cancelled_owned(served).await.is_none() {
+                this.world.lock().listeners.broken_off += 1;
+            }
+        });
         Ok(messages)
     }
 

@@ -1,7 +1,8 @@
 //! Exposes and hides ports.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use daemon::sync::Mutex;
 use proto::{
     Reason,
     id::{SandboxId, SandboxRef},
@@ -11,9 +12,11 @@ use proto::{
     visibility::Visibility,
 };
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::Change;
 use crate::{
+    events,
     node::{self, Client, Exposed},
     sandbox::{
         Caller, Error, Result, Sandboxes,
@@ -26,6 +29,29 @@ const HIDE: Change = Change { asked: None, effects: &[EventKind::Hidden], is_bou
 
 /// Time for which a report is waited for that shows what has become of a lost answer.
 const LOST_MAX: Duration = Duration::from_mins(5);
+
+/// Watches of ports whose exposure got no answer. The next exposure of its port ends one: whoever asks again may want
+/// it open to everybody.
+#[derive(Debug, Default)]
+pub(in crate::sandbox) struct LostExposures(Mutex<BTreeMap<(SandboxId, Port), CancellationToken>>);
+
+impl LostExposures {
+    /// Begins a watch; the token is cancelled when it is to end.
+    fn begin(&self, id: SandboxId, port: Port) -> CancellationToken {
+        let over = CancellationToken::new();
+        if let Some(former) = self.0.lock().insert((id, port), over.clone()) {
+            former.cancel();
+        }
+        over
+    }
+
+    /// Ends the watch of a port, if there is one.
+    fn end(&self, id: SandboxId, port: Port) {
+        if let Some(over) = self.0.lock().remove(&(id, port)) {
+            over.cancel();
+        }
+    }
+}
 
 impl Sandboxes {
     /// Exposes a port; returns the sandbox and the name of the service. May be repeated: the same name and port
@@ -56,6 +82,7 @@ impl Sandboxes {
             Ok(sandbox)
         };
         let before = self.find(&caller.team, &request.id)?;
+        self.lost_exposures.end(before.id, port);
         let exposed = self.change(caller, &request.id, EXPOSE, expose).await;
         let is_lost = exposed.as_ref().is_err_and(|error| error.reason == Reason::OutcomeUnknown);
         if is_lost && is_guarded && openness(&before.sandbox, port) == Openness::Closed {
@@ -68,6 +95,7 @@ impl Sandboxes {
     /// everybody. Its caller may never ask again.
     fn close_if_everybody_reaches(self: &Arc<Self>, id: SandboxId, port: Port, name: ServiceName) {
         let this = self.clone();
+        let over = self.lost_exposures.begin(id, port);
         self.tasks.spawn(async move {
             let mut changes = this.nodes.cache.watch(id);
             let shown = async {
@@ -82,13 +110,21 @@ impl Sandboxes {
                 }
             };
             let shown = async { timeout(LOST_MAX, shown).await.ok().flatten() };
-            let Some(Some(node)) = this.stop.run_until_cancelled(shown).await else { return };
+            let shown = over.run_until_cancelled(this.stop.run_until_cancelled(shown)).await;
+            if over.is_cancelled() {
+                return;
+            }
+            this.lost_exposures.end(id, port);
+            let Some(Some(Some(node))) = shown else { return };
+            // The event of the node says who has closed it.
+            this.log().ask(id, HIDE.effects, events::CONTROLLER);
             match node.client.hide(this.nodes.epoch.get(), &id, &name).await {
                 Ok((sandbox, _)) => {
                     this.nodes.apply(&node.name, sandbox);
                     tracing::warn!(sandbox = %id, %port, "a port that an older agent has opened to everybody is closed");
                 }
                 Err(error) => {
+                    this.log().unask(&id, HIDE.effects);
                     tracing::error!(sandbox = %id, %port, %error, "a port that is open to everybody was not closed");
                 }
             }

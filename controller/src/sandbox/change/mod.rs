@@ -8,6 +8,8 @@ mod start;
 mod stop;
 mod update;
 
+pub(super) use expose::LostExposures;
+
 use std::{sync::Arc, time::Duration};
 
 use proto::{

@@ -15,8 +15,9 @@ async fn connection_ends_after_so_many_channels_that_the_server_closed_first() {
         channel.exec(false, [0xff]).await.expect("sent");
         while !matches!(channel.wait().await.expect("open"), ChannelMsg::Close) {}
     }
-    client.channel_open_session().await.map(drop).expect_err("too many");
+    // It ends by itself, once the place of the last one is free.
     until("the end of the connection", || async { client.is_closed() }).await;
+    client.channel_open_session().await.map(drop).expect_err("too many");
     let again = log_in(&door).await;
     again.channel_open_session().await.expect("another connection has its own");
 }
@@ -44,7 +45,9 @@ async fn connection_has_so_many_channels_and_listeners_at_once() {
     client.cancel_tcpip_forward("localhost", 9001).await.expect_err("it has ended already");
     client.cancel_tcpip_forward("elsewhere", 9002).await.expect_err("not its address");
     client.tcpip_forward("localhost", 9017).await.expect("there is room again");
-    assert_eq!(door.lab.holder(&door.id).listened(&door.id).len(), 16);
+    // The node notices later that one has ended.
+    let agent = door.lab.holder(&door.id);
+    until("as many listeners", || async { agent.listened(&door.id).len() == 16 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,6 +63,34 @@ async fn listeners_and_their_connections_count_as_streams_of_the_team() {
     client.cancel_tcpip_forward("localhost", 9001).await.expect("ended");
     let listens = || async { client.tcpip_forward("localhost", 9003).await.is_ok() };
     until("room", listens).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_to_a_listener_waits_for_a_place() {
+    let door = Door::open().await;
+    let client = log_in(&door).await;
+    client.tcpip_forward("localhost", 9001).await.expect("listens");
+    let mut open = Vec::new();
+    for _ in 0..64 {
+        open.push(client.channel_open_session().await.expect("open"));
+    }
+    let mut program = door.lab.holder(&door.id).dial(&door.id, 9001).expect("connected");
+    let mut rest = Vec::new();
+    let early = timeout(Duration::from_millis(300), program.read_to_end(&mut rest)).await;
+    early.expect_err("all places are taken");
+    open.pop().expect("one").close().await.expect("sent");
+    // This client refuses every channel, and so the connection.
+    timeout(STEP, program.read_to_end(&mut rest)).await.expect("in time").expect("an end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn port_of_a_cancelled_listener_is_free_for_its_connection_at_once() {
+    let door = Door::open().await;
+    let client = log_in(&door).await;
+    for _ in 0..20 {
+        client.tcpip_forward("localhost", 9001).await.expect("listens");
+        client.cancel_tcpip_forward("localhost", 9001).await.expect("ended");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

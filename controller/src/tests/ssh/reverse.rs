@@ -1,6 +1,7 @@
 //! Forwards in reverse, with OpenSSH's client: programs in the sandbox connect, and a server beside the client answers.
 
 use super::*;
+use crate::node::calls::Call;
 
 /// Starts a server that says back what it gets; returns its port.
 async fn echo() -> u16 {
@@ -136,6 +137,20 @@ async fn listener_outlives_a_restart_of_the_agent_and_ends_with_its_key() {
     let ended = timeout(STEP, client.wait()).await.expect("in time").expect("ended");
     assert!(!ended.success());
     door.until_listened(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listener_listens_again_though_the_answer_to_that_is_lost() {
+    let door = Door::open().await;
+    let _client = door.back(1, &["9000:127.0.0.1:1".to_owned()]).spawn().expect("ssh");
+    door.until_listened(&[9000]).await;
+    let agent = door.lab.holder(&door.id);
+    agent.faults(|faults| faults.unanswered = Some(Call::ForwardListen));
+    agent.lose_listeners();
+    until("the call", || async { agent.swallowed() > 0 }).await;
+    agent.faults(|faults| faults.unanswered = None);
+    door.lab.net.cut(agent.name());
+    door.until_listened(&[9000]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
