@@ -216,9 +216,8 @@ mod tests {
                 match event {
                     0 => drop(record.open_listening(port(number))),
                     1 => {
-                        if !record.close_named(&name).is_empty() {
-                            hidden.insert(number);
-                        }
+                        let is_closed = !record.close_named(&name).is_empty();
+                        hidden.extend(is_closed.then_some(number));
                     }
                     _ if record.open_ports().len() < limit::SERVICES_MAX && number != 8001 => {
                         record.open((name, port(number)), None, Visibility::Team);

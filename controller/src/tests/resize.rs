@@ -65,7 +65,7 @@ impl Lab {
     }
 
     async fn start_sandbox(&self, id: &str) -> Result<Sandbox, Status> {
-        let request = StartSandboxRequest { id: id.into(), ..StartSandboxRequest::default() };
+        let request = StartSandboxRequest { id: id.into() };
         let answer = self.api().start_sandbox(request).await?;
         Ok(answer.into_inner().sandbox.expect("a sandbox"))
     }

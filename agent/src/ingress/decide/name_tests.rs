@@ -36,10 +36,8 @@ fn ask(label: &str, via: Via, local: Option<&Target>, owner: &Owner) -> Verdict 
 }
 
 fn reached(verdict: &Verdict) -> Option<u16> {
-    match verdict {
-        Verdict::Local { upstream, .. } => Some(upstream.port()),
-        _ => None,
-    }
+    let Verdict::Local { upstream, .. } = verdict else { return None };
+    Some(upstream.port())
 }
 
 #[test]
