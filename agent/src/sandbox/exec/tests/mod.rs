@@ -254,12 +254,20 @@ impl Rig {
 
     /// Kills processes with this text in their arguments, as a stop of the container does.
     async fn end(&self, text: &str) {
-        for (pid, line) in self.lines().await {
-            if line.contains(text) {
-                crate::sys::pidfd::signal(pid, 9, || true).expect("killed");
+        let begun = Instant::now();
+        loop {
+            let lines = self.lines().await;
+            let mut held = lines.iter().filter(|(_, line)| line.contains(text)).peekable();
+            if held.peek().is_none() {
+                return;
             }
+            assert!(begun.elapsed() < DEADLINE, "something holds {text}");
+            // Again: a process has no arguments while it becomes another program, and is not found then.
+            for (pid, _) in held {
+                crate::sys::pidfd::signal(*pid, 9, || true).ok();
+            }
+            sleep(Duration::from_millis(20)).await;
         }
-        self.until_none_holds(text).await;
     }
 
     async fn until_count(&self, text: &str, wanted: usize) {
