@@ -20,7 +20,7 @@ pub(crate) struct Figures(Vec<Figure>);
 impl Figures {
     /// Adds a figure beside the value that it is compared with, in the same unit.
     pub(crate) fn add(&mut self, name: &str, value: f64, unit: &str, against: &str, other: f64) {
-        self.0.push(Figure {
+        self.push(Figure {
             name: name.into(),
             value: rounded(value),
             unit: unit.into(),
@@ -29,10 +29,22 @@ impl Figures {
         });
     }
 
+    /// Shows a figure at once: of a run that is broken off, it is all that is left.
+    fn push(&mut self, figure: Figure) {
+        let Figure { name, value, unit, against, ratio } = &figure;
+        match (against, ratio) {
+            (Some(against), Some(ratio)) => {
+                eprintln!("  {name}: {value} {unit} ({ratio} x {against})");
+            }
+            _ => eprintln!("  {name}: {value} {unit}"),
+        }
+        self.0.push(figure);
+    }
+
     /// Adds a figure without a comparison.
     pub(crate) fn alone(&mut self, name: &str, value: f64, unit: &str) {
         let (value, unit) = (rounded(value), unit.to_owned());
-        self.0.push(Figure { name: name.into(), value, unit, against: None, ratio: None });
+        self.push(Figure { name: name.into(), value, unit, against: None, ratio: None });
     }
 
     /// Writes target/bench/results.json.

@@ -53,6 +53,8 @@ impl Booted {
         let boot = Command::new("bash")
             .args(["-c", enter, "bash"])
             .arg(cgroup.join("cgroup.procs"))
+            // A test that is killed leaves no machine behind, which would hold the root.
+            .args(["setpriv", "--pdeathsig", "KILL"])
             .args(["unshare", "--mount", "--net", "--ipc", "--uts", "--pid", "--cgroup", "--fork"])
             .args(["--kill-child=KILL", "--propagation=private", "bash", "-c"])
             .args([include_str!("boot.sh"), "bash"])

@@ -2,7 +2,7 @@
 //! must be in it or in its base.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::Mutex,
@@ -196,5 +196,11 @@ fn remove(dir: &Path) {
     let mounted = mounts.lines().filter_map(|line| line.split(' ').nth(1));
     let left: Vec<_> = mounted.filter(|at| at.starts_with(&inside)).collect();
     assert!(left.is_empty(), "still mounted: {left:?}");
-    fs::remove_dir_all(dir).ok();
+    match fs::remove_dir_all(dir) {
+        // The end of a test that fails says why it fails.
+        Err(error) if error.kind() != io::ErrorKind::NotFound && !std::thread::panicking() => {
+            panic!("a machine of an earlier run may hold {}: {error}", dir.display());
+        }
+        Ok(()) | Err(_) => {}
+    }
 }
