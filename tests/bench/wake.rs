@@ -34,8 +34,8 @@ const BURST: usize = 100;
 const WEB: u32 = 8000;
 /// Longest wait for one answer.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Address of the first node's Caddy on this machine.
-const CADDY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8480);
+/// Address of the first node's Caddy in the lab's network, where the bench runs.
+const CADDY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 99, 0, 1)), 8480);
 
 type Agent = AgentServiceClient<Channel>;
 
