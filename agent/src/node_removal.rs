@@ -112,8 +112,10 @@ fn remove(
     configs: &Path,
 ) -> Result<()> {
     if systemctl::is_there() {
-        // The agent first: it would start the ingress again.
-        systemctl::run(&[&["stop"], &UNITS[..], &[GREEN_UNIT]].concat())?;
+        // The agent first, and until it has ended: it would start a Caddy again, which cancels a stop of both.
+        let [agent, ingress] = UNITS;
+        systemctl::run(&["stop", agent])?;
+        systemctl::run(&["stop", ingress, GREEN_UNIT])?;
         if found.tunnel.is_some() {
             systemctl::run(&["disable", "--now", "--quiet", TUNNEL_UNIT])?;
         }

@@ -467,7 +467,7 @@ pub(crate) async fn greet(mut stream: TcpStream) {
 }
 
 pub(crate) fn run_caddy(config: &Path, dir: &Path) -> Child {
-    program::run(&caddy().expect("not skipped"), config, dir)
+    program::run(&caddy().expect("not skipped"), config, dir, &program::memory())
 }
 
 /// Runs `caddy validate`; returns its output if it refuses.

@@ -30,9 +30,19 @@ pub(crate) fn version(program: &Path) -> Version {
     told.parse().expect("a version")
 }
 
-/// Runs a Caddy with this configuration; its files, with its log among them, are in `dir`.
+/// Unit of the ingress.
+const UNIT: &str = include_str!("../../systemd/pve-sandbox-ingress.service");
+
+/// Lists the variables by which the unit of the ingress sets up Go's memory, as it sets them.
+pub(crate) fn memory() -> Vec<(&'static str, &'static str)> {
+    let lines = UNIT.lines().filter_map(|line| line.strip_prefix("Environment="));
+    let pairs = lines.flat_map(str::split_whitespace).filter_map(|pair| pair.split_once('='));
+    pairs.filter(|(name, _)| name.starts_with("GO")).collect()
+}
+
+/// Runs a Caddy with this configuration and these variables; its files, with its log among them, are in `dir`.
 #[expect(clippy::disallowed_methods, reason = "tests start Caddy themselves")]
-pub(crate) fn run(program: &Path, config: &Path, dir: &Path) -> Child {
+pub(crate) fn run(program: &Path, config: &Path, dir: &Path, env: &[(&str, &str)]) -> Child {
     let log = std::fs::File::options().append(true).create(true).open(dir.join("caddy.log"));
     let log = log.expect("a file");
     Command::new(program)
@@ -41,6 +51,7 @@ pub(crate) fn run(program: &Path, config: &Path, dir: &Path) -> Child {
         .arg(config)
         .env_clear()
         .env("HOME", dir)
+        .envs(env.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

@@ -3,7 +3,8 @@
 //! Caddy 2.6 cannot retry a request with a body after a failed dial, so a route is only given once
 //! a connection to it has succeeded. Each address has one connect at a time, whose result all
 //! concurrent questions share: a sandbox that drops packets occupies one descriptor, not one for
-//! each request.
+//! each request. A result holds for a moment: a server sees few connections that ask for nothing,
+//! and one that has just ended is a 502 of Caddy's.
 
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,14 +15,17 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// Longest time for a connect. A container is one bridge away.
-const DEADLINE: Duration = Duration::from_secs(1);
+/// Longest time for a connect. A container is one bridge away, but a server whose queue is full drops
+/// the first packet: the kernel sends it again after one second, and two seconds later (TCP_TIMEOUT_INIT of Linux).
+const DEADLINE: Duration = Duration::from_millis(3500);
 /// Time for which a silent address is not tried again.
-const REST: Duration = Duration::from_secs(1);
+const SILENT_FOR: Duration = Duration::from_secs(1);
+/// Time for which an open address is not tried again.
+const OPEN_FOR: Duration = Duration::from_millis(250);
 /// Most questions that may wait for one address.
 const WAITING_MAX: usize = 256;
-/// Most addresses that are remembered as silent.
-const SILENT_MAX: usize = 4096;
+/// Most addresses whose results are remembered.
+const REMEMBERED_MAX: usize = 4096;
 
 /// Result of a connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +46,8 @@ pub struct Probe(Mutex<Addresses>);
 #[derive(Debug, Default)]
 struct Addresses {
     asked: HashMap<SocketAddr, Arc<OnceCell<Answer>>>,
-    silent: HashMap<SocketAddr, Instant>,
+    /// Results, and until when they hold.
+    known: HashMap<SocketAddr, (Answer, Instant)>,
 }
 
 impl Probe {
@@ -50,8 +55,10 @@ impl Probe {
         let now = Instant::now();
         let cell = {
             let mut addresses = self.0.lock();
-            if addresses.silent.get(&address).is_some_and(|until| *until > now) {
-                return Answer::Silent;
+            if let Some((answer, _)) =
+                addresses.known.get(&address).filter(|(_, until)| *until > now)
+            {
+                return *answer;
             }
             let cell = addresses.asked.entry(address).or_default();
             if Arc::strong_count(cell) > WAITING_MAX {
@@ -64,21 +71,25 @@ impl Probe {
         let mut addresses = self.0.lock();
         if addresses.asked.get(&address).is_some_and(|asked| Arc::ptr_eq(asked, &cell)) {
             addresses.asked.remove(&address);
-            if answer == Answer::Silent {
-                addresses.remember(address, now);
-            }
+            addresses.remember(address, answer, Instant::now());
         }
         answer
     }
 }
 
 impl Addresses {
-    fn remember(&mut self, address: SocketAddr, now: Instant) {
-        if self.silent.len() >= SILENT_MAX {
-            self.silent.retain(|_, until| *until > now);
+    fn remember(&mut self, address: SocketAddr, answer: Answer, now: Instant) {
+        let time = match answer {
+            Answer::Open => OPEN_FOR,
+            Answer::Silent => SILENT_FOR,
+            // A server that starts is there at once.
+            Answer::Refused | Answer::Busy => return,
+        };
+        if self.known.len() >= REMEMBERED_MAX {
+            self.known.retain(|_, (_, until)| *until > now);
         }
-        if self.silent.len() < SILENT_MAX {
-            self.silent.insert(address, Instant::now() + REST);
+        if self.known.len() < REMEMBERED_MAX {
+            self.known.insert(address, (answer, now + time));
         }
     }
 }
@@ -102,11 +113,52 @@ mod tests {
     async fn probe_tells_an_open_port_from_a_closed_one() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
+        assert_eq!(Probe::default().ask(address).await, Answer::Open);
+        drop(listener);
+        let probe = Probe::default();
+        assert_eq!(probe.ask(address).await, Answer::Refused);
+        assert!(probe.0.lock().asked.is_empty());
+        let _listener = TcpListener::bind(address).await.expect("bind");
+        assert_eq!(probe.ask(address).await, Answer::Open, "a refusal is not remembered");
+    }
+
+    #[tokio::test]
+    async fn open_address_is_asked_again_after_a_moment() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
         let probe = Probe::default();
         assert_eq!(probe.ask(address).await, Answer::Open);
         drop(listener);
+        tokio::time::pause();
+        assert_eq!(probe.ask(address).await, Answer::Open);
+        tokio::time::advance(OPEN_FOR).await;
         assert_eq!(probe.ask(address).await, Answer::Refused);
-        assert!(probe.0.lock().asked.is_empty());
+    }
+
+    /// A listener that accepts nothing, with a full queue, drops the first packet of a connect.
+    #[tokio::test]
+    async fn server_with_a_full_queue_is_waited_for() {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind("127.0.0.1:0".parse().expect("an address")).expect("bind");
+        let listener = socket.listen(1).expect("listen");
+        let address = listener.local_addr().expect("address");
+        let mut queued = Vec::new();
+        while let Ok(Ok(one)) =
+            timeout(Duration::from_millis(200), TcpStream::connect(address)).await
+        {
+            queued.push(one);
+        }
+        let probe = Arc::new(Probe::default());
+        let asked = tokio::spawn({
+            let probe = Arc::clone(&probe);
+            async move { probe.ask(address).await }
+        });
+        // Its first packet is sent, and dropped.
+        tokio::task::yield_now().await;
+        for _ in &queued {
+            listener.accept().await.expect("accepted");
+        }
+        assert_eq!(asked.await.expect("an answer"), Answer::Open);
     }
 
     /// TEST-NET-1 never answers; where even a route to it is missing, that counts as silence too.

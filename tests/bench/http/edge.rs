@@ -42,6 +42,8 @@ use crate::{
 const DOMAIN: &str = "sbx.test";
 /// Port of the peer server, which nobody asks.
 const PEER_PORT: u16 = 8481;
+/// Sandboxes that are created between two lines of progress.
+const FILL: u32 = 1000;
 /// Longest start of a Caddy.
 const STARTS: Duration = Duration::from_secs(15);
 
@@ -59,11 +61,12 @@ impl Caddy {
         config: &Value,
         dir: &Path,
         address: SocketAddr,
+        env: &[(&str, &str)],
     ) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         let file = dir.join("caddy.json");
         std::fs::write(&file, config.to_string())?;
-        let started = Self { child: program::run(program, &file, dir), address };
+        let started = Self { child: program::run(program, &file, dir, env), address };
         let deadline = Instant::now() + STARTS;
         while TcpStream::connect(address).await.is_err() {
             let log = || std::fs::read_to_string(dir.join("caddy.log")).unwrap_or_default();
@@ -73,7 +76,7 @@ impl Caddy {
         Ok(started)
     }
 
-    /// Starts one that sends every request to one address, and asks nobody.
+    /// Starts one that sends every request to one address, and asks nobody, as Debian's own unit starts it.
     pub(super) async fn plain(program: &Path, dir: &Path, upstream: SocketAddr) -> Result<Self> {
         let address = program::at(2, 8480);
         let proxy =
@@ -86,7 +89,7 @@ impl Caddy {
                 "routes": [{ "handle": [proxy] }],
             } } } },
         });
-        Self::start(program, &config, dir, address).await
+        Self::start(program, &config, dir, address, &[]).await
     }
 }
 
@@ -168,8 +171,12 @@ impl Node {
 
     /// Creates sandboxes until there are so many.
     pub(super) async fn fill(&mut self, known: u32) -> Result<()> {
-        create(&self.agent, self.known..known).await?;
-        self.known = self.known.max(known);
+        while self.known < known {
+            let next = known.min(self.known + FILL);
+            create(&self.agent, self.known..next).await?;
+            self.known = next;
+            eprintln!("{next} of {known} sandboxes");
+        }
         Ok(())
     }
 
@@ -194,13 +201,13 @@ impl Node {
         Ok(())
     }
 
-    /// Starts a Caddy with the configuration that the agent renders for it.
+    /// Starts a Caddy as the unit of the ingress does, with the configuration that the agent renders for it.
     pub(super) async fn caddy(&self, program: &Path) -> Result<Caddy> {
         let generation = program::version(program).generation();
         let settings = Settings { generation, ..self.settings.clone() };
         let config = serde_json::from_str(&caddy::text(&settings, &self.proof))?;
         let address = *settings.public.first().context("an address")?;
-        Caddy::start(program, &config, &self.dir().join("ours"), address).await
+        Caddy::start(program, &config, &self.dir().join("ours"), address, &program::memory()).await
     }
 
     /// Ends the agent.

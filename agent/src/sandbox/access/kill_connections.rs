@@ -8,8 +8,8 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use crate::sys::sock_diag;
 
-/// Delay from the first cut to the second. A request that got its route just before may take 6 s to connect:
-/// 1 s for the probe of the port, 2 s in which Caddy tries again (`try_duration`), and 3 s for the last try
+/// Delay from the first cut to the second. A request that got its route just before may take 8.5 s to connect:
+/// 3.5 s for the probe of the port, 2 s in which Caddy tries again (`try_duration`), and 3 s for the last try
 /// (`dial_timeout`). The rest is for a busy host.
 pub const AGAIN: Duration = Duration::from_secs(10);
 
