@@ -80,7 +80,8 @@ test-client: build clients ## Backends in Node (gRPC and gRPC-Web) and Python (g
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || PVE_LAB_PACKAGES="python3 python3-venv" tests/lab/prepare
 	tests/lab/with-lab.sh bash -c 'clients/node-smoke/run.sh && clients/python-smoke/run.sh'
 
-ci: lint-code test ## What CI runs
+ci: lint-code test ## What CI runs: the lints of the code, `make test`, and a booted root
+	@$(MAKE) test-root
 
 lint: lint-code lint-dependencies ## All lints
 
@@ -99,7 +100,7 @@ baseline: clients ## After an addition to sandbox.v1: from then on `make lint` k
 	$(BUF_BREAKING)
 	$(BUF) build --path sandbox --exclude-source-info -o $(BASELINE)
 
-test-root: build ## On demand: the booted root of Debian 13, with packages of what the tests have built
+test-root: build ## The booted root of Debian 13, with packages of what the tests have built; a part of `make ci`
 	@PVE_LAB_PACKAGES="apt-utils dpkg-dev gpg" tests/lab/prepare
 	PROFILE=release packaging/build-debs.sh
 	PVE_SANDBOX_DEB_TESTS=1 $(NEXTEST) --workspace --test deb -E 'test(packages_make_a_node_of_debian_13)'

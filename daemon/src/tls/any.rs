@@ -2,53 +2,21 @@
 
 use std::sync::Arc;
 
-use rustls::{
-    ClientConfig, DigitallySignedStruct, Error as TlsError, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{verify_tls12_signature, verify_tls13_signature},
+use rustls::{ClientConfig, Error as TlsError, client::danger::ServerCertVerified};
+
+use super::{
+    Error, finish,
+    own_rule::{OwnRule, Rule, Shown},
+    provider, unusable,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::{Error, finish, provider, unusable};
-
-/// Verifier that accepts every certificate whose key the server has.
+/// Accepts every certificate whose key the server has.
 #[derive(Debug)]
 struct Any;
 
-impl ServerCertVerifier for Any {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, TlsError> {
+impl Rule for Any {
+    fn accept(&self, _: Shown<'_>) -> Result<ServerCertVerified, TlsError> {
         Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        let algorithms = provider().signature_verification_algorithms;
-        verify_tls12_signature(message, cert, dss, &algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        let algorithms = provider().signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, &algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -62,7 +30,7 @@ pub fn client_that_looks() -> Result<Arc<ClientConfig>, Error> {
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Any))
+        .with_custom_certificate_verifier(Arc::new(OwnRule(Any)))
         .with_no_client_auth();
     let mut config = Arc::unwrap_or_clone(finish(config));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];

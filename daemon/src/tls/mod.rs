@@ -5,6 +5,7 @@
 
 mod any;
 mod live;
+mod own_rule;
 mod pinned;
 
 use std::{

@@ -4,18 +4,20 @@
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore,
-    SignatureScheme,
+    CertificateError, ClientConfig, Error as TlsError, RootCertStore,
     client::{
         WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        danger::{ServerCertVerified, ServerCertVerifier as _},
     },
-    crypto::{verify_tls12_signature, verify_tls13_signature},
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 
-use super::{Error, OWN, finish, provider, unusable};
+use super::{
+    Error, OWN, finish,
+    own_rule::{OwnRule, Rule, Shown},
+    provider, unusable,
+};
 
 /// Verifies a server by the CA that it sends, if that has the right fingerprint.
 #[derive(Debug)]
@@ -40,41 +42,11 @@ fn unknown() -> TlsError {
     TlsError::InvalidCertificate(CertificateError::UnknownIssuer)
 }
 
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, TlsError> {
+impl Rule for Pinned {
+    fn accept(&self, shown: Shown<'_>) -> Result<ServerCertVerified, TlsError> {
+        let Shown { end_entity, intermediates, server_name, ocsp_response, now } = shown;
         let usual = self.usual(intermediates)?;
         usual.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        let algorithms = provider().signature_verification_algorithms;
-        verify_tls12_signature(message, cert, dss, &algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        let algorithms = provider().signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, &algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -88,7 +60,7 @@ pub fn client_that_pins(sha256: [u8; 32]) -> Result<Arc<ClientConfig>, Error> {
         .with_protocol_versions(OWN)
         .map_err(unusable)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Pinned { sha256 }))
+        .with_custom_certificate_verifier(Arc::new(OwnRule(Pinned { sha256 })))
         .with_no_client_auth();
     Ok(finish(config))
 }
