@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -130,13 +130,22 @@ impl Booted {
 
     /// Connects to an address inside.
     pub(crate) fn connect(&self, address: SocketAddr) -> TcpStream {
+        self.in_network(move || TcpStream::connect(address).expect("connected"))
+    }
+
+    /// Listens on an address inside.
+    pub(crate) fn listen(&self, address: SocketAddr) -> TcpListener {
+        self.in_network(move || TcpListener::bind(address).expect("bound"))
+    }
+
+    fn in_network<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let network = fs::File::open(format!("/proc/{}/ns/net", self.init)).expect("its network");
-        let enter_and_connect = move || {
+        let enter_and_work = move || {
             setns(network, CloneFlags::CLONE_NEWNET).expect("entered");
-            TcpStream::connect(address).expect("connected")
+            work()
         };
         // A thread of its own, which stays in there until it ends.
-        std::thread::spawn(enter_and_connect).join().expect("a connection")
+        std::thread::spawn(enter_and_work).join().expect("a socket")
     }
 
     /// Returns a property of a unit.

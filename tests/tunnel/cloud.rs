@@ -12,7 +12,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use crate::shapes;
+use super::shapes;
 
 pub(crate) const ACCOUNT: &str = "699d98642c564d2e855e9661899b7252";
 pub(crate) const ZONE: &str = "023e105f4ecef8ad9ca31a8372d0c353";
@@ -73,8 +73,14 @@ type Answer = (u16, Value);
 impl Cloud {
     /// Starts one with the zone `example.com` and nothing in it.
     pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self::serve(listener, "example.com")
+    }
+
+    /// Serves one with this zone and nothing in it.
+    pub(crate) fn serve(listener: TcpListener, name: &str) -> Self {
         let state = State {
-            zones: vec![zone(ZONE, "example.com")],
+            zones: vec![zone(ZONE, name)],
             tunnels: Vec::new(),
             records: BTreeMap::new(),
             connectors: BTreeMap::new(),
@@ -90,7 +96,6 @@ impl Cloud {
             next: 1,
         };
         let state = Arc::new(Mutex::new(state));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}/client/v4", listener.local_addr().expect("bound"));
         let shared = Arc::clone(&state);
         let serving = tokio::spawn(async move {

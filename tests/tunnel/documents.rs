@@ -27,22 +27,30 @@ use crate::{
     world::World,
 };
 
-/// Answers of the edge and of Caddy, which a test changes.
+/// Answers of the edge and of Caddy for the public port, which a test changes.
 type Script = Arc<Mutex<String>>;
 
 const HELLO: &str = "HTTP/1.1 200 OK\r\ncf-ray: 1\r\ncontent-length: 5\r\n\r\nhello";
 
-/// A node whose agent has a journal with one sandbox, 100001.
-struct Installed {
-    world: World,
-    cloud: Cloud,
+/// The agent's answer for the guarded port, as it comes through Cloudflare.
+const ASKS_FOR_ACCESS: &str = "HTTP/1.1 401 X\r\ncf-ray: 1\r\ncontent-type: application/json\r\n\
+    cache-control: no-store\r\nvary: Accept\r\naccess-control-allow-origin: *\r\nwww-authenticate: Sbx-Token\r\n\
+    content-length: 31\r\n\r\n{\"code\":401,\"message\":\"a link\"}";
+/// Port that is guarded.
+const GUARDED: u16 = 8001;
+
+/// A node whose agent has a journal with two sandboxes: 100001 with a public and a guarded port, 100002 with none.
+pub(crate) struct Installed {
+    pub(crate) world: World,
+    pub(crate) cloud: Cloud,
+    env: fn(&str) -> Option<String>,
     edge: SocketAddr,
     edge_says: Script,
     caddy_says: Script,
 }
 
 impl Installed {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let (world, cloud) = (World::with_real(), Cloud::start().await);
         for dir in ["pve/nodes/n1/lxc", "net/vmbr1/bridge", "state", "run"] {
             fs::create_dir_all(world.file(dir)).expect("made");
@@ -63,11 +71,16 @@ impl Installed {
         write("agent.toml", &text);
         let edge = tls(Arc::clone(&edge_says), &world.file("edge-ca.crt")).await;
         journal(&world.file("state/journal.sqlite")).await;
-        Self { world, cloud, edge, edge_says, caddy_says }
+        Self { world, cloud, env: |_| None, edge, edge_says, caddy_says }
+    }
+
+    /// Makes one with variables of the environment.
+    pub(crate) async fn with(env: fn(&str) -> Option<String>) -> Self {
+        Self { env, ..Self::start().await }
     }
 
     /// Runs a command line of the docs; returns what it said, and whether all is right.
-    async fn run(&self, line: &str) -> (String, anyhow::Result<bool>) {
+    pub(crate) async fn run(&self, line: &str) -> (String, anyhow::Result<bool>) {
         let path = |name: &str| self.world.file(name).display().to_string();
         let line = line.replace("/root/cloudflare-token", &path("cloudflare-token"));
         let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
@@ -90,7 +103,7 @@ impl Installed {
         };
         let host = Host {
             net: self.world.file("net"),
-            env: |_| None,
+            env: self.env,
             paths: Some(self.world.node.paths().clone()),
         };
         let mut said = String::new();
@@ -103,17 +116,23 @@ impl Installed {
         (said, done)
     }
 
-    /// Asks `tunnel test` while edge and Caddy answer like this; returns the verdict.
+    /// Asks `tunnel test` while edge and Caddy answer like this; returns the verdict on the public port.
     async fn verdict(&self, edge: &str, caddy: &str) -> (String, String) {
         *self.edge_says.lock().expect("not poisoned") = edge.to_owned();
         *self.caddy_says.lock().expect("not poisoned") = caddy.to_owned();
         let (said, done) = self.run("pve-sandbox-agent tunnel test 100001 --json").await;
         done.expect("tested");
         let report: Value = serde_json::from_str(&said).expect("JSON");
-        let check = &report["checks"][0];
-        let text = |name: &str| check[name].as_str().unwrap_or_default().to_owned();
-        assert!(text("subject").starts_with("web https://port-8000-pvelxc-"), "{check}");
-        (text("name"), text("state"))
+        let checks = report["checks"].as_array().expect("a list");
+        assert_eq!(checks.len(), 2, "each port once: {report}");
+        let text = |check: &Value, name: &str| check[name].as_str().unwrap_or_default().to_owned();
+        let of = |start: &str| {
+            let is_it = |check: &&Value| text(check, "subject").starts_with(start);
+            checks.iter().find(is_it).unwrap_or_else(|| panic!("{start}: {report}"))
+        };
+        of("app https://port-8001-pvelxc-");
+        let check = of("web https://port-8000-pvelxc-");
+        (text(check, "name"), text(check, "state"))
     }
 }
 
@@ -129,34 +148,46 @@ async fn journal(path: &Path) {
         address_quarantine_ms: 0,
     };
     let journal = SqliteJournal::open(path, pools).expect("opens");
-    let intent = Intent {
-        record: record(),
-        lease_address: false,
-        taken: Default::default(),
-        taken_ips: Default::default(),
-    };
-    let record = journal.begin(intent, 0).await.expect("begun");
-    journal.update(&Record { phase: Phase::Running, ..record }).await.expect("running");
+    let services = json!({ "web": 8000, "www": 8000 });
+    let app = json!({ "visibility": "team", "generation": 1, "names": ["app"] });
+    let guarded = json!({ GUARDED.to_string(): app });
+    for record in [record(1, &services, &guarded), record(2, &json!({}), &json!({}))] {
+        let intent = Intent {
+            record,
+            lease_address: false,
+            taken: Default::default(),
+            taken_ips: Default::default(),
+        };
+        let record = journal.begin(intent, 0).await.expect("begun");
+        journal.update(&Record { phase: Phase::Running, ..record }).await.expect("running");
+    }
 }
 
 /// Returns a record as a file of this version has it: fields of later versions have their defaults.
-fn record() -> Record {
-    let id = SandboxId::new(1, &[1; 10]).to_string();
+fn record(number: u8, services: &Value, guarded: &Value) -> Record {
+    let id = SandboxId::new(1, &[number; 10]).to_string();
     let record = json!({
-        "id": id, "vmid": 100, "template": 9000, "team": "acme", "request_id": "r-1",
+        "id": id, "vmid": 100, "template": 9000, "team": "acme", "request_id": format!("r-{number}"),
         "body_digest": "0", "attempt": 1, "phase": "creating", "step": "queued", "snapshot": "base",
         "size": { "cpu_cores": 1, "memory_mib": 512, "disk_gib": 0 }, "network": "dhcp", "ip": null,
-        "services": { "web": 8000 }, "metadata": {}, "env": {}, "boot": 0, "created_ms": 0,
+        "services": services, "access": { "ports": guarded, "generation": 1 }, "metadata": {},
+        "env": {}, "boot": 0, "created_ms": 0,
         "started_ms": 0, "ended_ms": 0, "failure": null, "revision": 0,
     });
     serde_json::from_value(record).expect("a record")
 }
 
-/// Answers each request with the script.
+/// Answers each request with the script, for the guarded port as the agent does.
 async fn say(mut stream: impl tokio::io::AsyncRead + AsyncWrite + Unpin, says: Script) {
     let mut request = [0; 4096];
-    if stream.read(&mut request).await.is_ok_and(|length| length > 0) {
-        let text = says.lock().expect("not poisoned").clone();
+    let length = stream.read(&mut request).await.unwrap_or_default();
+    if length > 0 {
+        let request = String::from_utf8_lossy(&request[..length]).to_ascii_lowercase();
+        let is_guarded = request.contains(&format!("host: port-{GUARDED}-"));
+        let text = match is_guarded {
+            true => ASKS_FOR_ACCESS.to_owned(),
+            false => says.lock().expect("not poisoned").clone(),
+        };
         stream.write_all(text.as_bytes()).await.ok();
         stream.shutdown().await.ok();
     }
@@ -225,6 +256,7 @@ async fn every_command_of_the_page_does_what_the_page_says() {
         }
         if line.contains(" test ") {
             assert!(said.contains("the sandbox answers (200)"), "{said}");
+            assert!(said.contains("it asks for access, as a `team` port should (401)"), "{said}");
         }
     }
     // All of it is gone by the last one, and the operator's file has the domain.
@@ -281,9 +313,14 @@ async fn test_of_a_sandbox_says_where_its_requests_end() {
     let text = fs::read_to_string(&config).expect("read").replace("example.com", "a.example.com");
     fs::write(&config, text).expect("written");
     assert_eq!(node.verdict(HELLO, HELLO).await, ("edge".to_owned(), "failed".to_owned()));
-    let (_, done) = node.run("pve-sandbox-agent tunnel test 100002").await;
-    let error = done.expect_err("no such sandbox").to_string();
-    assert!(error.contains("no sandbox 100002"), "{error}");
+    let error = async |id: u32| {
+        let (_, done) = node.run(&format!("pve-sandbox-agent tunnel test {id}")).await;
+        done.expect_err("nothing to test").to_string()
+    };
+    let told = error(100_002).await;
+    assert!(told.contains("no open port") && told.contains(" PORT --name NAME"), "{told}");
+    let told = error(100_003).await;
+    assert!(told.contains("no sandbox 100003"), "{told}");
 }
 
 #[tokio::test]

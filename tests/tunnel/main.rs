@@ -2,10 +2,12 @@
 //! each request, and with cloudflared or its stand-in.
 
 mod cloud;
+mod controller;
 mod documents;
 mod keep;
 mod setup;
 mod shapes;
 mod teardown;
 mod token;
+mod variables;
 mod world;

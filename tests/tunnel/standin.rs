@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpListener,
+    os::unix::net::UnixDatagram,
     process::ExitCode,
 };
 
@@ -144,6 +145,9 @@ fn run(config: Option<&str>, credentials: Option<&str>) -> Result<(), String> {
     let listener = TcpListener::bind(&metrics)
         .map_err(|error| format!("Error opening metrics server listener: {error}"))?;
     let edge = std::path::Path::new(config.unwrap_or_default()).with_file_name("edge");
+    if is_known {
+        tell_systemd();
+    }
     for stream in listener.incoming() {
         let Ok(mut stream) = stream else { continue };
         let mut request = [0; 2048];
@@ -164,4 +168,14 @@ fn run(config: Option<&str>, credentials: Option<&str>) -> Result<(), String> {
         stream.write_all(format!("{head}{body}").as_bytes()).ok();
     }
     Ok(())
+}
+
+/// Says that the first connection is there, where systemd waits for that. As with the real one, nothing else depends
+/// on it.
+fn tell_systemd() {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let told = UnixDatagram::unbound().and_then(|own| own.send_to(b"READY=1", socket));
+    if let Err(error) = told {
+        eprintln!("failed to notify systemd: {error}");
+    }
 }

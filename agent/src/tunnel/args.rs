@@ -29,8 +29,8 @@ pub enum TunnelCommand {
     /// Take this node out of the tunnel, and with --everything remove the tunnel and its DNS records
     #[command(after_help = TEARDOWN_HELP)]
     Teardown(Teardown),
-    /// Fetch the exposed services of a sandbox of this node by their public names, and say where a request
-    /// ends that goes wrong
+    /// Fetch the open ports of a sandbox of this node by their public names, and say where a request ends
+    /// that goes wrong
     #[command(after_help = TEST_HELP)]
     Test(Test),
 }
@@ -64,7 +64,8 @@ Examples:
   pve-sandbox-agent tunnel test 100001
   pve-sandbox-agent tunnel test pvelxc-01ja8z...
 
-A paused sandbox is woken, as by any request.";
+A port that asks for access is right when it does: no credential is sent.
+A public port wakes a paused sandbox, as by any request.";
 
 /// Arguments of all commands.
 #[derive(Debug, Clone, Args)]
@@ -97,11 +98,11 @@ pub struct Setup {
     /// Name of the tunnel [default: pve-sandbox- and the domain]
     #[arg(long, value_parser = name)]
     pub name: Option<String>,
-    /// Zone of the domain [default: looked up]
-    #[arg(long, env = "CF_ZONE_ID")]
+    /// Zone of the domain [default: the variable CF_ZONE_ID, else looked up]
+    #[arg(long)]
     pub zone_id: Option<CloudId>,
-    /// Account [default: that of the zone]
-    #[arg(long, env = "CF_ACCOUNT_ID")]
+    /// Account [default: the variable CF_ACCOUNT_ID, else that of the zone]
+    #[arg(long)]
     pub account_id: Option<CloudId>,
     /// Replace DNS records of these names that somebody else has made
     #[arg(long)]

@@ -16,6 +16,7 @@ use super::{
     UNIT,
     api::Api,
     args::{self, Account, Common, Setup, Status, Teardown, Test, TunnelCommand},
+    ids::CloudId,
     judge, look,
     node::{self, Node, Paths},
     probe::{Probe, Service},
@@ -25,14 +26,14 @@ use super::{
 use crate::{
     clock::{Clock as _, SystemClock},
     config::{self, Config, File, Flags, edit},
-    journal::SqliteJournal,
+    journal::{OpenPort, Record, SqliteJournal},
     run::Runner,
 };
 
-/// Services that are asked at a time.
+/// Open ports that are asked at a time.
 const AT_ONCE: usize = 4;
-/// Services of a sandbox that are asked.
-const SERVICES_MAX: usize = 32;
+/// Open ports of a sandbox that are asked.
+const PORTS_MAX: usize = 32;
 /// Units that a new domain is for, the agent first.
 const AGENT: &str = "pve-sandbox-agent";
 const INGRESS: &str = "pve-sandbox-ingress";
@@ -62,6 +63,11 @@ impl Host {
 
     fn paths(&self, config: &Config) -> Paths {
         self.paths.clone().unwrap_or_else(|| Paths::of_host(config))
+    }
+
+    /// Reads a variable of the environment; an empty one counts as none.
+    fn variable(&self, name: &str) -> Option<String> {
+        (self.env)(name).filter(|text| !text.is_empty())
     }
 
     fn api(&self, account: &Account) -> Result<Option<Api>> {
@@ -128,8 +134,8 @@ async fn set_up(args: &Setup, host: &Host, say: Say<'_>) -> Result<bool> {
     let origin = node::origin(&config).context("ingress.public of the configuration is empty")?;
     let order = setup::Order {
         name: args.name.clone().unwrap_or_else(|| settings::name_of(&domain)),
-        zone: args.zone_id.clone(),
-        account: args.account_id.clone(),
+        zone: identifier(args.zone_id.as_ref(), "CF_ZONE_ID", host)?,
+        account: identifier(args.account_id.as_ref(), "CF_ACCOUNT_ID", host)?,
         controller: controller(args, &config, &domain)?,
         metrics: args.metrics,
         replace_record: args.replace_record,
@@ -156,6 +162,15 @@ async fn set_up(args: &Setup, host: &Host, say: Say<'_>) -> Result<bool> {
         ));
     }
     Ok(is_connected)
+}
+
+/// Returns the identifier that a flag gives, or else a variable of the environment.
+fn identifier(flag: Option<&CloudId>, variable: &str, host: &Host) -> Result<Option<CloudId>> {
+    if let Some(id) = flag {
+        return Ok(Some(id.clone()));
+    }
+    let found = host.variable(variable).map(|text| text.parse());
+    found.transpose().with_context(|| format!("the variable {variable} cannot be used"))
 }
 
 fn controller(args: &Setup, config: &Config, domain: &Hostname) -> Result<Option<Controller>> {
@@ -186,12 +201,12 @@ fn own_ports(config: &Config) -> Vec<(u16, &'static str)> {
 fn domain(args: &Setup, host: &Host) -> Result<Hostname> {
     let path = &args.common.config;
     let in_file = file(path)?.ingress.domain;
-    let env = |name: &str| (host.env)(name).filter(|text| !text.is_empty());
     let text = match (&args.domain, &in_file) {
         (Some(domain), _) => domain.to_string(),
         (None, Some(domain)) => domain.clone(),
         (None, None) => {
-            let found = env("PVE_PUBLIC_DOMAIN").or_else(|| env("CF_DOMAIN"));
+            let found = host.variable("PVE_PUBLIC_DOMAIN");
+            let found = found.or_else(|| host.variable("CF_DOMAIN"));
             found.context("no domain is known: give --domain, such as example.com")?
         }
     };
@@ -292,12 +307,10 @@ async fn test(args: &Test, host: &Host, say: Say<'_>) -> Result<bool> {
             "this node's journal has no sandbox {id}: run this on its node (sandboxctl get {id})"
         )
     })?;
-    let of_one = |(name, port): (&_, &_)| service(name, *port);
-    let services: Vec<_> = record.services.iter().take(SERVICES_MAX).map(of_one).collect();
-    let id = record.id;
+    let (services, id) = (services(&record), record.id);
     anyhow::ensure!(
         !services.is_empty(),
-        "{id} has no exposed service: sandboxctl expose {id} NAME PORT"
+        "{id} has no open port: sandboxctl expose {id} PORT --name NAME"
     );
     let settings = node::settings(&host.paths(&config))?;
     let metrics = settings.map_or(settings::METRICS, |settings| settings.metrics);
@@ -313,6 +326,13 @@ async fn test(args: &Test, host: &Host, say: Say<'_>) -> Result<bool> {
     Ok(show(checks, args.json, say))
 }
 
-fn service(name: &proto::name::ServiceName, port: proto::name::Port) -> Service {
-    Service { name: name.to_string(), port }
+/// Lists the open ports, each once, under the first of its names.
+fn services(record: &Record) -> Vec<Service> {
+    let mut services: Vec<Service> = Vec::new();
+    for OpenPort { name, port, visibility } in record.open_ports() {
+        if services.len() < PORTS_MAX && services.iter().all(|known| known.port != port) {
+            services.push(Service { name: name.to_string(), port, visibility });
+        }
+    }
+    services
 }

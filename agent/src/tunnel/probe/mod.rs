@@ -1,4 +1,4 @@
-//! `tunnel test`: fetches the exposed services of a sandbox by their public names, and from this node's Caddy, and
+//! `tunnel test`: fetches the open ports of a sandbox by their public names, and from this node's Caddy, and
 //! says where a request that goes wrong ends.
 
 mod verdict;
@@ -11,8 +11,9 @@ use daemon::{
     doctor::Check,
     web::{self, Client},
 };
-use http::{HeaderMap, Request, header};
-use proto::{id::SandboxId, name::Port};
+use http::{HeaderMap, Request, StatusCode, header};
+use proto::{id::SandboxId, name::Port, visibility::Visibility};
+use serde::Deserialize;
 
 pub use verdict::{Place, Verdict, verdict};
 
@@ -21,13 +22,15 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Most bytes of an answer that are read.
 const BODY_MAX: usize = 64 * 1024;
 
-/// Exposed service of a sandbox.
+/// Open port of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
-    /// Name.
+    /// Name; one of them, if it has more.
     pub name: String,
     /// Port.
     pub port: Port,
+    /// Visibility.
+    pub visibility: Visibility,
 }
 
 /// Answer, as far as the verdict needs it.
@@ -35,7 +38,7 @@ pub struct Service {
 pub struct Answer {
     /// Status.
     pub status: u16,
-    /// Beginning of the body.
+    /// Beginning of the body; of a refusal in JSON, its sentence.
     pub body: String,
     /// Whether it passed Cloudflare.
     pub is_from_cloudflare: bool,
@@ -58,9 +61,11 @@ pub enum Failure {
     Broken(String),
 }
 
-/// Observations of one service.
+/// Observations of one open port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
+    /// Visibility of the port.
+    pub visibility: Visibility,
     /// Answer by the public name.
     pub public: Result<Answer, Failure>,
     /// Answer of this node's Caddy for the same host.
@@ -107,8 +112,9 @@ impl Probe {
             get(&self.web, &url, None, self.at.as_deref()),
             get(&local, &caddy, Some(&host), None),
         );
-        let seen = Seen { public, local, connections: self.connections };
-        verdict(&seen).check(format!("{} {url}", service.name))
+        let Service { name, visibility, .. } = service;
+        let seen = Seen { visibility: *visibility, public, local, connections: self.connections };
+        verdict(&seen).check(format!("{name} {url}"))
     }
 }
 
@@ -126,20 +132,39 @@ async fn get(
     }
     let request = request.body(Bytes::new()).map_err(|error| Failure::Broken(error.to_string()))?;
     let answer = web.send(request, at).await.map_err(|error| failure(&error))?;
+    let body = String::from_utf8_lossy(&answer.body).into_owned();
+    let refusal = refusal(answer.status, &answer.headers, &body);
     Ok(Answer {
         status: answer.status.as_u16(),
         is_from_cloudflare: answer.headers.contains_key("cf-ray"),
-        is_of_node: is_of_node(&answer.headers),
-        body: String::from_utf8_lossy(&answer.body).into_owned(),
+        is_of_node: refusal.is_some(),
+        body: refusal.unwrap_or(body),
     })
 }
 
-/// Returns true for the headers of a refusal by Caddy or the agent: sandboxes rarely have all three.
-fn is_of_node(headers: &HeaderMap) -> bool {
+/// Refusal of the agent in JSON.
+#[derive(Deserialize)]
+struct Refusal {
+    code: u16,
+    message: String,
+}
+
+/// Returns the sentence of a refusal by Caddy or the agent; `None` for an answer of the sandbox.
+///
+/// All refusals may be read by every page and kept by nobody. Where Caddy lets pages read a sandbox's answer, it
+/// exposes its headers, too. The agent says who gets in as JSON, and all else as text.
+fn refusal(status: StatusCode, headers: &HeaderMap, body: &str) -> Option<String> {
     let has = |name, value: &str| headers.get(name).is_some_and(|found| found == value);
-    has(header::CONTENT_TYPE, "text/plain; charset=utf-8")
+    let is_alike = (status.is_client_error() || status.is_server_error())
         && has(header::CACHE_CONTROL, "no-store")
         && has(header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")
+        && !headers.contains_key(header::ACCESS_CONTROL_EXPOSE_HEADERS);
+    if is_alike && has(header::CONTENT_TYPE, "text/plain; charset=utf-8") {
+        return Some(body.to_owned());
+    }
+    let is_json = is_alike && has(header::CONTENT_TYPE, "application/json");
+    let refusal: Refusal = is_json.then(|| serde_json::from_str(body).ok())??;
+    (refusal.code == status.as_u16()).then_some(refusal.message)
 }
 
 fn failure(error: &web::Error) -> Failure {
@@ -150,5 +175,49 @@ fn failure(error: &web::Error) -> Failure {
         web::Error::Tls(..) => Failure::NoTls(text),
         web::Error::Slow(_) => Failure::Slow,
         web::Error::Exchange(_) | web::Error::Address(_) => Failure::Broken(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::ingress::refuse;
+
+    /// Takes the agent's refusal for want of access apart, as a client that accepts anything gets it.
+    async fn refused(status: StatusCode) -> (HeaderMap, String) {
+        let (head, body) = refuse(status, "send a token", false).into_parts();
+        let body = body.collect().await.expect("a body").to_bytes();
+        (head.headers, String::from_utf8(body.to_vec()).expect("text"))
+    }
+
+    #[tokio::test]
+    async fn refusal_for_want_of_access_is_recognised_by_what_the_agent_sends() {
+        for status in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
+            let (headers, body) = refused(status).await;
+            let sentence = refusal(status, &headers, &body);
+            assert_eq!(sentence.as_deref(), Some("send a token"), "{headers:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn answer_of_the_sandbox_is_taken_for_no_refusal() {
+        let status = StatusCode::UNAUTHORIZED;
+        let (headers, body) = refused(status).await;
+        let own = refusal(status, &headers, "{\"error\":\"log in\"}");
+        assert_eq!(own, None, "JSON of another form");
+        assert_eq!(refusal(StatusCode::OK, &headers, &body), None, "a success");
+        // Caddy adds both headers where the server says nothing of other pages.
+        let mut exposed = headers.clone();
+        let all = HeaderValue::from_static("*");
+        exposed.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, all);
+        assert_eq!(refusal(status, &exposed, &body), None, "an answer with exposed headers");
+        for name in [header::CACHE_CONTROL, header::ACCESS_CONTROL_ALLOW_ORIGIN] {
+            let mut others = headers.clone();
+            others.remove(&name);
+            assert_eq!(refusal(status, &others, &body), None, "without {name}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Tells where a request that went wrong ended: DNS, Cloudflare's edge, cloudflared, Caddy or the sandbox. Pure.
 
 use daemon::doctor::Check;
+use proto::visibility::Visibility;
 
 use super::{Answer, Failure, Seen};
 use crate::tunnel::UNIT;
@@ -33,7 +34,7 @@ impl Place {
     }
 }
 
-/// Verdict on one service.
+/// Verdict on one open port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     /// Where the request ended.
@@ -63,6 +64,10 @@ impl Verdict {
 const NO_ORIGIN: &str = "Unable to reach the origin service";
 /// Text of Caddy for a host that is not of its domain.
 const NO_SANDBOX: &str = "this host is no sandbox";
+/// Text of the agent for a closed port.
+const NOT_EXPOSED: &str = "is not exposed";
+/// Command that shows who reaches a port.
+const WHO: &str = "sandboxctl get ID shows who reaches the port";
 /// Command that makes the record and joins the tunnel.
 const SETUP: &str = "pve-sandbox-agent tunnel setup --token-file FILE";
 const STATUS: &str = "pve-sandbox-agent tunnel status --token-file FILE";
@@ -83,7 +88,9 @@ pub fn verdict(seen: &Seen) -> Verdict {
             ),
         );
     }
-    of_edge(answer, seen).or_else(|| of_connector(answer, seen)).unwrap_or_else(|| of_node(answer))
+    of_edge(answer, seen)
+        .or_else(|| of_connector(answer, seen))
+        .unwrap_or_else(|| of_node(answer, seen.visibility))
 }
 
 fn of_failure(failure: &Failure, seen: &Seen) -> Verdict {
@@ -198,50 +205,74 @@ fn of_connector(answer: &Answer, seen: &Seen) -> Option<Verdict> {
 }
 
 /// Judges an answer that came from a node: of Caddy, of the agent, or of the sandbox.
-fn of_node(answer: &Answer) -> Verdict {
+fn of_node(answer: &Answer, visibility: Visibility) -> Verdict {
     let status = answer.status;
     if !answer.is_of_node {
-        let found = format!("the sandbox answers ({status})");
-        return match status {
-            500.. => Verdict {
-                place: Place::Sandbox,
-                is_failed: false,
-                found: format!("the sandbox answers with an error of its own ({status})"),
-                remedy: "the way in works: look at the log of the service in the sandbox"
-                    .to_owned(),
-            },
-            _ => Verdict { place: Place::Sandbox, is_failed: false, found, remedy: String::new() },
-        };
+        return of_sandbox(status, visibility);
     }
     let said: String = answer.body.trim().chars().take(200).collect();
     let in_words = format!("{status}: {said}");
-    match status {
-        404 if said.contains(NO_SANDBOX) => failed(
+    match (status, visibility) {
+        (404, _) if said.contains(NO_SANDBOX) => failed(
             Place::Caddy,
             in_words,
             "Caddy has another domain: systemctl restart pve-sandbox-agent; systemctl restart pve-sandbox-ingress"
                 .to_owned(),
         ),
         // The way in works up to the rule that the port has.
-        401 => Verdict {
-            place: Place::Caddy,
-            is_failed: false,
-            found: format!("the way in works, and this port asks for a token or a session ({status})"),
-            remedy: String::new(),
-        },
-        403 => failed(Place::Caddy, in_words, "sandboxctl expose ID NAME PORT".to_owned()),
-        404 | 410 | 421 => failed(
+        (401, Visibility::Team | Visibility::Token) => passed(
+            Place::Caddy,
+            format!("reachable: it asks for access, as a `{}` port should ({status})", visibility.word()),
+            "",
+        ),
+        (403, _) if said.contains(NOT_EXPOSED) => {
+            failed(Place::Caddy, in_words, "sandboxctl expose ID PORT --name NAME".to_owned())
+        }
+        (403, Visibility::Private) => passed(
+            Place::Caddy,
+            format!("reachable: it lets nobody in, as a `private` port should ({status})"),
+            "",
+        ),
+        (401, Visibility::Public | Visibility::Private) => {
+            failed(Place::Caddy, in_words, format!("{WHO}; then try again"))
+        }
+        (404 | 410 | 421, _) => failed(
             Place::Caddy,
             in_words,
             "the node that was asked does not know the sandbox: sandboxctl get ID; sandboxctl admin fsck".to_owned(),
         ),
-        503 => failed(Place::Caddy, in_words, "sandboxctl get ID tells its state; then try again".to_owned()),
-        502 | 504 => failed(
+        (503, _) => failed(Place::Caddy, in_words, "sandboxctl get ID tells its state; then try again".to_owned()),
+        (502 | 504, _) => failed(
             Place::Sandbox,
             in_words,
             "start the server in the sandbox, and let it listen on 0.0.0.0: sandboxctl exec ID -- ss -ltn".to_owned(),
         ),
         _ => failed(Place::Caddy, in_words, DOCTOR.to_owned()),
+    }
+}
+
+/// Judges an answer that neither Caddy nor the agent gave.
+fn of_sandbox(status: u16, visibility: Visibility) -> Verdict {
+    let word = visibility.word();
+    match (status, visibility) {
+        (500.., Visibility::Public) => passed(
+            Place::Sandbox,
+            format!("the sandbox answers with an error of its own ({status})"),
+            "the way in works: look at the log of the service in the sandbox",
+        ),
+        (_, Visibility::Public) => {
+            passed(Place::Sandbox, format!("the sandbox answers ({status})"), "")
+        }
+        (200..=299, Visibility::Team | Visibility::Token | Visibility::Private) => failed(
+            Place::Sandbox,
+            format!("an answer ({status}) without access, and this port is `{word}`"),
+            WHO.to_owned(),
+        ),
+        (_, Visibility::Team | Visibility::Token | Visibility::Private) => passed(
+            Place::Edge,
+            format!("{status}, which is not how a `{word}` port asks for access"),
+            "look for a rule before the tunnel, such as Cloudflare Access; sandboxctl get ID",
+        ),
     }
 }
 
@@ -254,6 +285,11 @@ fn edge_code(body: &str) -> Option<u32> {
     })?;
     let digits: String = lower[start..].chars().take_while(char::is_ascii_digit).take(5).collect();
     digits.parse().ok().filter(|code| (1000..2000).contains(code))
+}
+
+/// Builds the verdict on what works; a remedy makes it a warning.
+fn passed(place: Place, found: String, remedy: &str) -> Verdict {
+    Verdict { place, is_failed: false, found, remedy: remedy.to_owned() }
 }
 
 fn failed(place: Place, found: String, remedy: String) -> Verdict {
@@ -273,7 +309,8 @@ mod tests {
     }
 
     fn seen(public: Result<Answer, Failure>) -> Seen {
-        Seen { public, local: Ok(answer(200, "hello")), connections: Some(4) }
+        let visibility = Visibility::Public;
+        Seen { visibility, public, local: Ok(answer(200, "hello")), connections: Some(4) }
     }
 
     #[track_caller]
@@ -291,8 +328,31 @@ mod tests {
         }
         let own = verdict(&seen(Ok(answer(500, "oops"))));
         assert!(!own.is_failed && own.remedy.contains("log of the service"), "{own:?}");
-        let guarded = verdict(&seen(Ok(of_node(401, "this port asks for a token"))));
-        assert!(!guarded.is_failed, "{guarded:?}");
+    }
+
+    #[test]
+    fn guarded_port_is_to_ask_for_access() {
+        let guarded = |answer, visibility| verdict(&Seen { visibility, ..seen(Ok(answer)) });
+        for (status, visibility) in
+            [(401, Visibility::Team), (401, Visibility::Token), (403, Visibility::Private)]
+        {
+            let asks = guarded(of_node(status, "this port of the sandbox is"), visibility);
+            assert_eq!((asks.place, asks.is_failed), (Place::Caddy, false), "{asks:?}");
+            let told =
+                asks.found.starts_with("reachable") && asks.found.contains(visibility.word());
+            assert!(told && asks.remedy.is_empty(), "{asks:?}");
+
+            let open = guarded(answer(200, "mine"), visibility);
+            assert!(open.is_failed && open.remedy.contains("sandboxctl get"), "{open:?}");
+            let before = guarded(answer(302, ""), visibility);
+            assert_eq!((before.place, before.is_failed), (Place::Edge, false), "{before:?}");
+            assert!(before.remedy.contains("Cloudflare Access"), "{before:?}");
+            let closed =
+                guarded(of_node(403, "port 80 of this sandbox is not exposed"), visibility);
+            assert!(closed.is_failed && closed.remedy.contains("expose ID PORT"), "{closed:?}");
+        }
+        let public = guarded(of_node(401, "this port asks for a token"), Visibility::Public);
+        assert!(public.is_failed && public.remedy.contains("sandboxctl get"), "{public:?}");
     }
 
     #[test]
@@ -345,7 +405,7 @@ mod tests {
         ends(
             &seen(Ok(of_node(403, "port 80 of this sandbox is not exposed"))),
             Place::Caddy,
-            "sandboxctl expose",
+            "sandboxctl expose ID PORT --name NAME",
         );
         ends(
             &seen(Ok(of_node(410, "this sandbox has been deleted"))),

@@ -78,7 +78,7 @@ pub enum Error {
     NoZone(Hostname),
     /// The zone is another domain's.
     #[error(
-        "the zone that was given is {zone}, and {domain} is not in it: leave --zone-id out, or give another"
+        "the zone that was given is {zone}, and {domain} is not in it: leave --zone-id and CF_ZONE_ID out, or give another"
     )]
     OtherZone {
         /// Name of the zone.
