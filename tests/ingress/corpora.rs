@@ -1,7 +1,8 @@
 //! Requests in forms that nobody would send by mistake, made by a seeded generator.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
+use agent::ingress::Owner;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -9,14 +10,19 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    http::get,
     node::{DOMAIN, Node, at, host, host_by_id, need_caddy},
+    peers::{Pki, two},
     sandbox::Sandbox,
 };
 
 /// Requests of each corpus.
 const REQUESTS: usize = 1200;
+/// Requests of each corpus over two nodes.
+const HOP_REQUESTS: usize = 400;
 /// Requests at once.
 const AT_ONCE: usize = 48;
 const SEED: u64 = 0x5eed_0029;
@@ -130,6 +136,91 @@ async fn mutated_hosts_reach_a_sandbox_only_by_its_own_name() {
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
     node.put(100_001, sandbox.address);
     node.table.name(100_001, "box--red", Some(8000));
+    let reached = send_mutated_hosts(&node, &sandbox, REQUESTS).await;
+    assert!(reached < REQUESTS / 4, "most are changed: {reached}");
+}
+
+/// The same over the connections that two nodes share.
+#[tokio::test(flavor = "multi_thread")]
+async fn mutated_hosts_over_a_hop_reach_a_sandbox_only_by_its_own_name() {
+    need_caddy!();
+    let pki = Pki::new();
+    let hop = Hop::start(&pki).await;
+    hop.owner.table.name(100_001, "box--red", Some(8000));
+    hop.edge.table.told("box--red", 100_001);
+    let honest = Honest::start(hop.edge.public);
+    let reached = send_mutated_hosts(&hop.edge, &hop.alpha, HOP_REQUESTS).await;
+    honest.end().await;
+    assert!(reached < HOP_REQUESTS / 2, "most are changed: {reached}");
+}
+
+/// Two nodes: sandbox 100001 and its neighbour are on the second one.
+#[derive(Debug)]
+struct Hop {
+    edge: Node,
+    owner: Node,
+    alpha: Sandbox,
+    _neighbour: Sandbox,
+}
+
+/// Number of the neighbour.
+const NEIGHBOUR: u32 = 100_002;
+
+impl Hop {
+    async fn start(pki: &Pki) -> Self {
+        let (edge, owner) = two(pki).await;
+        let alpha = Sandbox::start(at(10, 8000), "alpha").await;
+        let neighbour = Sandbox::start(at(11, 8000), "neighbour").await;
+        for (number, sandbox) in [(100_001, &alpha), (NEIGHBOUR, &neighbour)] {
+            owner.put(number, sandbox.address);
+            edge.table.elsewhere(number, Owner::Peer(owner.peer));
+        }
+        Self { edge, owner, alpha, _neighbour: neighbour }
+    }
+}
+
+/// Clients of the neighbour. What they get is the answer to what they asked, whatever else is sent over the
+/// connections between the nodes.
+#[derive(Debug)]
+struct Honest {
+    stop: CancellationToken,
+    clients: JoinSet<usize>,
+}
+
+impl Honest {
+    fn start(public: SocketAddr) -> Self {
+        let (stop, mut clients) = (CancellationToken::new(), JoinSet::new());
+        for client in 0..4 {
+            clients.spawn(ask_neighbour(public, client, stop.clone()));
+        }
+        Self { stop, clients }
+    }
+
+    /// Ends them. Each was answered, and none wrongly.
+    async fn end(self) {
+        self.stop.cancel();
+        for answered in self.clients.join_all().await {
+            assert!(answered > 0, "a client got no answer");
+        }
+    }
+}
+
+/// Asks for the neighbour until `stop`; returns the number of answers.
+async fn ask_neighbour(public: SocketAddr, client: usize, stop: CancellationToken) -> usize {
+    let (host, mut answered) = (host(8000, NEIGHBOUR), 0);
+    while !stop.is_cancelled() {
+        let path = format!("/honest/{client}/{answered}");
+        let answer = get(public, &host, &path).await;
+        let expected = format!("neighbour got GET {path} HTTP/1.1 ");
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        assert!(answer.text().starts_with(&expected), "{path}: {}", answer.text());
+        answered += 1;
+    }
+    answered
+}
+
+/// Sends requests with mutated hosts; returns the number of those that reached the sandbox, which have its own.
+async fn send_mutated_hosts(node: &Node, sandbox: &Sandbox, requests: usize) -> usize {
     let by_name = |label: &str| format!("{label}.{DOMAIN}");
     let names = [
         host(8000, 100_001),
@@ -148,12 +239,12 @@ async fn mutated_hosts_reach_a_sandbox_only_by_its_own_name() {
     let mut chance = Chance(SEED);
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     let mut all = JoinSet::new();
-    for _ in 0..REQUESTS {
+    for _ in 0..requests {
         let name = &names[chance.below(names.len())];
         let mutated = mutate(&mut chance, name);
         let request =
             [b"GET /m HTTP/1.1\r\nHost: ", &mutated[..], b"\r\nConnection: close\r\n\r\n"].concat();
-        let answer = send(&node, &permits, (request, Duration::from_secs(20))).await;
+        let answer = send(node, &permits, (request, Duration::from_secs(20))).await;
         all.spawn(async move { (mutated, answer.await) });
     }
     let mut reached = 0;
@@ -165,14 +256,17 @@ async fn mutated_hosts_reach_a_sandbox_only_by_its_own_name() {
         reached += usize::from(is_served);
     }
     assert_eq!(sandbox.got().len(), reached);
-    assert!(reached < REQUESTS / 4, "most are changed: {reached}");
     // Caddy and the agent are as they were.
-    assert_eq!(crate::http::get(node.public, &names[0], "/").await.status, 200);
+    assert_eq!(get(node.public, &names[0], "/").await.status, 200);
+    reached
 }
+
+/// Number of the sandbox that smuggled requests are for. Where a client asks, nobody has it.
+const NOT_THERE: u32 = 999_999;
 
 /// Builds a request whose end is in doubt, with a second one inside of its body, for a sandbox that is not
 /// there: who takes that one for a request of its own has been deceived.
-fn smuggle(chance: &mut Chance, host: &str) -> Vec<u8> {
+fn smuggle(chance: &mut Chance, outer: &str) -> Vec<u8> {
     const LENGTHS: &[&str] = &[
         "",
         "Content-Length: 0\r\n",
@@ -224,9 +318,10 @@ fn smuggle(chance: &mut Chance, host: &str) -> Vec<u8> {
     };
     let (method, version, start) = (chance.of(METHODS), chance.of(VERSIONS), chance.of(STARTS));
     let inner = format!(
-        "GET /smuggled HTTP/1.1\r\nHost: port-8000-vm-999999.{DOMAIN}\r\nConnection: close\r\n\r\n"
+        "GET /smuggled HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+        host(8000, NOT_THERE)
     );
-    format!("{method} /outer {version}\r\nHost: {host}\r\n{both}\r\n{start}{inner}").into_bytes()
+    format!("{method} /outer {version}\r\nHost: {outer}\r\n{both}\r\n{start}{inner}").into_bytes()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,13 +330,35 @@ async fn smuggled_requests_never_reach_a_sandbox() {
     let node = Node::start(1).await;
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
     node.put(100_001, sandbox.address);
+    let served = send_smuggled(&node, &sandbox, REQUESTS).await;
+    assert!(served > 50, "some are plain requests: {served}");
+}
+
+/// The same over the connections that two nodes share: nothing in a body is a request to the second node.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_smuggled_over_a_hop_never_reach_a_sandbox() {
+    need_caddy!();
+    let pki = Pki::new();
+    let hop = Hop::start(&pki).await;
+    // Only the owner knows it, so a request for it can only have come out of another one.
+    let trap = Sandbox::start(at(12, 8000), "trap").await;
+    hop.owner.put(NOT_THERE, trap.address);
+    let honest = Honest::start(hop.edge.public);
+    let served = send_smuggled(&hop.edge, &hop.alpha, HOP_REQUESTS).await;
+    honest.end().await;
+    assert!(trap.got().is_empty(), "{:?}", trap.got());
+    assert!(served > 5, "some are plain requests: {served}");
+}
+
+/// Sends requests that smuggle another one; returns the number of those that the sandbox answered.
+async fn send_smuggled(node: &Node, sandbox: &Sandbox, requests: usize) -> usize {
     let host = host(8000, 100_001);
     let mut chance = Chance(SEED + 1);
     let permits = Arc::new(Semaphore::new(2 * AT_ONCE));
     let mut all = JoinSet::new();
-    for _ in 0..REQUESTS {
+    for _ in 0..requests {
         let request = smuggle(&mut chance, &host);
-        let answer = send(&node, &permits, (request.clone(), Duration::from_millis(400))).await;
+        let answer = send(node, &permits, (request.clone(), Duration::from_millis(400))).await;
         all.spawn(async move { (request, answer.await) });
     }
     let mut served = 0;
@@ -257,6 +374,6 @@ async fn smuggled_requests_never_reach_a_sandbox() {
         assert!(framed <= 1, "its end is in doubt: {:?}", one.head);
     }
     assert_eq!(sandbox.questions(), 0);
-    assert!(served > 50, "some are plain requests: {served}");
-    assert_eq!(crate::http::get(node.public, &host, "/outer ok").await.status, 400);
+    assert_eq!(get(node.public, &host, "/outer ok").await.status, 400);
+    served
 }

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use agent::ingress::{Owner, State};
 use proto::visibility::Visibility;
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     http::{Client, Request, get, once},
@@ -129,6 +130,26 @@ async fn refused_request_is_answered_with_its_reason() {
     assert_eq!(answer.status, 403);
     assert!(answer.text().contains("port 9 of this sandbox is not exposed"), "{}", answer.text());
     assert_ne!(id(100_001), id(100_002));
+}
+
+/// Whoever asks a public port without a server, and however often: its container is looked into a few times.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_refused_requests_share_a_look_into_the_container() {
+    need_caddy!();
+    let node = Node::start(1).await;
+    node.table.put(100_001, ip(10), State::Running, &[8000]);
+    node.table.listen_on_loopback(100_001, 8000);
+    let (begun, mut requests) = (Instant::now(), JoinSet::new());
+    for _ in 0..200 {
+        let (public, host) = (node.public, host(8000, 100_001));
+        requests.spawn(async move { get(public, &host, "/").await });
+    }
+    for answer in requests.join_all().await {
+        assert_eq!(answer.status, 502, "{}", answer.text());
+        assert!(answer.text().contains("let it listen on 0.0.0.0:8000"), "{}", answer.text());
+    }
+    let most = begun.elapsed().as_millis() / 250 + 2;
+    assert!(u128::from(node.table.looks()) <= most, "{} looks, not {most}", node.table.looks());
 }
 
 /// Returns an answer as a client sees it, without what is different each time.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use agent::ingress::version::Generation;
+use agent::ingress::{Owner, version::Generation};
 use tokio::{
     io::{AsyncWriteExt, BufReader},
     task::JoinSet,
@@ -17,16 +17,19 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     http::{Client, Head, Request},
     node::{Node, at, generation, host, need_caddy},
+    peers::{Pki, two},
     sandbox::Sandbox,
 };
 
 /// Concurrent connections. The fault that this test looks for was never seen below 64.
 const CLIENTS: usize = 200;
 const LENGTH: Duration = Duration::from_secs(8);
+/// Answers after which the storm over two nodes ends.
+const HOP_REQUESTS: usize = 4000;
 
-/// Puts load on two sandboxes at once; some clients abort in the middle. Returns the number of
-/// answered requests, and the violations.
-async fn storm(node: &Node, length: Duration) -> (usize, Vec<String>) {
+/// Puts load on two sandboxes at once, for a time or until there were so many answers; some clients abort in the
+/// middle. Returns the number of answered requests, and the violations.
+async fn storm(node: &Node, length: Duration, most: usize) -> (usize, Vec<String>) {
     let end = Instant::now() + length;
     let answered = Arc::new(AtomicUsize::new(0));
     let mut load = JoinSet::new();
@@ -37,7 +40,7 @@ async fn storm(node: &Node, length: Duration) -> (usize, Vec<String>) {
             let (host, secret) = (host(8000, number), format!("Bearer {name}"));
             let request = Request::get(&host, "/").with("Authorization", &secret);
             let mut bad = Vec::new();
-            while Instant::now() < end {
+            while Instant::now() < end && answered.load(Ordering::Relaxed) < most {
                 let Ok(mut connection) = Client::connect(public).await else { continue };
                 // One client in eight always aborts.
                 if client % 8 == 7 {
@@ -46,9 +49,12 @@ async fn storm(node: &Node, length: Duration) -> (usize, Vec<String>) {
                     tokio::task::yield_now().await;
                     continue;
                 }
-                for _ in 0..50 {
+                for number in 0..50 {
+                    let path = format!("/{client}/{number}");
+                    let request = Request { target: &path, ..request.clone() };
+                    let expected = format!("{name} got GET {path} HTTP/1.1 ");
                     match connection.request(&request).await {
-                        Ok(a) if a.status == 200 && a.text().starts_with(name) => {
+                        Ok(a) if a.status == 200 && a.text().starts_with(&expected) => {
                             answered.fetch_add(1, Ordering::Relaxed);
                         }
                         Ok(a) => bad.push(format!("{} {}", a.status, a.text())),
@@ -76,12 +82,40 @@ async fn no_sandbox_ever_gets_a_route_question() {
     let beta = Sandbox::start(at(11, 8000), "beta").await;
     node.put(100_001, alpha.address);
     node.put(100_002, beta.address);
-    let (answered, bad) = storm(&node, LENGTH).await;
+    let (answered, bad) = storm(&node, LENGTH, usize::MAX).await;
     eprintln!("{answered} requests answered");
     assert!(bad.is_empty(), "{} were wrong: {:?}", bad.len(), &bad[..bad.len().min(5)]);
     assert!(answered > 1000, "only {answered} requests");
     assert!(node.caddy_runs(), "{}", node.log());
-    for (sandbox, name) in [(&alpha, "Bearer alpha"), (&beta, "Bearer beta")] {
+    assert_undisturbed(&alpha, &beta);
+}
+
+/// The same between two nodes, whose Caddys keep connections that requests for all sandboxes share.
+#[tokio::test(flavor = "multi_thread")]
+async fn request_over_a_shared_hop_reaches_its_own_sandbox() {
+    need_caddy!();
+    let pki = Pki::new();
+    let (mut edge, mut owner) = two(&pki).await;
+    let alpha = Sandbox::start(at(10, 8000), "alpha").await;
+    let beta = Sandbox::start(at(11, 8000), "beta").await;
+    for (number, sandbox) in [(100_001, &alpha), (100_002, &beta)] {
+        owner.put(number, sandbox.address);
+        edge.table.elsewhere(number, Owner::Peer(owner.peer));
+    }
+    let (answered, bad) = storm(&edge, LENGTH, HOP_REQUESTS).await;
+    eprintln!("{answered} requests answered");
+    assert!(bad.is_empty(), "{} were wrong: {:?}", bad.len(), &bad[..bad.len().min(5)]);
+    assert!(answered > 500, "only {answered} requests");
+    for node in [&mut edge, &mut owner] {
+        assert!(node.caddy_runs(), "{}", node.log());
+    }
+    assert_undisturbed(&alpha, &beta);
+}
+
+/// Checks that neither sandbox got a route question, or a request of the other's clients.
+#[track_caller]
+fn assert_undisturbed(alpha: &Sandbox, beta: &Sandbox) {
+    for (sandbox, name) in [(alpha, "Bearer alpha"), (beta, "Bearer beta")] {
         assert_eq!(sandbox.questions(), 0);
         let foreign = sandbox
             .got()
@@ -136,7 +170,7 @@ async fn sandboxes_get_route_questions_with_keep_alive() {
             questions.spawn(keeps_alive(stream, Arc::clone(&routes)));
         }
     }));
-    let (answered, bad) = storm(&node, LENGTH).await;
+    let (answered, bad) = storm(&node, LENGTH, usize::MAX).await;
     let leaked = alpha.questions() + beta.questions();
     eprintln!("{answered} answered, {} wrong, {leaked} questions at sandboxes", bad.len());
     assert!(leaked > 0 || !node.caddy_runs(), "this Caddy does not have the fault");

@@ -88,6 +88,8 @@ pub(crate) struct Table {
     uses: AtomicU32,
     /// Ports that a container listens on for itself.
     loopback: Mutex<BTreeSet<(Vmid, u16)>>,
+    /// Looks into containers for such ports.
+    looks: AtomicU32,
 }
 
 #[async_trait::async_trait]
@@ -125,6 +127,7 @@ impl Routes for Table {
     }
 
     async fn on_loopback(&self, vmid: Vmid, port: u16) -> bool {
+        self.looks.fetch_add(1, Ordering::Relaxed);
         self.loopback.lock().expect("no panic").contains(&(vmid, port))
     }
 
@@ -176,6 +179,11 @@ impl Table {
         self.uses.load(Ordering::Relaxed)
     }
 
+    /// Returns the number of looks into containers.
+    pub(crate) fn looks(&self) -> u32 {
+        self.looks.load(Ordering::Relaxed)
+    }
+
     /// Sets the time that a wake takes.
     pub(crate) fn thaw_in(&self, time: Duration) {
         let thaw_ms = u32::try_from(time.as_millis()).expect("short");
@@ -209,6 +217,13 @@ impl Table {
         let mut local = self.local.lock().expect("no panic");
         let target = local.get_mut(&vmid(number)).expect("a sandbox");
         target.ports.values_mut().for_each(|open| *open = OpenPort { visibility, generation });
+    }
+
+    /// Gives a sandbox to a team; without this it is red's.
+    pub(crate) fn give(&self, number: u32, team: &str) {
+        let mut local = self.local.lock().expect("no panic");
+        let target = local.get_mut(&vmid(number)).expect("a sandbox");
+        target.team = team.parse().expect("a team");
     }
 
     /// Gives a sandbox a name and a main port.

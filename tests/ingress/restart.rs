@@ -6,10 +6,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    net::UnixStream,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 
 use crate::{
-    http::{Client, Request},
+    http::{Client, Request, once},
     node::{Node, at, host, need_caddy},
     sandbox::Sandbox,
 };
@@ -70,4 +74,47 @@ async fn no_request_is_lost_when_the_agent_restarts() {
     stop.store(true, Ordering::Relaxed);
     let bad = load.join_all().await.concat();
     assert!(bad.is_empty(), "{} failed: {:?}", bad.len(), &bad[..bad.len().min(5)]);
+}
+
+/// An agent that stays away closes every port: nobody else decides who gets in.
+#[tokio::test(flavor = "multi_thread")]
+async fn request_fails_and_reaches_no_sandbox_while_the_agent_is_away() {
+    need_caddy!();
+    let mut node = Node::start(1).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    node.put(100_001, sandbox.address);
+    let host = host(8000, 100_001);
+    let mut client = Client::connect(node.public).await.expect("connected");
+    assert_eq!(client.request(&Request::get(&host, "/")).await.expect("an answer").status, 200);
+    let before = sandbox.got().len();
+    node.kill_agent();
+    let gone = async {
+        while UnixStream::connect(node.dir.join("route.sock")).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), gone).await.expect("it is killed");
+
+    // On a connection that was answered before, and on new ones; with a body, and with headers that say the way.
+    let begun = Instant::now();
+    let upstream = sandbox.address.to_string();
+    let forged = Request::get(&host, "/")
+        .with("X-Sbx-Kind", "local")
+        .with("X-Sbx-Host", "localhost")
+        .with("X-Sbx-Upstream", &upstream);
+    let post = Request { method: "POST", body: b"kept", ..Request::get(&host, "/") };
+    let get = Request::get(&host, "/");
+    let (old, forged, posted) =
+        tokio::join!(client.request(&get), once(node.public, &forged), once(node.public, &post));
+    for answer in [old, forged, posted] {
+        let answer = answer.expect("an answer");
+        assert!(matches!(answer.status, 500..=599), "{} {}", answer.status, answer.text());
+        assert!(!answer.text().contains("alpha"), "{}", answer.text());
+    }
+    // Caddy asks for 15 s, the time that an agent takes to restart.
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    assert_eq!(sandbox.got().len(), before, "{:?}", sandbox.got());
+
+    node.start_agent();
+    assert_eq!(once(node.public, &get).await.expect("an answer").status, 200);
 }

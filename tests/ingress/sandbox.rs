@@ -70,9 +70,15 @@ impl Sandbox {
 
     /// Returns the number of route questions, which must be zero.
     pub(crate) fn questions(&self) -> usize {
-        let question = |got: &&Got| got.head.line.contains("/v1/route?via=edge&rid=");
+        let question = |got: &&Got| is_question(&got.head);
         self.got.lock().expect("no panic").iter().filter(question).count()
     }
+}
+
+/// Returns whether a request is a route question, of whichever server of Caddy.
+fn is_question(head: &Head) -> bool {
+    let of = |via: &str| head.line.contains(&format!("/v1/route?via={via}&rid="));
+    of("edge") || of("peer")
 }
 
 /// Returns the headers of a route to `address`.
@@ -135,7 +141,7 @@ async fn serve(
             continue;
         }
         let mut answer = String::new();
-        if head.line.contains("/v1/route?via=edge&rid=") {
+        if is_question(&head) {
             write!(answer, "HTTP/1.1 204 No Content\r\n{lies}\r\n").expect("a String takes all");
         } else {
             let text = format!("{name} got {} and {} bytes\n", head.line, body.len());

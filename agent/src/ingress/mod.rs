@@ -54,6 +54,9 @@ use proto::{
 
 use crate::journal::AccessKey;
 
+#[cfg(test)]
+pub(crate) use replies::refuse;
+
 /// Sandbox of this node, as a route question needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {

@@ -4,11 +4,13 @@
 //! a connection to it has succeeded. Each address has one connect at a time, whose result all
 //! concurrent questions share: a sandbox that drops packets occupies one descriptor, not one for
 //! each request. A result holds for a moment: a server sees few connections that ask for nothing,
-//! and one that has just ended is a 502 of Caddy's.
+//! and one that has just ended is a 502 of Caddy's. The look into a container that refuses is shared in
+//! the same way: anybody who has the URL may ask a port without a server as often as he likes.
 
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use daemon::sync::Mutex;
+use proto::id::Vmid;
 use tokio::{
     net::TcpStream,
     sync::OnceCell,
@@ -22,6 +24,8 @@ const DEADLINE: Duration = Duration::from_millis(3500);
 const SILENT_FOR: Duration = Duration::from_secs(1);
 /// Time for which an open address is not tried again.
 const OPEN_FOR: Duration = Duration::from_millis(250);
+/// Time for which a container is not looked into again for the same port.
+const LOOKED_FOR: Duration = Duration::from_millis(250);
 /// Most questions that may wait for one address.
 const WAITING_MAX: usize = 256;
 /// Most addresses whose results are remembered.
@@ -41,7 +45,15 @@ pub enum Answer {
 
 /// Prober of addresses, shared by all questions.
 #[derive(Debug, Default)]
-pub struct Probe(Mutex<Addresses>);
+pub struct Probe {
+    addresses: Mutex<Addresses>,
+    /// Looks into containers, by port.
+    looks: Mutex<HashMap<(Vmid, u16), Arc<Look>>>,
+}
+
+/// Look for a server that listens for its container alone: whether there is one, and until when that holds.
+/// Empty while the look lasts.
+type Look = OnceCell<(bool, Instant)>;
 
 #[derive(Debug, Default)]
 struct Addresses {
@@ -54,7 +66,7 @@ impl Probe {
     pub async fn ask(&self, address: SocketAddr) -> Answer {
         let now = Instant::now();
         let cell = {
-            let mut addresses = self.0.lock();
+            let mut addresses = self.addresses.lock();
             if let Some((answer, _)) =
                 addresses.known.get(&address).filter(|(_, until)| *until > now)
             {
@@ -68,12 +80,44 @@ impl Probe {
         };
         // If the future that connects is cancelled, the next waiter connects.
         let answer = *cell.get_or_init(|| connect(address)).await;
-        let mut addresses = self.0.lock();
+        let mut addresses = self.addresses.lock();
         if addresses.asked.get(&address).is_some_and(|asked| Arc::ptr_eq(asked, &cell)) {
             addresses.asked.remove(&address);
             addresses.remember(address, answer, Instant::now());
         }
         answer
+    }
+
+    /// Returns the result of `look`, which says whether a server of a container listens on this port for the
+    /// container alone. Concurrent questions share one look, and those that come soon after it share its result.
+    pub async fn on_loopback(
+        &self,
+        vmid: Vmid,
+        port: u16,
+        look: impl Future<Output = bool>,
+    ) -> bool {
+        let now = Instant::now();
+        // One that nobody waits for any more was cancelled.
+        let counts = |known: &Arc<Look>| match known.get() {
+            Some((_, until)) => *until > now,
+            None => Arc::strong_count(known) > 1,
+        };
+        let cell = {
+            let mut looks = self.looks.lock();
+            if looks.len() >= REMEMBERED_MAX {
+                looks.retain(|_, known| counts(known));
+            }
+            let known = looks.get(&(vmid, port)).filter(|known| counts(known)).map(Arc::clone);
+            known.unwrap_or_else(|| {
+                let fresh = Arc::new(Look::new());
+                if looks.len() < REMEMBERED_MAX {
+                    looks.insert((vmid, port), Arc::clone(&fresh));
+                }
+                fresh
+            })
+        };
+        let look = || async move { (look.await, Instant::now() + LOOKED_FOR) };
+        cell.get_or_init(look).await.0
     }
 }
 
@@ -105,6 +149,8 @@ async fn connect(address: SocketAddr) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use tokio::{net::TcpListener, task::JoinSet};
 
     use super::*;
@@ -117,7 +163,7 @@ mod tests {
         drop(listener);
         let probe = Probe::default();
         assert_eq!(probe.ask(address).await, Answer::Refused);
-        assert!(probe.0.lock().asked.is_empty());
+        assert!(probe.addresses.lock().asked.is_empty());
         let _listener = TcpListener::bind(address).await.expect("bind");
         assert_eq!(probe.ask(address).await, Answer::Open, "a refusal is not remembered");
     }
@@ -159,6 +205,39 @@ mod tests {
             listener.accept().await.expect("accepted");
         }
         assert_eq!(asked.await.expect("an answer"), Answer::Open);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn look_into_a_container_is_shared_and_holds_for_a_moment() {
+        let (probe, looks) = (Arc::new(Probe::default()), Arc::new(AtomicUsize::new(0)));
+        let ask = |port: u16| {
+            let (probe, looks) = (Arc::clone(&probe), Arc::clone(&looks));
+            async move {
+                let look = async {
+                    looks.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(2 * LOOKED_FOR).await;
+                    port == 80
+                };
+                let vmid = Vmid::try_from(100_001).expect("a vmid");
+                probe.on_loopback(vmid, port, look).await
+            }
+        };
+        let mut questions = JoinSet::new();
+        for number in 0..100 {
+            questions.spawn(ask([80, 81][number % 2]));
+        }
+        let found = questions.join_all().await.into_iter().filter(|found| *found).count();
+        assert_eq!((found, looks.load(Ordering::Relaxed)), (50, 2), "one look for each port");
+        assert!(ask(80).await);
+        assert_eq!(looks.load(Ordering::Relaxed), 2, "the result is remembered");
+        tokio::time::advance(LOOKED_FOR).await;
+        assert!(ask(80).await);
+        assert_eq!(looks.load(Ordering::Relaxed), 3, "and not for long");
+        // A look whose questions were all cancelled is no result.
+        tokio::time::advance(LOOKED_FOR).await;
+        timeout(LOOKED_FOR, ask(80)).await.expect_err("cancelled");
+        assert!(ask(80).await);
+        assert_eq!(looks.load(Ordering::Relaxed), 5);
     }
 
     /// TEST-NET-1 never answers; where even a route to it is missing, that counts as silence too.

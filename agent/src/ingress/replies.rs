@@ -115,7 +115,7 @@ pub(super) fn redirect(to: &Redirect) -> Reply {
 }
 
 /// Refuses access: a short page for a person, JSON for a program. `why` says what to do.
-pub(super) fn refuse(status: StatusCode, why: &'static str, is_page: bool) -> Reply {
+pub(crate) fn refuse(status: StatusCode, why: &'static str, is_page: bool) -> Reply {
     let (form, body) = if is_page {
         let title = if status == StatusCode::UNAUTHORIZED { "Access needed" } else { "No access" };
         // No text of a caller is in it.

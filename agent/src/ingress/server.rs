@@ -18,7 +18,7 @@ use http::{
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use proto::{host::Label, id::SandboxRef};
+use proto::{host::Label, id::SandboxRef, name::Team};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
@@ -48,6 +48,9 @@ const QUESTIONS_MAX: usize = 4096;
 /// Most concurrent questions about one sandbox: they wait while it is woken, and questions about
 /// others must not wait with them.
 const ABOUT_ONE_MAX: usize = 512;
+/// Most concurrent questions about the sandboxes of one team on this node: a question about a server that is
+/// silent takes seconds, and a team may have many of them.
+const ABOUT_TEAM_MAX: usize = 1024;
 /// Longest time for a question to arrive.
 const ARRIVAL: Duration = Duration::from_secs(5);
 /// Longest time for an answer, whatever it waits for, beside the time that a request is held.
@@ -56,6 +59,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(3);
 /// Most headers of a question, which are the client's.
 const HEADERS_MAX: usize = 512;
+/// Refusal of a question beyond a bound.
+const TOO_MANY: &str = "too many requests wait for this sandbox, or for others of its team";
 
 #[derive(Debug)]
 pub struct Ingress {
@@ -138,12 +143,32 @@ async fn accept(
     Ok((stream, slot))
 }
 
-/// Counts of pending questions, by sandbox.
-type Asked = KeyedCount<String>;
+/// Counts of pending questions. Clones share them.
+#[derive(Debug, Clone, Default)]
+struct Asked {
+    sandboxes: KeyedCount<String>,
+    teams: KeyedCount<Team>,
+}
+
+/// Subject of a question.
+#[derive(Debug, Clone)]
+struct Subject {
+    sandbox: SandboxRef,
+    /// Team of a sandbox of this node.
+    team: Option<Team>,
+}
+
+/// Counts as pending until it is dropped, for its sandbox and its team.
+type Pending = (Counted<String>, Option<Counted<Team>>);
 
 /// Counts a question; `None` when too many are pending.
-fn begin(asked: &Asked, sandbox: SandboxRef) -> Option<Counted<String>> {
-    asked.begin(sandbox.to_string(), ABOUT_ONE_MAX)
+fn begin(asked: &Asked, about: Subject) -> Option<Pending> {
+    let of_sandbox = asked.sandboxes.begin(about.sandbox.to_string(), ABOUT_ONE_MAX)?;
+    let of_team = match about.team {
+        Some(team) => Some(asked.teams.begin(team, ABOUT_TEAM_MAX)?),
+        None => None,
+    };
+    Some((of_sandbox, of_team))
 }
 
 /// Returns the sandbox that a host name may lead to, if there is one.
@@ -154,10 +179,13 @@ fn labelled(routes: &dyn Routes, label: &Label) -> Option<SandboxRef> {
     }
 }
 
-/// Returns the sandbox that a question is about, by its id where it is known: questions by its id, its vmid
-/// and its name count together.
-fn subject(routes: &dyn Routes, named: SandboxRef) -> SandboxRef {
-    routes.local(named).map_or(named, |target| SandboxRef::Id(target.id))
+/// Returns what a question is about: the sandbox by its id where it is known, so that questions by its id, its
+/// vmid and its name count together.
+fn subject(routes: &dyn Routes, named: SandboxRef) -> Subject {
+    match routes.local(named) {
+        Some(target) => Subject { sandbox: SandboxRef::Id(target.id), team: Some(target.team) },
+        None => Subject { sandbox: named, team: None },
+    }
 }
 
 async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>, asked: Asked) {
@@ -204,7 +232,7 @@ impl Ingress {
         let about = sandbox.map(|sandbox| subject(&*self.routes, sandbox));
         let Some(_question) = about.map_or(Some(None), |about| begin(asked, about).map(Some))
         else {
-            return later("too many requests wait for this sandbox");
+            return later(TOO_MANY);
         };
         let longest = DEADLINE + self.holds.longest();
         let reply = match timeout(longest, self.route(&question, sandbox, request.headers())).await
@@ -272,7 +300,7 @@ impl Ingress {
                     StatusCode::BAD_GATEWAY,
                     &format!("the sandbox does not answer on port {}", upstream.port()),
                 ),
-                Answer::Busy => later("too many requests wait for this sandbox"),
+                Answer::Busy => later(TOO_MANY),
             },
             Verdict::Wake => later("this sandbox is paused, and did not wake in time"),
             Verdict::Preflight { allowed } => replies::preflight(&self.proof, &allowed),
@@ -316,7 +344,10 @@ impl Ingress {
     /// Says why a connection was refused: a server that listens on 127.0.0.1 alone is no absent one.
     async fn nothing_listens(&self, target: Option<&Target>, port: u16) -> Reply {
         let local = match target {
-            Some(target) => self.routes.on_loopback(target.vmid, port).await,
+            Some(Target { vmid, .. }) => {
+                let look = self.routes.on_loopback(*vmid, port);
+                self.probe.on_loopback(*vmid, port, look).await
+            }
             None => false,
         };
         let why = if local {
@@ -442,14 +473,41 @@ mod tests {
         assert!(ask("port-80-vm-100002").is_some());
     }
 
+    fn about(sandbox: &str, team: Option<&str>) -> Subject {
+        let team = team.map(|team| team.parse().expect("a team"));
+        Subject { sandbox: sandbox.parse().expect("a name"), team }
+    }
+
     #[test]
     fn questions_about_one_sandbox_leave_room_for_others() {
-        let (asked, sandbox) = (Asked::default(), |name: &str| name.parse().expect("a name"));
-        let one = sandbox("100001");
-        let held: Vec<_> = std::iter::from_fn(|| begin(&asked, one)).collect();
-        assert_eq!(held.len(), ABOUT_ONE_MAX);
-        drop(begin(&asked, sandbox("100002")).expect("another's"));
+        let asked = Asked::default();
+        for team in [None, Some("red")] {
+            let one = about("100001", team);
+            let held: Vec<_> = std::iter::from_fn(|| begin(&asked, one.clone())).collect();
+            assert_eq!(held.len(), ABOUT_ONE_MAX);
+            drop(begin(&asked, about("100002", team)).expect("another's"));
+            drop(held);
+            assert!(begin(&asked, one).is_some());
+        }
+    }
+
+    #[test]
+    fn questions_about_the_sandboxes_of_one_team_leave_room_for_other_teams() {
+        let asked = Asked::default();
+        let red = ["100001", "100002", "100003"].map(|sandbox| about(sandbox, Some("red")));
+        let all = || red.iter().filter_map(|about| begin(&asked, about.clone()));
+        let mut held = Vec::new();
+        for _ in 0..ABOUT_ONE_MAX {
+            held.extend(all());
+        }
+        assert_eq!(held.len(), ABOUT_TEAM_MAX);
+        assert!(all().next().is_none(), "each is below the bound of one sandbox");
+        drop(begin(&asked, about("100004", Some("blue"))).expect("another team's"));
+        // A sandbox of another node has no team here.
+        drop(begin(&asked, about("100005", None)).expect("another node's"));
+        drop(held.pop());
+        assert!(all().next().is_some());
         drop(held);
-        assert!(begin(&asked, one).is_some());
+        assert_eq!(all().count(), red.len());
     }
 }
