@@ -146,6 +146,56 @@ fn loopback_servers_and_unix_sockets_are_forwarded() {
     world.finish();
 }
 
+/// Reads some bytes of the server that never stops. Fails once the connection is cut.
+fn floods(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.read_exact(&mut [0; 1024])
+}
+
+/// Reads until the connection is cut.
+fn until_cut(mut stream: TcpStream) {
+    let mut sink = vec![0; 1 << 20];
+    wait("the connection to be cut", || !stream.read(&mut sink).is_ok_and(|read| read > 0));
+}
+
+#[test]
+fn revocation_of_a_port_cuts_its_forwards_and_hide_does_not() {
+    let Some(world) = world() else { return };
+    let sandbox = world.create(&[]);
+    let id = id(&sandbox);
+    with_servers(&world, id);
+    let mut forwarding = Forwarding::start(&world, &[id, ":7000", ":7001"]);
+    let [echo, flood] = std::array::from_fn(|_| forwarding.from());
+    assert_eq!(world.refused(&["revoke", id, "7002"]).0, "SERVICE_NOT_FOUND");
+
+    // Exposed and hidden again: that is about HTTP.
+    let mut open = connect(&flood);
+    floods(&mut open).expect("it floods");
+    world.json(&["expose", id, "7001", "--visibility", "token"]);
+    world.json(&["hide", id, "7001"]);
+    floods(&mut open).expect("hide leaves it alone");
+
+    // The port is closed to HTTP, and open; in both cases its forwards end, and nobody else's.
+    for visibility in [None, Some("token")] {
+        if let Some(visibility) = visibility {
+            world.json(&["expose", id, "7001", "--visibility", visibility]);
+        }
+        let mut other = connect(&echo);
+        other.write_all(b"before").expect("sent");
+        world.json(&["revoke", id, "7001"]);
+        until_cut(open);
+        other.write_all(b" and after").expect("sent");
+        other.shutdown(std::net::Shutdown::Write).expect("ended");
+        let mut back = String::new();
+        other.read_to_string(&mut back).expect("an end");
+        assert_eq!(back, "before and after", "{visibility:?}");
+        // A new one is possible: the scope of the token says who may.
+        open = connect(&flood);
+        floods(&mut open).expect("it floods");
+    }
+    drop(open);
+    world.finish();
+}
+
 #[test]
 fn programs_inside_connect_to_this_machine() {
     let Some(world) = world() else { return };

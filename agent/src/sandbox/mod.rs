@@ -95,6 +95,8 @@ pub struct Sandboxes {
     dhcp: OnceLock<Arc<dyn lifecycle::address::DhcpReplies>>,
     /// Isolation from each other and the host; empty where it is switched off.
     isolation: OnceLock<access::isolation::Isolation>,
+    /// Open forwards to ports.
+    forwards: core::forwards::Forwards,
     /// Limits that are in the cgroups of sandboxes.
     cgroup_limits: lifecycle::cgroup_limits::CgroupLimits,
     /// Addresses of containers that are not in this journal; `None` before the first observation.
@@ -137,6 +139,7 @@ impl Sandboxes {
             host: OnceLock::new(),
             dhcp: OnceLock::new(),
             isolation: OnceLock::new(),
+            forwards: Default::default(),
             cgroup_limits: Default::default(),
             foreign_addresses: Mutex::default(),
         }))

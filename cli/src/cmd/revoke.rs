@@ -15,8 +15,8 @@ use crate::{
 Examples:
   sandboxctl revoke ID 8080  everybody needs a new link or token
 
-The port stays open, and its open connections are cut. `sandboxctl hide` closes
-it.")]
+The port stays open; its open connections and the forwards to it are cut.
+`sandboxctl hide` closes it.")]
 pub(crate) struct Revoke {
     /// Sandbox
     pub(super) id: String,

@@ -89,10 +89,11 @@ impl Sandboxes {
         .await
     }
 
-    /// Makes all credentials of a port void, durably, and cuts open connections to it.
+    /// Makes all credentials of a port void, durably, and cuts open connections and forwards to it. Of a port that
+    /// is not open, given by its number, there are forwards alone.
     ///
     /// # Errors
-    /// SERVICE_NOT_FOUND when the port is not open.
+    /// SERVICE_NOT_FOUND when the port is not open, and no forward leads to it.
     pub async fn revoke_access(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -104,8 +105,14 @@ impl Sandboxes {
             record.revoke(port);
             Ok(())
         });
-        let record = revoked.await?;
+        let record = match revoked.await {
+            Err(error) if error.reason == Reason::ServiceNotFound => {
+                return self.revoke_forwards(id, &service).ok_or(error);
+            }
+            revoked => revoked?,
+        };
         let port = record.port_of(&service).ok_or_else(|| not_found(&record, &service))?;
+        self.forwards.cut(record.id, port);
         self.cut_connections(&record, port).await;
         Ok((record, port))
     }

@@ -3,6 +3,7 @@
 
 pub(super) mod deadline;
 pub(super) mod error;
+pub(super) mod forwards;
 mod index;
 pub(super) mod operations;
 pub(super) mod options;

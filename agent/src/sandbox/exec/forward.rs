@@ -18,10 +18,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Execs, Shared, failed, hex, in_time, of_task, order::User, random, same_boot};
+use super::{Execs, Limits, Shared, failed, hex, in_time, of_task, order::User, random, same_boot};
 use crate::{
     journal::Record,
-    sandbox::{Error, Sandboxes},
+    sandbox::{Error, Sandboxes, core::forwards::OpenForward},
     shim::{
         FORWARD_WINDOW,
         client::{self, Attachment, Refused},
@@ -92,8 +92,12 @@ impl Execs {
     ) -> Result<Forward, Error> {
         let limits = self.limits();
         let record = in_time(limits.answer_by, self.awake(sandbox)).await?;
+        let access = match &target {
+            Target::Tcp(_, port) => Some(self.0.sandboxes.forwards.add(record.id, *port)),
+            Target::Unix(_) | Target::Accepted(..) => None,
+        };
         let (task, what) = task(target, &record)?;
-        let opened = self.open(record, task, limits.start_by_ms, limits.answer_by, input).await;
+        let opened = self.open((record, access), task, limits, input).await;
         opened.map_err(|error| {
             let tells = error.reason == Reason::NotListening && !what.is_empty();
             if tells { Error::new(error.reason, what) } else { error }
@@ -116,7 +120,7 @@ impl Execs {
         let task = ForwardTask::Listen { port: port.get(), name: name.clone() };
         // Nothing is sent to a listener; the sender stays open with it.
         let (_nothing, input) = mpsc::channel(1);
-        let opened = self.open(record, task, limits.start_by_ms, limits.answer_by, input).await;
+        let opened = self.open((record, None), task, limits, input).await;
         Ok((name, opened?))
     }
 
@@ -131,12 +135,12 @@ impl Execs {
 
     async fn open(
         &self,
-        record: Arc<Record>,
+        (record, access): (Arc<Record>, Option<OpenForward>),
         task: ForwardTask,
-        start_by_ms: u64,
-        deadline: Instant,
+        limits: Limits,
         input: mpsc::Receiver<Piece>,
     ) -> Result<Forward, Error> {
+        let Limits { start_by_ms, answer_by: deadline } = limits;
         let place = self.place()?;
         let start =
             of_task(Task::Forward(task), &User::Id(0), Some("/".to_owned()), Default::default())?;
@@ -156,6 +160,7 @@ impl Execs {
         let carried = Carried {
             sandboxes: Arc::clone(&self.0.sandboxes),
             record: Arc::clone(&record),
+            access,
             taken: taken.subscribe(),
         };
         self.spawn(async move {
@@ -221,12 +226,14 @@ fn task(target: Target, record: &Record) -> Result<(ForwardTask, String), Error>
 struct Carried {
     sandboxes: Arc<Sandboxes>,
     record: Arc<Record>,
+    /// Entry among the forwards to its port, where it leads to one.
+    access: Option<OpenForward>,
     /// Number of pieces of data that the caller has taken.
     taken: watch::Receiver<u32>,
 }
 
 impl Carried {
-    /// Runs until the stream ends, the caller goes, or the agent stops.
+    /// Runs until the stream ends, the caller goes, the access to its port is revoked, or the agent stops.
     async fn run(
         mut self,
         attachment: Attachment,
@@ -235,6 +242,7 @@ impl Carried {
     ) {
         let Attachment { output: mut from, input: mut to, .. } = attachment;
         let stopping = self.sandboxes.tasks().stopping().clone();
+        let revoked = self.access.as_ref().map(OpenForward::revoked).unwrap_or_default();
         let (mut window, mut feeds, mut told) = (FORWARD_WINDOW, true, 0);
         let mut heard = true;
         let last = loop {
@@ -242,6 +250,10 @@ impl Carried {
                 biased;
                 // The shim sees the end of its connection.
                 () = output.closed() => return,
+                () = revoked.cancelled() => break Err(Error::new(
+                    Reason::ForwardLost,
+                    "the access to this port was revoked, and its open connections were cut",
+                )),
                 () = stopping.cancelled() => break Err(Error::new(
                     Reason::ForwardLost,
                     "the node's agent restarts, and the connection with it; open it again",

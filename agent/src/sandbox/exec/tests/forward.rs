@@ -190,6 +190,37 @@ async fn end_of_the_caller_ends_the_connection_inside() {
 }
 
 #[tokio::test]
+async fn revocation_of_a_port_ends_its_forwards_and_no_others() {
+    let rig = Rig::new().await;
+    let (told, mut ends) = mpsc::channel(1);
+    let own = server("127.0.0.1:0", move |mut stream| {
+        let told = told.clone();
+        async move {
+            let end = stream.read(&mut [0]).await;
+            told.send(end.map_or(true, |read| read == 0)).await.ok();
+        }
+    });
+    let (own, other) = (own.await, server("127.0.0.1:0", echo).await);
+    let revoke = async || rig.sandboxes.revoke_access(&id(1), own.to_string()).await;
+    let nothing = revoke().await.expect_err("the port is not open, and no forward leads to it");
+    assert_eq!(nothing.reason, Reason::ServiceNotFound);
+
+    let (_to, mut pieces) = rig.forward(tcp(own)).await.expect("open");
+    let (to, mut others) = rig.forward(tcp(other)).await.expect("open");
+    let (_, port) = revoke().await.expect("revoked");
+    assert_eq!(port.get(), own);
+    let error = read(&mut pieces).await.2.expect("an error");
+    assert_eq!(error.reason, Reason::ForwardLost);
+    assert!(error.message.contains("revoked"), "{error}");
+    assert_eq!(timeout(DEADLINE, ends.recv()).await.expect("in time"), Some(true), "inside, too");
+    to.send(Piece::Data("on".into())).await.expect("taken");
+    to.send(Piece::Eof).await.expect("taken");
+    assert_eq!(read(&mut others).await, (b"on".to_vec(), true, None));
+    revoke().await.expect_err("it has ended");
+    rig.until_no_place_is_taken().await;
+}
+
+#[tokio::test]
 async fn connection_that_breaks_ends_with_an_error() {
     let rig = Rig::new().await;
     let resets = server("127.0.0.1:0", |stream| async move {
