@@ -34,7 +34,10 @@ use crate::sandbox::{Error, Forwarded, Result};
 /// Time in which a client may be the first to close a channel whose directions have ended: russh forgets such
 /// a channel, and keeps others to the end of the connection.
 const CLOSE: Duration = Duration::from_secs(1);
-/// Time in which the last bytes of a client that has closed its channel get to the sandbox.
+/// Longest time in which a server takes the bytes of a client that has closed its channel: one that reads no more would
+/// keep its place in the connection, and among the team's streams.
+const DRAIN: Duration = Duration::from_secs(60);
+/// Time after that in which the last of them get to the sandbox.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Parses the target of a TCP forward: a port of the sandbox itself, under one of its own names.
@@ -212,7 +215,7 @@ pub(super) async fn carry(
     };
     let left = async {
         gone.cancelled().await;
-        drained.cancelled().await;
+        timeout(DRAIN, drained.cancelled()).await.ok();
         sleep(LINGER).await;
     };
     tokio::select! {

@@ -17,7 +17,10 @@ use proto::{
     },
 };
 use russh::server::Handle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{forward, record::Action, session::Session};
@@ -45,6 +48,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 const FREED: Duration = Duration::from_secs(2);
 /// Pause before a port is tried again that the client has just given up.
 const FREED_AGAIN: Duration = Duration::from_millis(100);
+/// Most connections to a listener that wait for a place for a channel: as many as the sandbox keeps. Root inside could
+/// tell of more.
+const WAITING_MAX: usize = 64;
 /// Longest wait for a place for a channel: the sandbox closes a connection that nobody has taken for 30 s.
 const PLACE: Duration = Duration::from_secs(25);
 /// Longest wait for the client to open a channel: it may have to connect to another host first.
@@ -208,8 +214,10 @@ async fn keep(
     address: Arc<str>,
     Listening { port, mut accepted }: Listening,
 ) -> Error {
+    let waiting = Arc::new(Semaphore::new(WAITING_MAX));
     loop {
-        let mut error = accept(session, handle, (&address, port), &mut accepted).await;
+        let at = (&address, port);
+        let mut error = accept(session, handle, at, &mut accepted, &waiting).await;
         let mut lost = Instant::now();
         accepted = loop {
             // The outcome is not known, or the port is taken, when the node has not noticed the end of a listener of
@@ -244,13 +252,16 @@ async fn accept(
     handle: &Handle,
     (address, port): (&Arc<str>, Port),
     accepted: &mut Accepted,
+    waiting: &Arc<Semaphore>,
 ) -> Error {
     while let Some(message) = accepted.next().await {
         match message.map(|message| message.message) {
             Ok(Some(forward_listen_response::Message::Accepted(accepted))) => {
+                // The sandbox closes one that nobody takes.
+                let Ok(waits) = waiting.clone().try_acquire_owned() else { continue };
                 let (session, handle, address) = (session.clone(), handle.clone(), address.clone());
                 tokio::spawn(async move {
-                    Box::pin(serve(&session, handle, (address, port), accepted)).await;
+                    Box::pin(serve(&session, handle, (address, port), accepted, waits)).await;
                 });
             }
             Ok(_) => {}
@@ -266,9 +277,11 @@ async fn serve(
     handle: Handle,
     (address, port): (Arc<str>, Port),
     accepted: ForwardAccepted,
+    waits: OwnedSemaphorePermit,
 ) {
     let place = session.until_closed(timeout(PLACE, session.channels.wait())).await;
     let Some(Ok(Some(place))) = place else { return };
+    drop(waits);
     let permit = match session.enter() {
         Ok(permit) => permit,
         Err(error) => return session.refuse(Action::Forward, &error),

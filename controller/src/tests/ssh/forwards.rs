@@ -6,6 +6,7 @@ use russh::{
     keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate},
 };
 use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 
@@ -34,14 +35,43 @@ impl client::Handler for Trusting {
     }
 }
 
+fn config() -> Arc<client::Config> {
+    Arc::new(client::Config { nodelay: true, ..client::Config::default() })
+}
+
 /// Logs in with a client of this process.
 pub(super) async fn log_in(door: &Door) -> Handle<Trusting> {
-    let config = Arc::new(client::Config { nodelay: true, ..client::Config::default() });
-    let mut client = client::connect(config, door.address, Trusting).await.expect("connected");
+    let client = client::connect(config(), door.address, Trusting).await.expect("connected");
+    authenticated(door, client).await
+}
+
+async fn authenticated(door: &Door, mut client: Handle<Trusting>) -> Handle<Trusting> {
     let key = PrivateKeyWithHashAlg::new(Arc::new(key(1)), None);
     let answer = client.authenticate_publickey(&door.id, key).await.expect("answered");
     assert!(answer.success());
     client
+}
+
+/// Logs in over streams in memory, which time that is paused does not overtake. With the token the client vanishes
+/// without a word: the streams stay open, and nobody reads or writes them any more.
+async fn log_in_nearby(door: &Door) -> (Handle<Trusting>, CancellationToken) {
+    const ROOM: usize = 256 * 1024;
+    let settings = ssh::Settings { host: String::new(), port: 0, connections_max: 64 };
+    let controller = door.lab.controller.as_ref().expect("a controller");
+    let (near, mut far) = tokio::io::duplex(ROOM);
+    let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+    tokio::spawn(controller.ssh(key(99), &settings).serve_one(near, peer));
+    let (stream, mut own) = tokio::io::duplex(ROOM);
+    let vanished = CancellationToken::new();
+    let vanishes = vanished.clone();
+    tokio::spawn(async move {
+        let both = tokio::io::copy_bidirectional(&mut own, &mut far);
+        if vanishes.run_until_cancelled(both).await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    });
+    let client = client::connect_stream(config(), stream, Trusting).await.expect("connected");
+    (authenticated(door, client).await, vanished)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,4 +164,69 @@ async fn ports_and_sockets_of_the_sandbox_are_reached() {
     let _unread = unread.args(["-W", "localhost:19"]).spawn().expect("ssh");
     let many = (0..20).map(|_| async { echoes(TcpStream::connect(near).await).await });
     assert!(futures_util::future::join_all(many).await.into_iter().all(|echoed| echoed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn listener_of_a_client_that_vanishes_without_a_word_ends_in_time() {
+    let door = Door::open().await;
+    let (client, vanished) = log_in_nearby(&door).await;
+    client.tcpip_forward("localhost", 9001).await.expect("listens");
+    let agent = door.lab.holder(&door.id);
+    // A client that says nothing is asked, and answers.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(!client.is_closed());
+    assert_eq!(agent.listened(&door.id), [9001]);
+    assert!(door.lab.usage("red").await.streams > 0);
+
+    vanished.cancel();
+    let ends = async {
+        while !agent.listened(&door.id).is_empty() || door.lab.usage("red").await.streams > 0 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    // Four times 30 s, and what the node takes to notice.
+    timeout(Duration::from_secs(150), ends).await.expect("it ends in time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn channel_that_its_client_has_closed_ends_though_the_server_takes_nothing() {
+    let door = Door::open().await;
+    let (client, _vanished) = log_in_nearby(&door).await;
+    // The fake's server on 9 takes nothing, and never ends.
+    let opened = client.channel_open_direct_tcpip("localhost", 9, "127.0.0.1", 1).await;
+    let channel = opened.expect("open");
+    let second = Duration::from_secs(1);
+    let send = || timeout(second, channel.data_bytes(vec![7; 32 * 1024]));
+    while matches!(send().await, Ok(Ok(()))) {}
+    assert_eq!(door.lab.usage("red").await.streams, 1);
+    channel.close().await.expect("sent");
+    let ends = async {
+        while door.lab.usage("red").await.streams > 0 {
+            tokio::time::sleep(second).await;
+        }
+    };
+    timeout(Duration::from_secs(90), ends).await.expect("it ends in time");
+    assert!(!client.is_closed(), "the connection goes on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_connections_to_a_listener_wait_for_a_place_and_no_more() {
+    let door = Door::open().await;
+    let (client, _vanished) = log_in_nearby(&door).await;
+    client.tcpip_forward("localhost", 9001).await.expect("listens");
+    let mut open = Vec::new();
+    for _ in 0..64 {
+        open.push(client.channel_open_session().await.expect("open"));
+    }
+    let agent = door.lab.holder(&door.id);
+    let dial = || agent.dial(&door.id, 9001).expect("connected");
+    let _programs: Vec<_> = (0..70).map(|_| dial()).collect();
+    // All of them are told meanwhile, and wait for no longer than 25 s.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for channel in open {
+        channel.close().await.expect("sent");
+    }
+    // This client refuses every channel, and so the connection.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(agent.broken_off(), 64, "the others were not taken");
 }
