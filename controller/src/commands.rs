@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use crate::{
     Controller, Parts,
     access::ssh_keys,
-    audit::Audit,
+    audit::{self, Audit, LocalCommand},
     ca::{self, Own, Signer},
     clock::{SystemClock, SystemRandom},
     config::{Config, DATA_DIR},
@@ -149,10 +149,25 @@ impl Command {
             }
             Self::Ca { command: CaCommand::Rotate(rotate) } => rotate.run(&mut say).await?,
             Self::NodeCert { node, address, out, data_dir } => {
-                ca::node(&data_dir, &node, address, &out)?;
+                let object = format!("node:{node}");
+                let command = LocalCommand { method: "LocalNodeCert", object: &object, owner: "" };
+                audit::recorded(&data_dir, command, async {
+                    Ok(ca::node(&data_dir, &node, address, &out)?)
+                })
+                .await?;
                 say(&format!("wrote the certificates of {node} to {}", out.display()))?;
             }
-            Self::Token { command, data_dir } => command.run(&data_dir).await?,
+            Self::Token { command, data_dir } => {
+                let command = command.prepare()?;
+                match command.recorded() {
+                    Some(told) => {
+                        let (object, owner) = (told.object.as_str(), told.owner.as_str());
+                        let told = LocalCommand { method: told.method, object, owner };
+                        audit::recorded(&data_dir, told, command.run(&data_dir)).await?;
+                    }
+                    None => command.run(&data_dir).await?,
+                }
+            }
             Self::CheckConfig { config } => {
                 Config::load(&config)?;
                 say("the configuration is good")?;
@@ -183,7 +198,7 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
     }
     let files = ca::Files::new(&config.data_dir);
     let own = Own { life: config.lives().agent, files };
-    let live = own.load().context("cannot load the controller's certificate; was `init` run?")?;
+    let live = own.load().context("cannot load the controller's certificate; was `setup` run?")?;
     let live = callers(live, &config.data_dir, &own.files);
     let server = match (&config.tls.cert, &config.tls.key) {
         (Some(cert), Some(key)) => {
@@ -213,6 +228,7 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
     })
     .await?;
     controller.tell_names(config.ingress.names);
+    controller.watch_certificate(live.clone());
     match Signer::load(&config.data_dir, config.lives()) {
         Ok(signer) => controller.enrol(signer, enrolment_settings(&config)?),
         Err(error) => {

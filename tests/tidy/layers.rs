@@ -121,7 +121,10 @@ const CONTROLLER: &[Rule] = &[
     ),
     ("ssh", &["access", "audit", "rpc", "sandbox", "store"]),
     ("enrolment", &["ca", "clock", "events", "node", "sandbox", "store", "token"]),
-    ("setup", &["access", "ca", "clock", "config", "enrolment", "rpc", "ssh", "store", "token"]),
+    (
+        "setup",
+        &["access", "audit", "ca", "clock", "config", "enrolment", "rpc", "ssh", "store", "token"],
+    ),
     ("sandbox", &["clock", "events", "inventory", "node", "placement", "store", "token"]),
     ("node", &["clock", "events", "inventory", "placement", "store"]),
     ("inventory", &["clock", "store"]),

@@ -50,15 +50,22 @@ pub(super) async fn wait_for_lock(dir: &Path) -> Result<File, OpenError> {
     let mut options = File::options();
     let options = options.write(true).create(true).truncate(false).mode(0o600);
     let lock = options.open(dir.join("lock")).map_err(wrong)?;
+    self::lock(&lock).await.map_err(|_| OpenError::Locked(dir.to_owned()))?;
+    Ok(lock)
+}
+
+/// Locks a file against other processes.
+///
+/// # Errors
+/// When another process keeps it locked for 10 s.
+pub(super) async fn lock(file: &File) -> io::Result<()> {
     let locked = async {
-        while lock.try_lock().is_err() {
+        while file.try_lock().is_err() {
             tokio::time::sleep(LOCK_AGAIN).await;
         }
     };
-    match tokio::time::timeout(LOCK_WAIT, locked).await {
-        Ok(()) => Ok(lock),
-        Err(_) => Err(OpenError::Locked(dir.to_owned())),
-    }
+    let locked = tokio::time::timeout(LOCK_WAIT, locked).await;
+    locked.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "another process keeps it locked"))
 }
 
 /// Log that is written to.

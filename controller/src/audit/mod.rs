@@ -2,9 +2,10 @@
 //! to one writer, which writes and syncs them in groups: no call waits for the disk.
 //!
 //! `log` has the files, `opening` finds what an earlier controller has left, `retention` decides what is
-//! removed, `writer` is the task, `read` lists, exports and verifies, `refusals` counts. Lines and their
-//! chain of hashes are `daemon::audit`.
+//! removed, `writer` is the task, `local` brings it what commands on this machine have done, `read` lists,
+//! exports and verifies, `refusals` counts. Lines and their chain of hashes are `daemon::audit`.
 
+mod local;
 mod log;
 mod opening;
 mod read;
@@ -30,6 +31,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::clock::Clock;
 use refusals::Noted;
 
+pub use local::{LocalCommand, LocalEntry, LocalError, recorded};
 pub use log::OpenError;
 use opening::Damage;
 pub use read::{AuditError, AuditFilter, AuditQuery};
@@ -38,6 +40,11 @@ pub use read::{AuditError, AuditFilter, AuditQuery};
 const QUEUE: usize = 8192;
 /// Longest wait for the writer to write what it has.
 const FLUSH: Duration = Duration::from_secs(10);
+
+/// Returns the directory of the log, in that of the controller's state.
+pub fn dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("audit")
+}
 
 /// Retention and sizes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,7 +148,9 @@ impl Audit {
         tokio::spawn(writer::run(log, receiver, shared.clone(), clock));
         let verifying = Arc::new(Semaphore::new(1));
         let inner = Inner { dir: dir.to_owned(), queue: sender, shared, verifying };
-        let audit = Self(Some(Arc::new(inner)));
+        let inner = Arc::new(inner);
+        tokio::spawn(local::take_all(dir.to_owned(), Arc::downgrade(&inner)));
+        let audit = Self(Some(inner));
         audit.flush().await;
         Ok(audit)
     }

@@ -1,3 +1,5 @@
+mod local;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,

@@ -98,7 +98,7 @@ impl Writer {
         for message in batch {
             match message {
                 // What comes after the end has no place in the log.
-                Message::Entry(_) if closed => {}
+                Message::Entry(_) | Message::Flush(_) if closed => {}
                 Message::Entry(record) => log.add(*record),
                 Message::Flush(done) => self.waiting.push(done),
                 Message::Close(done) => {

@@ -4,6 +4,7 @@
 mod context;
 mod join_loop;
 mod machine;
+mod node;
 mod rotate;
 
 use std::{
@@ -24,10 +25,10 @@ use toml_edit::{DocumentMut, value};
 
 use crate::{
     access::ssh_keys,
+    audit::{self, LocalCommand},
     ca,
     clock::{Clock, SystemClock},
     config::Config,
-    enrolment,
     ssh::host_key,
     store::{
         AccessStore as _, Added, TokenFilter,
@@ -44,12 +45,6 @@ pub use rotate::Rotate;
 const PACKAGED: &str = include_str!("../../../packaging/controller.toml");
 /// Unit of the controller, and the user that it runs as.
 const UNIT: &str = "pve-sandbox-controller";
-/// Program of a node's agent.
-const AGENT: &str = "/usr/sbin/pve-sandbox-agent";
-/// Certificate of a node that has joined, where the packaged configuration has it.
-const AGENT_CERTIFICATE: &str = "/etc/pve-sandbox/tls/node.crt";
-/// Variable by which the agent's `join` takes a token that must not stand in its arguments.
-const JOIN_TOKEN: &str = "PVE_SANDBOX_JOIN_TOKEN";
 /// Name of the context that is saved.
 const CONTEXT: &str = "local";
 
@@ -71,7 +66,7 @@ pub struct Setup {
     /// First team, whose token is saved for `sandboxctl`.
     #[arg(long, default_value = "main")]
     team: Team,
-    /// Also join the agent of this machine, if it is a PVE node.
+    /// Also join the agent of this machine, if it is a PVE node; again: make what that node lacks.
     #[arg(long)]
     join: bool,
     /// Let people reach their sandboxes by SSH: listen on this address, unless the configuration says
@@ -87,6 +82,9 @@ pub struct Setup {
     /// Directory of the database and the CA, for a configuration that is written now.
     #[arg(long, hide = true)]
     data_dir: Option<PathBuf>,
+    /// Root below which the node of PVE is looked for.
+    #[arg(long, hide = true, default_value = "/")]
+    node_root: PathBuf,
 }
 
 /// Tells each step as soon as it is done: a later one may take minutes, or fail.
@@ -127,7 +125,7 @@ impl Setup {
         self.owner(&config, &mut report)?;
         self.unit(new_names || new_ssh, &mut report)?;
         self.node(&config, &mut report).await?;
-        other_nodes(&config, &mut report).await?;
+        self.other_nodes(&config, &mut report).await?;
         if !report.changed {
             report.note("nothing to do: all of it is there")?;
         } else if self.dry_run {
@@ -238,8 +236,14 @@ impl Setup {
         })?;
         if let (Some(store), false) = (&store, report.dry_run) {
             // After it is saved: a crash in between only leaves a context without a valid token.
-            let added = store.add_token(issued.token).await?;
-            anyhow::ensure!(added == Added::New, "the token was not stored: {added:?}");
+            let (object, owner) = (format!("token:{}", issued.token.name), team.as_str());
+            let command = LocalCommand { method: "LocalSetupToken", object: &object, owner };
+            audit::recorded(&config.data_dir, command, async {
+                let added = store.add_token(issued.token).await?;
+                anyhow::ensure!(added == Added::New, "the token was not stored: {added:?}");
+                Ok(())
+            })
+            .await?;
         }
         Ok(())
     }
@@ -270,42 +274,6 @@ impl Setup {
         let what = format!("enable and start {UNIT}.service");
         report.step(&what, || start(&["enable", "--now", "--quiet", UNIT]))
     }
-
-    /// Joins the agent of this machine, or says how.
-    async fn node(&self, config: &Config, report: &mut Report<'_>) -> Result<()> {
-        let Some(node) = machine::pve_node() else { return Ok(()) };
-        let path = config.database();
-        // The node has its certificate: else a join was interrupted, and is repeated.
-        let has_joined = joined(config).await?.iter().any(|known| known.node == node);
-        if has_joined && Path::new(AGENT_CERTIFICATE).exists() {
-            return Ok(());
-        }
-        if !self.join {
-            return report.note(&format!(
-                "this machine is the node {node} of PVE, which has not joined: `{UNIT} setup --join` \
-                 joins it, or the line that `sandboxctl node token {node}` prints"
-            ));
-        }
-        let what = format!("join the agent of {node}");
-        if report.dry_run {
-            return report.step(&what, || Ok(()));
-        }
-        let (text, row) = enrolment::issue(&node, 0, SystemClock.now_ms())?;
-        Sqlite::open(&path)?.add_node_token(row).await?;
-        let signer = ca::Signer::load(&config.data_dir, ca::Lives::default())?;
-        let pin = token::hex(&signer.fingerprint());
-        let host = machine::names().into_iter().next().unwrap_or_else(|| "127.0.0.1".into());
-        let host = if host.contains(':') { format!("[{host}]") } else { host };
-        let controller = format!("https://{host}:{}", config.listen.port());
-        let words = ["join", &controller, "--ca-sha256", &pin];
-        report.step(&what, || {
-            anyhow::ensure!(
-                Path::new(AGENT).exists(),
-                "the package pve-sandbox-agent is not installed"
-            );
-            Ok(systemctl::run_program(Path::new(AGENT), &words, &[(JOIN_TOKEN, &text)])?)
-        })
-    }
 }
 
 /// Makes the host key of the SSH server, where there is one, and tells its fingerprint.
@@ -335,21 +303,6 @@ async fn joined(config: &Config) -> Result<Vec<Enrolment>> {
     let mut enrolled = Sqlite::open(&path)?.enrolments().await?;
     enrolled.retain(|known| known.revoked_ms == 0 && !known.address.is_empty());
     Ok(enrolled)
-}
-
-/// Says how the other nodes of this machine's cluster join that have not.
-async fn other_nodes(config: &Config, report: &mut Report<'_>) -> Result<()> {
-    let mut others = machine::other_nodes();
-    let known = joined(config).await?;
-    others.retain(|host| known.iter().all(|joined| joined.node != host.node));
-    if others.is_empty() {
-        return Ok(());
-    }
-    report.note(
-        "other nodes of this cluster have not joined. Where the package pve-sandbox-agent is installed on \
-         them, these lines join them, by the ssh that root has among the nodes:",
-    )?;
-    join_loop(None, &others).iter().try_for_each(|line| report.note(line))
 }
 
 /// Starts the unit; systemd keeps to itself why one does not start.
@@ -406,6 +359,7 @@ mod tests {
             ssh: None,
             sandboxctl_config: Some(dir.join("home/config.toml")),
             data_dir: Some(dir.join("data")),
+            node_root: dir.join("node"),
         }
     }
 

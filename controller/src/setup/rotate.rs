@@ -13,6 +13,7 @@ use daemon::systemctl;
 
 use super::{Host, UNIT, give_to_owner, join_loop, joined, machine, start};
 use crate::{
+    audit::{self, LocalCommand},
     ca::{self, Lives, Rotation, Signer},
     config::Config,
     store::enrolments::Enrolment,
@@ -53,7 +54,8 @@ impl Rotate {
         let runs = systemctl::is_there() && systemctl::run(&["is-active", "--quiet", UNIT]).is_ok();
         let old = {
             let rotation = Rotation::new(data, &names, give_to_owner)?;
-            rotation.run()?;
+            let command = LocalCommand { method: "LocalCaRotate", object: "ca", owner: "" };
+            audit::recorded(data, command, async { Ok(rotation.run()?) }).await?;
             rotation.old().to_owned()
         };
         let lines = report(data, &old, &names, &enrolled);
@@ -77,7 +79,8 @@ fn report(
         "callers on other machines need the new CA's file (sandboxctl login NAME --ca FILE)".into(),
         "client certificates stay good".into(),
     ];
-    let own = machine::pve_node().filter(|own| enrolled.iter().any(|known| known.node == *own));
+    let own = machine::pve_node(Path::new(machine::MEMBERS));
+    let own = own.filter(|own| enrolled.iter().any(|known| known.node == *own));
     let others = enrolled.iter().filter(|known| Some(&known.node) != own.as_ref());
     let others: Vec<_> = others
         .map(|known| Host { node: known.node.clone(), address: address(&known.address) })
