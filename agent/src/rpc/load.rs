@@ -9,7 +9,7 @@ use std::{
 };
 
 use daemon::sync::Mutex;
-use proto::sandbox::v1::NodeLoad;
+use proto::{sandbox::v1::NodeLoad, spec::Size};
 use tokio::sync::watch;
 
 use super::convert;
@@ -49,6 +49,10 @@ impl Reporter {
             *least = queued.min(*least);
         }
         templates.dedup_by_key(|template| &template.snapshot);
+        let mut snapshot_sizes = Vec::new();
+        for template in &templates {
+            snapshot_sizes.push(self.size(template).await.into());
+        }
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let cluster = self.sandboxes.pve().cluster().await;
         let state = self.sandboxes.scheduling().state;
@@ -75,7 +79,7 @@ impl Reporter {
             // Taken last: a report with a higher number has seen at least as much.
             seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1,
             taken_at: Some(convert::timestamp(self.sandboxes.now_ms())),
-            snapshot_sizes: templates.iter().map(|template| template.size.into()).collect(),
+            snapshot_sizes,
             cpu_busy_60s: host.cpu_busy_60s,
             psi_memory_full: host.psi_memory_full,
             psi_io_full: host.psi_io_full,
@@ -108,6 +112,14 @@ impl Reporter {
             Err(error) => tracing::warn!(%error, "a load report contains old counts"),
         }
         *kept
+    }
+
+    /// Returns the size of a template's sandboxes where their creation sets none: with its root disk, which each of
+    /// them has at least. Creations ask for no disk then, so the options have none.
+    async fn size(&self, template: &Template) -> Size {
+        let config = self.sandboxes.pve().config(template.vmid).await;
+        let disk_gib = config.ok().flatten().map_or(0, |config| config.rootfs_gib());
+        Size { disk_gib, ..template.size }
     }
 
     /// Returns the worst values of the templates' storages: a report must not promise what a clone

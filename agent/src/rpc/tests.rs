@@ -167,6 +167,20 @@ async fn only_the_controller_may_call_the_agent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn snapshot_is_reported_with_the_disk_of_its_template() {
+    let node = Node::new().await;
+    let mut client = serve(&node, Peer::Controller);
+    let answer = client.get_load(wire::GetLoadRequest {}).await.expect("answers").into_inner();
+    let load = answer.load.expect("a load");
+    assert_eq!((load.snapshots.len(), load.snapshot_sizes.len()), (1, 1));
+    assert_eq!(load.snapshot_sizes[0].disk_gib, 2, "as the template's config says");
+    // It stays what was asked for: nothing.
+    let made = client.create_sandbox(create(1)).await.expect("made").into_inner();
+    let size = made.sandbox.and_then(|sandbox| sandbox.size).expect("a size");
+    assert_eq!(size.disk_gib, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn sandbox_is_created_found_listed_and_deleted() {
     let node = Node::new().await;
     let mut client = serve(&node, Peer::Controller);

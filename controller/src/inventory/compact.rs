@@ -85,6 +85,8 @@ pub(super) struct CompactSandbox {
     pub(super) open: bool,
     /// As in the message.
     pub(super) size: Size,
+    /// Number of its snapshot, if it asked for no disk: that of the snapshot counts.
+    pub(super) disk_of: Option<u32>,
     /// As in the message.
     pub(super) vmid: u32,
     /// As in the message.
@@ -113,6 +115,7 @@ impl CompactSandbox {
             name: (!sandbox.name.is_empty()).then(|| sandbox.name.as_str().into()),
             open: !sandbox.services.is_empty(),
             size: sandbox.size.unwrap_or_default().into(),
+            disk_of: None,
             vmid: sandbox.vmid,
             attempt: sandbox.attempt,
             creating: false,

@@ -6,6 +6,7 @@ use proto::{
     id::SandboxId,
     name::{NodeName, Team},
     sandbox::v1::Sandbox,
+    spec::Size,
 };
 use tokio::sync::{broadcast, watch};
 
@@ -35,6 +36,11 @@ pub(super) struct Index {
     pub(super) counts: BTreeMap<Team, BTreeMap<NodeName, u32>>,
     /// Sums of what the living sandboxes of each team have, by the number of the team.
     pub(super) usage: BTreeMap<u32, Usage>,
+    pub(super) snapshots: Interner<String>,
+    /// Number of living sandboxes that asked for no disk, by the numbers of the team and of the snapshot.
+    pub(super) disks_of: BTreeMap<(u32, u32), u64>,
+    /// Size of the root disk by the number of the snapshot, GiB, where a node has told it.
+    pub(super) snapshot_disks: BTreeMap<u32, u32>,
     /// Number of living sandboxes by node.
     pub(super) on: BTreeMap<NodeName, u32>,
     /// Nodes that are up.
@@ -138,6 +144,14 @@ impl Index {
             if *sum == Usage::default() {
                 self.usage.remove(&known.team);
             }
+            if let Some(snapshot) = known.disk_of {
+                let key = (known.team, snapshot);
+                let count = self.disks_of.entry(key).or_default();
+                *count = if add { *count + 1 } else { *count - 1 };
+                if *count == 0 {
+                    self.disks_of.remove(&key);
+                }
+            }
         }
         let Some(node) = known.node.filter(|_| !known.ended()) else { return };
         let (node, team) = (self.nodes.name(node), self.teams.name(known.team));
@@ -152,6 +166,23 @@ impl Index {
         if nodes.is_empty() {
             self.counts.remove(team);
         }
+    }
+
+    /// Returns the size of a sandbox that counts for its team: with the disk of the snapshot, if it asked for none.
+    pub(super) fn counted(&self, known: &CompactSandbox) -> Size {
+        let disk = known.disk_of.and_then(|snapshot| self.snapshot_disks.get(&snapshot));
+        let disk_gib = disk.copied().unwrap_or_default();
+        known.size.or(Size { cpu_cores: 0, memory_mib: 0, disk_gib })
+    }
+
+    /// Returns what the living sandboxes of a team have.
+    pub(super) fn usage_of(&self, team: u32) -> Usage {
+        let asked = self.usage.get(&team).copied().unwrap_or_default();
+        let of_team = self.disks_of.range((team, 0)..=(team, u32::MAX));
+        let disks = of_team.map(|((_, snapshot), count)| {
+            u64::from(self.snapshot_disks.get(snapshot).copied().unwrap_or_default()) * count
+        });
+        Usage { disk_gib: asked.disk_gib + disks.sum::<u64>(), ..asked }
     }
 
     pub(super) fn remove(&mut self, id: &SandboxId) {
@@ -192,6 +223,10 @@ impl Index {
         let (team, node) = (self.teams.intern(&entry.team), entry.node.as_ref());
         let node = node.map(|node| self.nodes.intern(node));
         let mut known = CompactSandbox::new(team, node, &mut entry.sandbox);
+        let snapshot = &entry.sandbox.snapshot_id;
+        if known.size.disk_gib == 0 && !snapshot.is_empty() {
+            known.disk_of = Some(self.snapshots.intern(snapshot));
+        }
         (known.creating, known.lost) = (entry.creating, entry.lost);
         (known.ended_ms, known.inventory) = (entry.ended_ms, entry.inventory);
         known.elsewhere = entry.elsewhere;

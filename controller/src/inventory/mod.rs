@@ -501,12 +501,36 @@ impl Cache {
     pub fn usage(&self, team: &Team, soon: impl Iterator<Item = (SandboxId, Size)>) -> Usage {
         let inner = self.inner.lock();
         let team = inner.teams.find(team);
-        let now = team.and_then(|team| inner.usage.get(&team)).copied().unwrap_or_default();
+        let now = team.map(|team| inner.usage_of(team)).unwrap_or_default();
         soon.fold(now, |sum, (id, size)| match inner.by_id.get(&id) {
             None => sum.plus(Usage::of(size)),
             Some(known) if known.ended() => sum,
-            Some(known) => sum.plus(Usage::growth(known.size, size)),
+            Some(known) => sum.plus(Usage::growth(inner.counted(known), size)),
         })
+    }
+
+    /// Returns the size of a sandbox that counts for its team: with the disk of its snapshot, if it asked for none.
+    pub fn counted_size(&self, id: &SandboxId) -> Option<Size> {
+        let inner = self.inner.lock();
+        inner.by_id.get(id).map(|known| inner.counted(known))
+    }
+
+    /// Returns the size of the root disk of a snapshot, GiB; 0 where no node has told it.
+    pub fn snapshot_disk_gib(&self, snapshot: &str) -> u32 {
+        let inner = self.inner.lock();
+        let at = inner.snapshots.find(&snapshot.to_owned());
+        let disk = at.and_then(|at| inner.snapshot_disks.get(&at));
+        disk.copied().unwrap_or_default()
+    }
+
+    /// Records the sizes of the root disks of snapshots, GiB. They stay known while no node tells them: 0, which is
+    /// what agents of before tell, changes nothing.
+    pub fn note_snapshot_disks(&self, disks: impl Iterator<Item = (String, u32)>) {
+        let mut inner = self.inner.lock();
+        for (snapshot, disk_gib) in disks.filter(|(_, disk_gib)| *disk_gib > 0) {
+            let snapshot = inner.snapshots.intern(&snapshot);
+            inner.snapshot_disks.insert(snapshot, disk_gib);
+        }
     }
 
     /// Counts the use of all teams again; returns the teams whose counters differ, with both.
@@ -514,13 +538,18 @@ impl Cache {
         let inner = self.inner.lock();
         let mut recount: BTreeMap<u32, Usage> = BTreeMap::new();
         for (id, known) in inner.by_id.iter().filter(|(_, known)| !known.ended()) {
-            let size = known.sandbox(id).size.unwrap_or_default();
+            let sandbox = known.sandbox(id);
+            let asked = Size::from(sandbox.size.unwrap_or_default());
+            let snapshot = inner.snapshots.find(&sandbox.snapshot_id);
+            let disk = snapshot.and_then(|snapshot| inner.snapshot_disks.get(&snapshot));
+            let disk_gib = disk.copied().unwrap_or_default();
+            let size = asked.or(Size { cpu_cores: 0, memory_mib: 0, disk_gib });
             let sum = recount.entry(known.team).or_default();
-            *sum = sum.plus(Usage::of(size.into()));
+            *sum = sum.plus(Usage::of(size));
         }
         let teams: BTreeSet<_> = recount.keys().chain(inner.usage.keys()).copied().collect();
-        let of = |sums: &BTreeMap<u32, Usage>, team| sums.get(&team).copied().unwrap_or_default();
-        let both = teams.into_iter().map(|team| (team, of(&inner.usage, team), of(&recount, team)));
+        let again = |team| recount.get(&team).copied().unwrap_or_default();
+        let both = teams.into_iter().map(|team| (team, inner.usage_of(team), again(team)));
         let wrong = both.filter(|(_, counted, recounted)| counted != recounted);
         wrong
             .map(|(team, counted, again)| (inner.teams.name(team).clone(), counted, again))

@@ -11,7 +11,7 @@ pub struct Usage {
     pub cpu_cores: u64,
     /// Memory, MiB.
     pub memory_mib: u64,
-    /// Disks that were asked for, GiB.
+    /// Disks, GiB: those that were asked for, and those of the snapshots, where nodes tell them.
     pub disk_gib: u64,
 }
 

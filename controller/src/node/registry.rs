@@ -65,6 +65,9 @@ pub struct Nodes {
     connector: Arc<dyn Connector>,
     /// Certificates of the nodes; empty where connections have none.
     certificates: Arc<NodeCertificates>,
+    /// Certificate that the controller serves with, and whether its overdue renewal was told; `None` before the
+    /// first look.
+    pub(super) own_certificate: Mutex<Option<(Validity, bool)>>,
     nodes: Mutex<BTreeMap<NodeName, Arc<Node>>>,
     /// Forgotten nodes. They are used again when they are online again.
     forgotten: Mutex<BTreeSet<NodeName>>,
@@ -105,6 +108,7 @@ impl Nodes {
             random,
             options,
             certificates: connector.certificates().unwrap_or_default(),
+            own_certificate: Mutex::default(),
             connector,
             nodes: Mutex::default(),
             forgotten: Mutex::new(store.forgotten_nodes().await?.into_iter().collect()),
@@ -348,10 +352,14 @@ impl Nodes {
         Decision { attempt, decided_ms, holders, verdicts }
     }
 
-    /// Returns the default size of a snapshot, as a node that holds it reports it; nothing, if none does.
+    /// Returns the default size of a snapshot, as a node that holds it reports it; nothing, if none does. The disk
+    /// is the largest that nodes report.
     pub fn default_size(&self, snapshot: &SnapshotId) -> Size {
-        let fleet = self.fleet.lock();
-        fleet.holders(snapshot).first().map(|holder| holder.size).unwrap_or_default()
+        let first = {
+            let fleet = self.fleet.lock();
+            fleet.holders(snapshot).first().map(|holder| holder.size).unwrap_or_default()
+        };
+        Size { disk_gib: self.cache.snapshot_disk_gib(snapshot.as_str()), ..first }
     }
 
     /// Returns what is known about a node that refused, failed or is down, for the explanation.
@@ -402,7 +410,7 @@ impl Nodes {
 
     /// Records a report. `streamed`: it came over the watch, in order.
     pub(super) fn reported(&self, node: &Node, load: NodeLoad, streamed: bool) {
-        {
+        let disks: Vec<(String, u32)> = {
             // Both under one lock, so that the later of two reports ends in both places.
             let mut fleet = self.fleet.lock();
             let mut state = node.state.lock();
@@ -412,8 +420,13 @@ impl Nodes {
             }
             let first = streamed && std::mem::replace(&mut state.first_report, false);
             fleet.reported(node.slot, &load, self.now_ms(), first);
+            let snapshots = load.snapshots.iter();
+            let disks = snapshots.map(|snapshot| (snapshot.clone(), fleet.disk_gib(snapshot)));
+            let disks = disks.collect();
             state.report = Some((load, Instant::now()));
-        }
+            disks
+        };
+        self.cache.note_snapshot_disks(disks.into_iter());
         self.announce();
     }
 

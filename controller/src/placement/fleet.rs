@@ -191,6 +191,12 @@ impl Fleet {
         self.holders.get(snapshot.as_str()).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// Returns the largest root disk that nodes report of a snapshot, GiB; 0 where none tells it.
+    pub fn disk_gib(&self, snapshot: &str) -> u32 {
+        let holders = self.holders.get(snapshot).into_iter().flatten();
+        holders.map(|holder| holder.size.disk_gib).max().unwrap_or_default()
+    }
+
     /// Returns the bit of a label; 0 when no node has it.
     pub fn label(&self, label: &str) -> u64 {
         self.labels.iter().position(|known| known == label).map_or(0, |at| 1 << at)

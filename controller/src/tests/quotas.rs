@@ -116,6 +116,50 @@ async fn repeated_request_does_not_count_again() {
     assert_eq!((usage.sandboxes, usage.creates), (1, 1));
 }
 
+/// Lets the agents report the root disk of their snapshot, GiB, and waits until the controller knows.
+async fn tell_disks(lab: &Lab, gib: u32, agents: std::ops::Range<usize>) {
+    for agent in &lab.agents[agents] {
+        agent.load(|load| load.snapshot_sizes[0].disk_gib = gib);
+    }
+    let known = async {
+        while lab.domain().nodes().cache.snapshot_disk_gib(SNAPSHOT) != gib {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), known).await.expect("reported");
+}
+
+#[tokio::test(start_paused = true)]
+async fn disk_of_the_snapshot_counts_where_none_is_asked_for() {
+    let lab = Lab::limited("disk_gib=40").await;
+    let size = |disk_gib| Size { cpu_cores: 0, memory_mib: 0, disk_gib };
+    // Agents of before do not tell it.
+    let first = lab.create("r1").await.expect("made");
+    assert_eq!(lab.usage("red").await.disk_gib, 0);
+    // One of another version is enough.
+    tell_disks(&lab, 8, 0..1).await;
+    assert_eq!(lab.usage("red").await.disk_gib, 8);
+    for number in 2..=4 {
+        let made = lab.create(&format!("r{number}")).await.expect("made");
+        assert_eq!(made.size.expect("a size").disk_gib, 0, "what was asked for is told");
+    }
+    let status = lab.with_size("r5", size(9)).await.expect_err("too much");
+    assert_eq!(exceeded(&status), text("disk_gib", 32, 40));
+    lab.create("r5").await.expect("as much as there is");
+    let status = lab.create("r6").await.expect_err("too many");
+    assert_eq!(exceeded(&status), text("disk_gib", 40, 40));
+    // A disk that grows counts with the difference.
+    let grown = async || lab.resize(&first.id, size(16), &["size.disk_gib"]).await;
+    let status = grown().await.expect_err("too much");
+    assert_eq!(exceeded(&status), text("disk_gib", 40, 40));
+    let other = lab.living().into_iter().find(|other| other.id != first.id).expect("another");
+    lab.drop_sandbox(&other.id).await;
+    assert_eq!(lab.usage("red").await.disk_gib, 32);
+    grown().await.expect("as much as there is");
+    assert_eq!(lab.usage("red").await.disk_gib, 40);
+    assert!(lab.domain().nodes().cache.miscounted().is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn sizes_count_with_what_the_snapshot_gives() {
     let mut lab = Lab::limited("cpu_cores=4 memory_mib=2048 disk_gib=30").await;

@@ -7,7 +7,12 @@ use super::*;
 use crate::{node::calls::Call, placement::Limits};
 
 impl Lab {
-    async fn resize(&self, id: &str, size: Size, fields: &[&str]) -> Result<Sandbox, Status> {
+    pub(super) async fn resize(
+        &self,
+        id: &str,
+        size: Size,
+        fields: &[&str],
+    ) -> Result<Sandbox, Status> {
         let change = Sandbox { id: id.into(), size: Some(size), ..Sandbox::default() };
         let answer = self.api().update_sandbox(update::request(change, fields)).await?;
         Ok(answer.into_inner().sandbox.expect("a sandbox"))

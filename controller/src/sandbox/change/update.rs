@@ -82,9 +82,8 @@ impl Sandboxes {
             };
             let wait = update.size.map_or(RECORD_WAIT, |_| WAIT);
             // The size may have changed during that wait.
-            let entry = this.nodes.cache.get(&SandboxRef::Id(id));
-            let has = entry.and_then(|entry| entry.sandbox.size).unwrap_or(has);
-            let grows = update.size.map(|size| (Size::from(has), size.or(has.into())));
+            let has = this.nodes.cache.counted_size(&id).unwrap_or(has.into());
+            let grows = update.size.map(|size| (has, size.or(has)));
             let admit = |sizes| this.admit_size(&caller.team, id, sizes);
             let admitted = grows.map(admit).transpose()?;
             let change = |client: Client, epoch, id| async move {

@@ -214,8 +214,10 @@ impl Sandboxes {
             ended_ms: 0,
             last: Vec::new(),
         };
-        // Also of the snapshot's size, which counts towards the limits of the team.
-        let placeholder = Sandbox { size: Some(size.into()), ..placeholder(&row, &request) };
+        // Also of the snapshot's size, which counts towards the limits of the team. Its disk is told of no sandbox,
+        // and the inventory counts it.
+        let told = Size { disk_gib: spec.size.disk_gib, ..size };
+        let placeholder = Sandbox { size: Some(told.into()), ..placeholder(&row, &request) };
         row.last = placeholder.encode_to_vec();
         let by = user.as_ref().map(|user| format!(", by {user}")).unwrap_or_default();
         let asked = Event {
