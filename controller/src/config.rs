@@ -599,7 +599,7 @@ impl Config {
 
     /// Returns the directory of the audit log.
     pub fn audit_dir(&self) -> PathBuf {
-        self.data_dir.join("audit")
+        audit::dir(&self.data_dir)
     }
 
     /// Returns the lives of certificates.

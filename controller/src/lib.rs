@@ -158,6 +158,12 @@ impl Controller {
         self.tasks.spawn(teller.run(self.stop.clone()));
     }
 
+    /// Tells when the renewal of the certificate that the controller serves with is overdue. Called once.
+    pub fn watch_certificate(&self, live: daemon::tls::LiveIdentity) {
+        let nodes = self.sandboxes.registry();
+        self.tasks.spawn(nodes.watch_own_certificate(live, self.stop.clone()));
+    }
+
     /// Lets tokens be client certificates.
     pub fn certify(&self, signer: ca::ClientSigner) {
         self.access.certify(signer);

@@ -1,7 +1,7 @@
 //! The nodes: the only module that speaks `agent.v1`. `client` makes calls over any byte stream,
 //! `bulk` shares out the streams of commands and files, `link` keeps a watch on each agent,
-//! `reports` feeds the inventory from it, `registry` knows the nodes and their load, `epoch` is the
-//! fencing number, `fake` is an agent for tests and simulations.
+//! `reports` feeds the inventory from it, `registry` knows the nodes and their load, `own_certificate`
+//! tells when the controller's is not renewed, `epoch` is the fencing number, `fake` is an agent for tests and simulations.
 //!
 //! An agent's status is decoded into `Error` here and never passed on. A node's report of a sandbox
 //! is kept as the message that it sent; its identities are checked before use.
@@ -18,6 +18,7 @@ mod growth;
 mod link;
 mod names;
 mod output;
+mod own_certificate;
 pub mod registry;
 mod renew;
 mod reports;

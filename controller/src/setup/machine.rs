@@ -19,8 +19,7 @@ const INNER: &[&str] = &["docker", "br-", "veth", "fwbr", "fwpr", "fwln", "tap",
 /// Most files that are given to another user.
 const FILES_MAX: usize = 10_000;
 /// Membership of PVE's cluster file system, which names this node.
-const MEMBERS: &str = "/etc/pve/.members";
-
+pub(super) const MEMBERS: &str = "/etc/pve/.members";
 /// Returns what callers and nodes may reach this machine by: addresses first, then names.
 pub(super) fn names() -> Vec<String> {
     let mut addresses: Vec<IpAddr> = addresses();
@@ -105,16 +104,16 @@ pub(super) fn give(files: &[PathBuf], (uid, gid): (u32, u32)) -> io::Result<()> 
     files.iter().try_for_each(|path| lchown(path, Some(uid), Some(gid)))
 }
 
-/// Returns the name of this machine in PVE; `None` when it is no node.
-pub(super) fn pve_node() -> Option<NodeName> {
-    let members = text::read(Path::new(MEMBERS)).ok()?;
+/// Returns the name of this machine in PVE, by its `.members`; `None` when it is no node.
+pub(super) fn pve_node(members: &Path) -> Option<NodeName> {
+    let members = text::read(members).ok()?;
     let members: serde_json::Value = serde_json::from_str(&members).ok()?;
     members.get("nodename")?.as_str()?.parse().ok()
 }
 
 /// Returns the other nodes of this machine's cluster, with their addresses where PVE knows them.
-pub(super) fn other_nodes() -> Vec<Host> {
-    others(&text::read(Path::new(MEMBERS)).unwrap_or_default())
+pub(super) fn other_nodes(members: &Path) -> Vec<Host> {
+    others(&text::read(members).unwrap_or_default())
 }
 
 /// Returns the nodes in `.members` but the one that it is of.

@@ -34,6 +34,8 @@ pub struct Memory {
     mutation: Option<Mutation>,
     /// Epoch that this handle has claimed; 0: none.
     claimed: AtomicU64,
+    /// Transactions through this handle.
+    transactions: AtomicU64,
 }
 
 impl Default for Memory {
@@ -109,6 +111,7 @@ impl Memory {
             disk,
             mutation: None,
             claimed: AtomicU64::new(0),
+            transactions: AtomicU64::new(0),
         }
     }
 
@@ -146,6 +149,17 @@ impl Memory {
         tables.sealed = tables.files.keys().copied().collect();
     }
 
+    /// Returns the number of transactions through this handle, but for those about enrolments.
+    pub fn transactions(&self) -> u64 {
+        self.transactions.load(Ordering::Relaxed)
+    }
+
+    /// Locks the tables for a transaction.
+    pub(super) fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.transactions.fetch_add(1, Ordering::Relaxed);
+        self.tables.lock()
+    }
+
     async fn write<T: Send>(&self, work: impl FnOnce(&mut Tables) -> T + Send) -> Result<T> {
         self.disk.before_sync().await;
         let done = work(&mut *self.claimed_tables()?);
@@ -155,7 +169,7 @@ impl Memory {
 
     /// Locks the tables for a write, unless another handle has claimed the store later.
     pub(super) fn claimed_tables(&self) -> Result<MutexGuard<'_, Tables>> {
-        let tables = self.tables.lock();
+        let tables = self.tables();
         let claimed = self.claimed.load(Ordering::Acquire);
         let replaced = claimed > 0 && tables.epoch > claimed && !self.has(Mutation::Claim);
         if replaced { Err(Error::Replaced) } else { Ok(tables) }
@@ -219,11 +233,11 @@ impl Store for Memory {
     }
 
     async fn by_request(&self, team: &Team, request: &RequestId) -> Result<Option<Row>> {
-        Ok(self.tables.lock().holder(team, request).cloned())
+        Ok(self.tables().holder(team, request).cloned())
     }
 
     async fn files(&self, id: &SandboxId) -> Result<Option<Vec<u8>>> {
-        let tables = self.tables.lock();
+        let tables = self.tables();
         if tables.sealed.contains(id) && tables.files.contains_key(id) {
             return Err(Error::Failed("the files are not sealed with this key".to_owned()));
         }
@@ -231,12 +245,12 @@ impl Store for Memory {
     }
 
     async fn get(&self, id: &SandboxId) -> Result<Option<Row>> {
-        Ok(self.tables.lock().rows.get(id).cloned())
+        Ok(self.tables().rows.get(id).cloned())
     }
 
     async fn after(&self, id: Option<SandboxId>, limit: u32) -> Result<Vec<Row>> {
         let from = id.map_or(Bound::Unbounded, Bound::Excluded);
-        let tables = self.tables.lock();
+        let tables = self.tables();
         let rows = tables.rows.range((from, Bound::Unbounded));
         Ok(rows.take(limit as usize).map(|(_, row)| row.clone()).collect())
     }
@@ -342,11 +356,11 @@ impl Store for Memory {
     }
 
     async fn events(&self, after: u64, filter: Filter, limit: u32) -> Result<EventPage> {
-        Ok(self.tables.lock().page(after, &filter, limit))
+        Ok(self.tables().page(after, &filter, limit))
     }
 
     async fn before_last(&self, filter: Filter, count: u32) -> Result<u64> {
-        Ok(self.tables.lock().before_last(&filter, count))
+        Ok(self.tables().before_last(&filter, count))
     }
 
     async fn prune_events(&self, before_ms: u64, limit: u32) -> Result<u64> {
@@ -359,11 +373,11 @@ impl Store for Memory {
     }
 
     async fn event_counts(&self) -> Result<Vec<(Option<Team>, u64)>> {
-        Ok(self.tables.lock().counts())
+        Ok(self.tables().counts())
     }
 
     async fn events_of_team(&self, team: &Team) -> Result<u64> {
-        let tables = self.tables.lock();
+        let tables = self.tables();
         let of_team = tables.events.values().filter(|event| event.team.as_ref() == Some(team));
         Ok(of_team.count() as u64)
     }
@@ -383,7 +397,7 @@ impl Store for Memory {
     }
 
     async fn pending_cancels(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>> {
-        let tables = self.tables.lock();
+        let tables = self.tables();
         let of_node = tables.cancels.iter().filter(|((of, _), _)| of == node);
         Ok(of_node.map(|((_, id), attempt)| (*id, *attempt)).collect())
     }
@@ -399,12 +413,12 @@ impl Store for Memory {
     }
 
     async fn put_node(&self, name: &NodeName, address: &str) -> Result<()> {
-        self.tables.lock().nodes.insert(name.clone(), address.to_owned());
+        self.tables().nodes.insert(name.clone(), address.to_owned());
         Ok(())
     }
 
     async fn forget_node(&self, name: &NodeName) -> Result<()> {
-        let mut tables = self.tables.lock();
+        let mut tables = self.tables();
         tables.nodes.insert(name.clone(), String::new());
         tables.cancels.retain(|(pending_cancels, _), _| pending_cancels != name);
         self.enrolments.lock().forget(name);
@@ -412,19 +426,19 @@ impl Store for Memory {
     }
 
     async fn forgotten_nodes(&self) -> Result<Vec<NodeName>> {
-        let tables = self.tables.lock();
+        let tables = self.tables();
         let forgotten = tables.nodes.iter().filter(|(_, address)| address.is_empty());
         Ok(forgotten.map(|(name, _)| name.clone()).collect())
     }
 
     async fn nodes(&self) -> Result<Vec<(NodeName, String)>> {
-        let tables = self.tables.lock();
+        let tables = self.tables();
         let known = tables.nodes.iter().filter(|(_, address)| !address.is_empty());
         Ok(known.map(|(name, address)| (name.clone(), address.clone())).collect())
     }
 
     async fn claim(&self) -> Result<u64> {
-        let mut tables = self.tables.lock();
+        let mut tables = self.tables();
         tables.unwritten.clear();
         tables.epoch += 1;
         self.claimed.store(tables.epoch, Ordering::Release);

@@ -50,15 +50,15 @@ fn page(
 #[async_trait::async_trait]
 impl AccessStore for Memory {
     async fn add_token(&self, token: Token) -> Result<Added> {
-        Ok(add(&mut self.tables.lock(), token))
+        Ok(add(&mut self.tables(), token))
     }
 
     async fn token(&self, id: &str) -> Result<Option<Token>> {
-        Ok(self.tables.lock().tokens.get(id).cloned())
+        Ok(self.tables().tokens.get(id).cloned())
     }
 
     async fn tokens_by_id(&self, ids: Vec<String>) -> Result<Vec<Token>> {
-        let tables = self.tables.lock();
+        let tables = self.tables();
         Ok(ids.iter().filter_map(|id| tables.tokens.get(id)).cloned().collect())
     }
 
@@ -68,7 +68,7 @@ impl AccessStore for Memory {
         name: &TokenName,
         now_ms: u64,
     ) -> Result<Option<Token>> {
-        let tables = self.tables.lock();
+        let tables = self.tables();
         let mut living = tables.tokens.values().filter(|known| known.is_living(now_ms));
         Ok(living.find(|known| known.team == *team && known.name == *name).cloned())
     }
@@ -79,11 +79,11 @@ impl AccessStore for Memory {
         after: Option<TokenPlace>,
         limit: u32,
     ) -> Result<Vec<Token>> {
-        Ok(page(&self.tables.lock(), &filter, after, limit, |_| true))
+        Ok(page(&self.tables(), &filter, after, limit, |_| true))
     }
 
     async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool> {
-        let mut tables = self.tables.lock();
+        let mut tables = self.tables();
         let token = tables.tokens.get_mut(id);
         let found = token.is_some();
         if let Some(token) = token.filter(|token| token.revoked_ms == 0) {
@@ -93,7 +93,7 @@ impl AccessStore for Memory {
     }
 
     async fn tokens_used(&self, used: Vec<(String, u64)>) -> Result<()> {
-        let mut tables = self.tables.lock();
+        let mut tables = self.tables();
         for (id, used_ms) in used {
             if let Some(token) = tables.tokens.get_mut(&id) {
                 token.used_ms = token.used_ms.max(used_ms);
@@ -104,7 +104,7 @@ impl AccessStore for Memory {
 
     async fn add_ssh_key(&self, key: SshKey) -> Result<Added> {
         let SshKey { token, key, added_by } = key;
-        let mut tables = self.tables.lock();
+        let mut tables = self.tables();
         let now_ms = token.created_ms;
         let mut same = tables.tokens.values().filter(|known| known.hash == token.hash);
         if same.any(|known| known.team == token.team && known.is_living(now_ms)) {
@@ -121,7 +121,7 @@ impl AccessStore for Memory {
     }
 
     async fn tokens_by_hash(&self, hash: &[u8], now_ms: u64) -> Result<Vec<Token>> {
-        let tables = self.tables.lock();
+        let tables = self.tables();
         let living = TokenFilter { team: None, living_ms: Some(now_ms) };
         let limit = u32::try_from(SAME_KEY_MAX).unwrap_or(u32::MAX);
         Ok(page(&tables, &living, None, limit, |token| token.hash == hash))
@@ -133,7 +133,7 @@ impl AccessStore for Memory {
         after: Option<TokenPlace>,
         limit: u32,
     ) -> Result<Vec<SshKey>> {
-        let tables = self.tables.lock();
+        let tables = self.tables();
         let is_key = |token: &Token| tables.ssh_keys.contains_key(&token.id);
         let found = page(&tables, &filter, after, limit, is_key).into_iter();
         Ok(found
@@ -150,12 +150,12 @@ impl AccessStore for Memory {
     }
 
     async fn team_limits(&self) -> Result<Vec<(Team, TeamLimits)>> {
-        let tables = self.tables.lock();
+        let tables = self.tables();
         Ok(tables.limits.iter().map(|(team, limits)| (team.clone(), limits.clone())).collect())
     }
 
     async fn token_teams(&self) -> Result<Vec<Team>> {
-        let tables = self.tables.lock();
+        let tables = self.tables();
         let teams: std::collections::BTreeSet<_> =
             tables.tokens.values().map(|token| token.team.clone()).collect();
         Ok(teams.into_iter().collect())

@@ -206,81 +206,143 @@ fn told<T: std::fmt::Debug>(answer: Result<T, Status>, id: &str) -> (i32, String
     (status.code() as i32, without(status.message()), without(&details).into_bytes(), metadata)
 }
 
+/// Answer to a call about an object that the caller's team does not have, and what it has cost.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked {
+    told: (i32, String, Vec<u8>, String),
+    transactions: u64,
+    node_calls: usize,
+}
+
+/// Lab whose store and nodes are watched.
+struct Watched {
+    lab: Lab,
+    memory: Arc<Memory>,
+}
+
+impl Watched {
+    /// Number of transactions of the store, and of calls that have come to the nodes.
+    fn counts(&self) -> (u64, usize) {
+        let calls = self.lab.agents.iter().map(|agent| agent.arrived());
+        (self.memory.transactions(), calls.sum())
+    }
+
+    async fn ask<T: std::fmt::Debug>(
+        &self,
+        call: impl Future<Output = Result<T, Status>>,
+        id: &str,
+    ) -> Asked {
+        let before = self.counts();
+        let told = told(call.await, id);
+        // Whatever the call has left to others, while time stands still.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let after = self.counts();
+        Asked { told, transactions: after.0 - before.0, node_calls: after.1 - before.1 }
+    }
+
+    /// Makes every kind of call that names a sandbox.
+    async fn ask_all(&self, api: &mut Api, id: &str) -> Vec<Asked> {
+        let named = || id.to_owned();
+        let argv = Argv { args: vec!["true".into()] };
+        let command = Some(exec_start::Command::Argv(argv));
+        let start = Some(ExecStart { id: named(), command, ..ExecStart::default() });
+        let exec = ExecCommandRequest { start, ..ExecCommandRequest::default() };
+        let change = Sandbox { id: named(), ..Sandbox::default() };
+        let change = proto::update::request(change, &["wake_on"]);
+        let subject = Some(explain_placement_request::Subject::Id(named()));
+        let file = FileContent { path: "/a".into(), ..FileContent::default() };
+        let files = vec![file];
+        let write = WriteFilesRequest { id: named(), files, user: String::new() };
+        let stat = StatFileRequest { id: named(), path: "/a".into(), user: String::new() };
+        let events = WatchEventsRequest { id: named(), ..WatchEventsRequest::default() };
+        let expose =
+            ExposeHttpServiceRequest { id: named(), name: String::new(), port: 80, visibility: 0 };
+        let hide = HideHttpServiceRequest { id: named(), name: "port-80".into() };
+        let link = CreateAccessLinkRequest {
+            id: named(),
+            service: "80".into(),
+            ..CreateAccessLinkRequest::default()
+        };
+        let revoke = RevokeAccessRequest { id: named(), service: "80".into() };
+        let usage = GetUsageRequest { ids: vec![named()], ..GetUsageRequest::default() };
+        let execs = ListExecsRequest { id: named(), ..ListExecsRequest::default() };
+        let pause = PauseSandboxRequest { id: named(), or_stop: true };
+        vec![
+            self.ask(api.get_sandbox(GetSandboxRequest { id: named() }), id).await,
+            self.ask(api.delete_sandbox(DeleteSandboxRequest { id: named() }), id).await,
+            self.ask(api.start_sandbox(StartSandboxRequest { id: named() }), id).await,
+            self.ask(api.stop_sandbox(StopSandboxRequest { id: named(), grace: None }), id).await,
+            self.ask(api.pause_sandbox(pause), id).await,
+            self.ask(api.resume_sandbox(ResumeSandboxRequest { id: named() }), id).await,
+            self.ask(api.watch_sandbox(WatchSandboxRequest { id: named() }), id).await,
+            self.ask(api.explain_placement(ExplainPlacementRequest { subject }), id).await,
+            self.ask(api.update_sandbox(change), id).await,
+            self.ask(api.exec_command(exec), id).await,
+            self.ask(api.list_execs(execs), id).await,
+            self.ask(api.write_files(write), id).await,
+            self.ask(api.stat_file(stat), id).await,
+            self.ask(api.watch_events(events), id).await,
+            self.ask(api.expose_http_service(expose), id).await,
+            self.ask(api.hide_http_service(hide), id).await,
+            self.ask(api.create_access_link(link), id).await,
+            self.ask(api.revoke_access(revoke), id).await,
+            self.ask(api.get_usage(usage), id).await,
+        ]
+    }
+
+    /// Makes the calls of another team, for pairs of what a team has and what nobody has, in the same form.
+    async fn pairs(&self) -> Vec<(String, [Vec<Asked>; 2])> {
+        let lab = &self.lab;
+        let theirs = CreateSandboxRequest { name: "web".into(), ..request("r1") };
+        let theirs = create(&mut lab.api(), theirs).await.expect("made");
+        let ended = lab.create("r2").await.expect("made");
+        let delete = DeleteSandboxRequest { id: ended.id.clone() };
+        lab.api().delete_sandbox(delete).await.expect("deleted");
+        let nobody = proto::id::SandboxId::new(1_600_000_000_000, &[7; 10]).to_string();
+        let mut api = lab.api_as(&token(&lab.store, "blue", "sandbox").await);
+        look(&mut api).await.expect("the token is known");
+        let vmid = theirs.vmid.to_string();
+        let mut all = Vec::new();
+        for (known, unknown) in [
+            (theirs.id.as_str(), nobody.as_str()),
+            (ended.id.as_str(), nobody.as_str()),
+            (vmid.as_str(), "299999"),
+            ("web", "wab"),
+        ] {
+            let of_known = self.ask_all(&mut api, known).await;
+            let of_unknown = self.ask_all(&mut api, unknown).await;
+            all.push((known.to_owned(), [of_known, of_unknown]));
+        }
+        all
+    }
+}
+
+async fn watched() -> Watched {
+    let memory = Arc::new(Memory::new());
+    Watched { lab: Lab::over(memory.clone()).await, memory }
+}
+
 #[tokio::test(start_paused = true)]
 async fn id_of_another_team_is_answered_as_one_that_nobody_has() {
-    let lab = Lab::new().await;
-    let theirs = CreateSandboxRequest { name: "web".into(), ..request("r1") };
-    let theirs = create(&mut lab.api(), theirs).await.expect("made");
-    let ended = lab.create("r2").await.expect("made");
-    let delete = DeleteSandboxRequest { id: ended.id.clone() };
-    lab.api().delete_sandbox(delete).await.expect("deleted");
-    let nobody = proto::id::SandboxId::new(1_600_000_000_000, &[7; 10]).to_string();
-    let mut api = lab.api_as(&token(&lab.store, "blue", "sandbox").await);
-    // Each pair: what another team has, and what nobody has, in the same form.
-    let vmid = theirs.vmid.to_string();
-    for (known, unknown) in [
-        (theirs.id.as_str(), nobody.as_str()),
-        (ended.id.as_str(), nobody.as_str()),
-        (vmid.as_str(), "299999"),
-        ("web", "wab"),
-    ] {
-        let mut answers = Vec::new();
-        for id in [known, unknown] {
-            let named = || id.to_owned();
-            let argv = Argv { args: vec!["true".into()] };
-            let command = Some(exec_start::Command::Argv(argv));
-            let start = Some(ExecStart { id: named(), command, ..ExecStart::default() });
-            let exec = ExecCommandRequest { start, ..ExecCommandRequest::default() };
-            let change = Sandbox { id: named(), ..Sandbox::default() };
-            let change = proto::update::request(change, &["wake_on"]);
-            let subject = Some(explain_placement_request::Subject::Id(named()));
-            let file = FileContent { path: "/a".into(), ..FileContent::default() };
-            let files = vec![file];
-            let write = WriteFilesRequest { id: named(), files, user: String::new() };
-            let stat = StatFileRequest { id: named(), path: "/a".into(), user: String::new() };
-            let events = WatchEventsRequest { id: named(), ..WatchEventsRequest::default() };
-            let expose = ExposeHttpServiceRequest {
-                id: named(),
-                name: String::new(),
-                port: 80,
-                visibility: 0,
-            };
-            let hide = HideHttpServiceRequest { id: named(), name: "port-80".into() };
-            let link = CreateAccessLinkRequest {
-                id: named(),
-                service: "80".into(),
-                ..CreateAccessLinkRequest::default()
-            };
-            let revoke = RevokeAccessRequest { id: named(), service: "80".into() };
-            let usage = GetUsageRequest { ids: vec![named()], ..GetUsageRequest::default() };
-            let execs = ListExecsRequest { id: named(), ..ListExecsRequest::default() };
-            let pause = PauseSandboxRequest { id: named(), or_stop: true };
-            answers.push([
-                told(api.get_sandbox(GetSandboxRequest { id: named() }).await, id),
-                told(api.delete_sandbox(DeleteSandboxRequest { id: named() }).await, id),
-                told(api.start_sandbox(StartSandboxRequest { id: named() }).await, id),
-                told(api.stop_sandbox(StopSandboxRequest { id: named(), grace: None }).await, id),
-                told(api.pause_sandbox(pause).await, id),
-                told(api.resume_sandbox(ResumeSandboxRequest { id: named() }).await, id),
-                told(api.watch_sandbox(WatchSandboxRequest { id: named() }).await, id),
-                told(api.explain_placement(ExplainPlacementRequest { subject }).await, id),
-                told(api.update_sandbox(change).await, id),
-                told(api.exec_command(exec).await, id),
-                told(api.list_execs(execs).await, id),
-                told(api.write_files(write).await, id),
-                told(api.stat_file(stat).await, id),
-                told(api.watch_events(events).await, id),
-                told(api.expose_http_service(expose).await, id),
-                told(api.hide_http_service(hide).await, id),
-                told(api.create_access_link(link).await, id),
-                told(api.revoke_access(revoke).await, id),
-                told(api.get_usage(usage).await, id),
-            ]);
+    for (known, [of_known, of_unknown]) in watched().await.pairs().await {
+        for (known_one, unknown_one) in of_known.iter().zip(&of_unknown) {
+            assert_eq!(known_one.told, unknown_one.told, "{known}");
+            assert_eq!(known_one.told.0, tonic::Code::NotFound as i32, "{known_one:?}");
         }
-        assert_eq!(answers[0], answers[1], "{known}");
-        assert!(
-            answers[0].iter().all(|told| told.0 == tonic::Code::NotFound as i32),
-            "{answers:?}"
-        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn id_of_another_team_costs_what_one_costs_that_nobody_has() {
+    for (known, [of_known, of_unknown]) in watched().await.pairs().await {
+        for (known_one, unknown_one) in of_known.iter().zip(&of_unknown) {
+            let cost = |asked: &Asked| (asked.transactions, asked.node_calls);
+            assert_eq!(cost(known_one), cost(unknown_one), "{known}: {known_one:?}");
+            // Each call reads its token at least, so the transactions are counted.
+            assert!(known_one.transactions > 0, "{known_one:?}");
+            assert_eq!(known_one.node_calls, 0, "no node hears of it: {known_one:?}");
+        }
     }
 }

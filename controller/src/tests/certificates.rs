@@ -28,7 +28,7 @@ struct Site {
     address: String,
     operator: String,
     store: Arc<dyn Store>,
-    _controller: Controller,
+    controller: Controller,
     _stop: DropGuard,
 }
 
@@ -67,15 +67,7 @@ impl Site {
         let server = live.server(ClientAuth::None).expect("server");
         let incoming = daemon::listen::tls(listener, server, stop.clone());
         tokio::spawn(controller.api().serve(incoming, stop.clone().cancelled_owned()));
-        Self {
-            dir,
-            files,
-            address,
-            operator,
-            store,
-            _controller: controller,
-            _stop: stop.drop_guard(),
-        }
+        Self { dir, files, address, operator, store, controller, _stop: stop.drop_guard() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -256,4 +248,50 @@ async fn certificates_of_callers_and_of_daemons_are_never_taken_for_each_other()
     daemon::tls::signed_by(&pem(&node("node.crt")), &pem(&ca)).expect("its CA");
     daemon::tls::signed_by(&pem(&node("node.crt")), &client_ca).expect_err("another CA");
     daemon::tls::signed_by(&pem(&caller), &pem(&ca)).expect_err("another CA");
+}
+
+#[tokio::test]
+async fn overdue_renewal_of_the_controllers_own_certificate_is_an_event_and_a_finding() {
+    let site = Site::new().await;
+    let of_life = |life: Duration| {
+        ca::renew_own(&site.files, life).expect("a certificate");
+        let (cert, key) = (site.files.certificate(), site.files.key());
+        Identity::load(&cert, &key, &site.files.ca()).expect("identity")
+    };
+    let findings = async || {
+        let report = site.operator().fsck(FsckRequest {}).await.expect("checked").into_inner();
+        report.findings.into_iter().map(|finding| finding.subject).collect::<Vec<_>>()
+    };
+    let events = async || {
+        let page = site.store.events(0, crate::store::Filter::default(), 100).await.expect("read");
+        let overdue = page.events.iter().map(|(_, event)| event);
+        overdue.filter(|event| event.kind == EventKind::CertificateOverdue).count()
+    };
+    let until_told = async |count: usize| {
+        let told = async {
+            while events().await < count {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), told).await.expect("told in time");
+    };
+    // What nobody renews, whatever the reason.
+    let live = LiveIdentity::new(&of_life(Duration::from_secs(2))).expect("identity");
+    site.controller.watch_certificate(live.clone());
+    until_told(1).await;
+    let found = findings().await;
+    assert!(found.len() == 1 && found[0].starts_with("controller's certificate "), "{found:?}");
+    assert_eq!(events().await, 1);
+    // A renewal mends it.
+    live.replace(&of_life(Duration::from_secs(40))).expect("replaced");
+    let mended = async {
+        while !findings().await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), mended).await.expect("mended in time");
+    // Each certificate that is late is told once.
+    live.replace(&of_life(Duration::from_secs(2))).expect("replaced");
+    until_told(2).await;
+    assert_eq!(events().await, 2);
 }

@@ -127,6 +127,8 @@ pub(super) struct World {
     /// Names that it was told; `None` before.
     names: Option<names::Names>,
     listeners: forward::Listeners,
+    /// Number of calls that came.
+    arrived: usize,
     /// Number of calls that came and are not answered.
     swallowed: usize,
 }
@@ -185,6 +187,7 @@ impl FakeAgent {
                 files: files::Files::new(),
                 names: None,
                 listeners: forward::Listeners::default(),
+                arrived: 0,
                 swallowed: 0,
             }),
             changes: watch::channel(0).0,
@@ -268,9 +271,15 @@ impl FakeAgent {
         self.world.lock().swallowed
     }
 
+    /// Returns the number of calls that came.
+    pub fn arrived(&self) -> usize {
+        self.world.lock().arrived
+    }
+
     fn swallows(&self, call: &str) -> bool {
         let mut world = self.world.lock();
         let swallowed = world.faults.unanswered.is_some_and(|silent| format!("{silent:?}") == call);
+        world.arrived += 1;
         world.swallowed += usize::from(swallowed);
         swallowed
     }

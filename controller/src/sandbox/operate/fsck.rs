@@ -1,16 +1,28 @@
 //! Check of the whole cluster: every agent checks its node, the controller compares the results.
 
-use std::collections::BTreeMap;
-
-use daemon::peer::Validity;
-use futures_util::future::join_all;
-use proto::{
-    Invariant,
-    name::{NodeName, RequestId, Team},
-    sandbox::v1::Finding,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
 };
 
-use crate::{inventory::Entry, sandbox::Sandboxes};
+use daemon::peer::Validity;
+use futures_util::{StreamExt as _, future::join_all, stream};
+use proto::{
+    Invariant,
+    id::{SandboxId, SandboxRef},
+    name::{NodeName, RequestId, Team},
+    sandbox::v1::{Finding, Sandbox},
+    visibility::Visibility,
+};
+use tokio::time::timeout;
+
+use crate::{inventory::Entry, node::Node, sandbox::Sandboxes};
+
+/// Most sandboxes whose nodes are asked for their ports at once.
+const AT_ONCE: usize = 32;
+/// Longest wait for the report of ports that a node has in its answer already.
+const REPORTED: Duration = Duration::from_secs(5);
 
 /// Result of a check.
 #[derive(Debug, Default)]
@@ -29,10 +41,12 @@ impl Sandboxes {
         let mut report = Report::default();
         let nodes = self.nodes.all();
         let checks = join_all(nodes.iter().map(|node| node.client.check())).await;
+        let mut checked = BTreeMap::new();
         for (node, check) in nodes.iter().zip(checks) {
             match check {
                 Ok((findings, sandboxes)) => {
                     report.nodes += 1;
+                    checked.insert(node.name.clone(), Arc::clone(node));
                     report.sandboxes += sandboxes;
                     let of_node = |found| Finding { node: node.name.to_string(), ..found };
                     report.findings.extend(findings.into_iter().map(of_node));
@@ -46,8 +60,11 @@ impl Sandboxes {
             }
         }
         report.findings.extend(compare(&self.nodes.cache.all()));
+        report.findings.extend(self.compare_ports(&checked).await);
         let (late, now_ms) = (self.nodes.overdue_certificates(), self.clock.now_ms());
         report.findings.extend(late.into_iter().map(|late| overdue(late, now_ms)));
+        let own = self.nodes.overdue_own_certificate();
+        report.findings.extend(own.map(|own| overdue_own(&own, now_ms)));
         let miscounted = self.nodes.cache.miscounted().into_iter();
         report.findings.extend(miscounted.map(|(team, counted, again)| Finding {
             invariant: Invariant::I12.into(),
@@ -69,6 +86,68 @@ impl Sandboxes {
         }));
         report
     }
+
+    /// Compares the open ports that callers are shown with those that the checked nodes have.
+    async fn compare_ports(&self, checked: &BTreeMap<NodeName, Arc<Node>>) -> Vec<Finding> {
+        let all = self.nodes.cache.all().into_iter();
+        let alive = all.filter(|entry| !entry.ended() && !entry.creating && !entry.lost);
+        let asked = alive.filter_map(|entry| {
+            let node = checked.get(entry.node.as_ref()?)?;
+            Some(self.other_ports(Arc::clone(node), entry.id))
+        });
+        let found: Vec<_> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
+        found.into_iter().flatten().collect()
+    }
+
+    /// Finding of a sandbox whose node has other open ports than callers are shown.
+    async fn other_ports(&self, node: Arc<Node>, id: SandboxId) -> Option<Finding> {
+        // A sandbox that has ended or moved meanwhile is none, and a node that is away was found by its check.
+        let there = node.client.get(&id).await.ok().filter(|there| !there.phase().has_ended())?;
+        let differs = || {
+            let shown = self.nodes.cache.get(&SandboxRef::Id(id))?;
+            // A later report than the answer proves nothing.
+            let is_of_it =
+                shown.node.as_ref() == Some(&node.name) && shown.sandbox.revision <= there.revision;
+            is_of_it.then(|| port_difference(&shown.sandbox, &there)).flatten()
+        };
+        differs()?;
+        let mut changes = self.nodes.cache.watch(id);
+        let agree = async { while differs().is_some() && changes.changed().await.is_ok() {} };
+        timeout(REPORTED, agree).await.ok();
+        Some(Finding {
+            invariant: Invariant::I12.into(),
+            node: node.name.to_string(),
+            subject: id.to_string(),
+            detail: differs()?,
+        })
+    }
+}
+
+/// Describes how the open ports that callers are shown differ from those of the node; `None`: they are the same.
+fn port_difference(shown: &Sandbox, there: &Sandbox) -> Option<String> {
+    let (shown, there) = (open_ports(shown), open_ports(there));
+    let list = |ports: &BTreeSet<String>| match ports.len() {
+        0 => "none".to_owned(),
+        _ => ports.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
+    };
+    (shown != there).then(|| {
+        format!(
+            "callers are shown other open ports ({}) than its node has ({}): restart the controller, which then \
+             reads them again",
+            list(&shown),
+            list(&there)
+        )
+    })
+}
+
+/// Describes the open ports of a sandbox. An older node says nothing of who reaches a port: there, everybody does.
+fn open_ports(sandbox: &Sandbox) -> BTreeSet<String> {
+    let services = sandbox.services.iter().map(|service| {
+        let who = Visibility::read(service.visibility, "visibility").ok();
+        let who = who.map_or("unknown", |who| who.unwrap_or(Visibility::Public).word());
+        format!("{} {} {who}", service.name, service.port)
+    });
+    services.collect()
 }
 
 /// Finding of a certificate that should have been renewed.
@@ -81,6 +160,20 @@ fn overdue((node, shown): (NodeName, Validity), now_ms: u64) -> Finding {
             "its renewal is overdue: it ends in {} h, and then the node is out of reach; see the \
              controller's log, or join the node again",
             shown.hours_left(now_ms)
+        ),
+    }
+}
+
+/// Finding of the controller's own certificate, which should have been renewed.
+fn overdue_own(own: &Validity, now_ms: u64) -> Finding {
+    Finding {
+        invariant: Invariant::Certificate.into(),
+        node: String::new(),
+        subject: format!("controller's certificate {}", own.serial),
+        detail: format!(
+            "its renewal is overdue: it ends in {} h, and then no node and no caller is reached; see \
+             the controller's log and `pve-sandbox-controller doctor`",
+            own.hours_left(now_ms)
         ),
     }
 }
@@ -133,4 +226,48 @@ fn compare(entries: &[Entry]) -> Vec<Finding> {
         }
     }
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::sandbox::v1::{HttpService, Visibility as Wire};
+
+    use super::*;
+
+    type Services<'a> = &'a [(&'a str, u32, Wire)];
+
+    fn with(services: Services<'_>) -> Sandbox {
+        let services = services.iter().map(|(name, port, who)| HttpService {
+            name: (*name).to_owned(),
+            port: *port,
+            visibility: (*who).into(),
+            ..HttpService::default()
+        });
+        Sandbox { services: services.collect(), ..Sandbox::default() }
+    }
+
+    #[test]
+    fn other_open_ports_and_another_visibility_are_a_difference() {
+        let web = with(&[("web", 80, Wire::Token)]);
+        let cases: [(Services<'_>, Services<'_>, bool); 8] = [
+            (&[], &[], false),
+            (&[], &[("web", 80, Wire::Token)], true),
+            (&[("web", 80, Wire::Token)], &[], true),
+            (&[("web", 80, Wire::Token)], &[("web", 80, Wire::Public)], true),
+            (&[("web", 80, Wire::Token)], &[("web", 81, Wire::Token)], true),
+            (&[("web", 80, Wire::Token)], &[("www", 80, Wire::Token)], true),
+            (&[("web", 80, Wire::Unspecified)], &[("web", 80, Wire::Public)], false),
+            (
+                &[("a", 80, Wire::Team), ("b", 81, Wire::Team)],
+                &[("b", 81, Wire::Team), ("a", 80, Wire::Team)],
+                false,
+            ),
+        ];
+        for (shown, there, differs) in cases {
+            let difference = port_difference(&with(shown), &with(there));
+            assert_eq!(difference.is_some(), differs, "{shown:?} {there:?}");
+        }
+        let told = port_difference(&with(&[]), &web).expect("a difference");
+        assert!(told.contains("(none)") && told.contains("(web 80 token)"), "{told}");
+    }
 }
