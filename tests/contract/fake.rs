@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -164,6 +164,10 @@ impl Stage for InMemory {
 
     fn inside(&self, _: Vmid) -> Arc<dyn Host> {
         Arc::new(ThisMachine)
+    }
+
+    async fn listen(&self, vmid: Vmid, at: &[SocketAddr]) {
+        self.cluster.listen(vmid, at);
     }
 
     fn calls(&self) -> usize {

@@ -4,8 +4,9 @@
 use std::{
     collections::BTreeSet,
     env,
+    fs::File,
     io::{BufRead as _, Write as _},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -24,6 +25,7 @@ use agent::{
     run::Runner,
     shim::{Container, Host, OUTPUT_BYTES_MAX, Options},
 };
+use nix::sched::{CloneFlags, setns};
 use proto::{id::Vmid, name::NodeName};
 use standin::faults::{Action, Rule, write_plan};
 use tokio::{process::Command, time::Instant};
@@ -49,6 +51,8 @@ struct OnANode {
     next: AtomicU32,
     /// Numbers that the suite has used; it may touch no others.
     used: Mutex<BTreeSet<Vmid>>,
+    /// Servers of the suite in a container. They are closed before it stops: they would keep its network namespace.
+    servers: Mutex<Vec<TcpListener>>,
     /// Whether `pct` is the stand-in.
     is_standin: bool,
     /// Whether a process outside does what cannot be done from inside: a line out, a line back.
@@ -94,6 +98,7 @@ impl OnANode {
             addresses,
             next: AtomicU32::new(number("PVE_TEST_VMID", 990_000)),
             used: Mutex::default(),
+            servers: Mutex::default(),
             is_standin: variable("PVE_TEST_STANDIN").is_some(),
             has_hand: variable("PVE_TEST_HAND").is_some(),
             cut_off: AtomicBool::new(false),
@@ -250,6 +255,23 @@ impl Stage for OnANode {
         Arc::new(Container::new(&options).expect("a vmid"))
     }
 
+    async fn listen(&self, vmid: Vmid, at: &[SocketAddr]) {
+        self.servers.lock().expect("whole").clear();
+        if at.is_empty() {
+            return;
+        }
+        let pid = self.pct.init(vmid).await.expect("it runs").pid;
+        let namespace = File::open(format!("/proc/{pid}/ns/net")).expect("a namespace");
+        let at = at.to_vec();
+        // The thread ends with this: nothing else of the suite may run in the namespace.
+        let bound = std::thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).expect("entered");
+            let servers = at.into_iter().map(|at| TcpListener::bind(at).expect("a free port"));
+            servers.collect::<Vec<_>>()
+        });
+        *self.servers.lock().expect("whole") = bound.join().expect("no panic");
+    }
+
     fn calls(&self) -> usize {
         10_000
     }
@@ -318,6 +340,7 @@ impl Stage for OnANode {
     }
 
     async fn clean_up(&self) {
+        self.servers.lock().expect("whole").clear();
         if self.is_standin {
             write_plan(Path::new(CONTROL), &[]).expect("a fault plan");
         }

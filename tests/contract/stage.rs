@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Debug,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -112,6 +113,9 @@ pub(crate) trait Stage: Sync {
     /// Returns a shim's view of a running container and its way into it; for containers that run
     /// nothing, of this machine.
     fn inside(&self, vmid: Vmid) -> Arc<dyn Host>;
+
+    /// Makes servers in a running container listen on these addresses, and no others of the suite's.
+    async fn listen(&self, vmid: Vmid, at: &[SocketAddr]);
 
     /// Returns how many short commands are enough to show that none is lost.
     fn calls(&self) -> usize;

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tonic::{Request, Status, metadata::MetadataValue};
 
 use crate::{
+    access::Access,
     cluster::{Cluster, SNAPSHOT},
     lives::Life,
     watch::Watch,
@@ -57,6 +58,8 @@ pub(crate) struct Known {
     pub(crate) extended: Option<bool>,
     /// Whether an answer said that the sandbox is paused, with no request since.
     pub(crate) paused: bool,
+    /// Bounds of who reaches it, and of what it reaches.
+    pub(crate) access: Access,
     /// Number of calls in progress.
     pub(crate) calls: u64,
     /// Whether a call had no answer: it may be carried out at any time.
@@ -72,6 +75,7 @@ impl Default for Known {
             deleted: None,
             extended: None,
             paused: false,
+            access: Access::default(),
             calls: 0,
             murky: false,
         }
@@ -178,16 +182,16 @@ pub(crate) fn authorised<T>(token: &str, message: T) -> Request<T> {
 }
 
 /// A caller's connection to one controller.
-struct Line {
-    api: Api,
+pub(crate) struct Line {
+    pub(crate) api: Api,
     token: String,
-    watch: Arc<Watch>,
+    pub(crate) watch: Arc<Watch>,
     /// Number of the controller, if it was replaced before this call.
     replaced: Option<u64>,
 }
 
 impl Line {
-    fn to(cluster: &Cluster, life: &Life) -> Self {
+    pub(crate) fn to(cluster: &Cluster, life: &Life) -> Self {
         Self {
             api: Api::new(life.channel()),
             token: cluster.token.clone(),
@@ -196,19 +200,24 @@ impl Line {
         }
     }
 
-    fn ask<T>(&self, message: T) -> Request<T> {
+    /// Connects as another team, which has no sandbox.
+    pub(crate) fn of_another_team(cluster: &Cluster, life: &Life) -> Self {
+        Self { token: cluster.other_token.clone(), ..Self::to(cluster, life) }
+    }
+
+    pub(crate) fn ask<T>(&self, message: T) -> Request<T> {
         authorised(&self.token, message)
     }
 
     /// Checks I10: a controller that was replaced before the call changes nothing.
-    fn obeyed(&self, what: &str) {
+    pub(crate) fn obeyed(&self, what: &str) {
         if let Some(number) = self.replaced {
             self.watch.wrong(format!("I10: controller {number} was replaced, and {what}"));
         }
     }
 
     /// Converts an error to the result of a call.
-    fn refused(&self, status: &Status) -> CameTo {
+    pub(crate) fn refused(&self, status: &Status) -> CameTo {
         match daemon::status::reason(status) {
             Some(Reason::Invariant) => {
                 self.watch.wrong(format!("I9: a caller was told INVARIANT: {}", status.message()));

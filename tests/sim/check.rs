@@ -8,6 +8,7 @@ use std::{
 
 use agent::{
     clock::Clock,
+    firewall::Entry,
     journal::{Feed, Phase, Record},
     pve::{fake::Guest, pause_lock},
 };
@@ -142,7 +143,8 @@ fn on_the_hosts(cluster: &Cluster, living: &Living) -> Vec<String> {
         let host = cluster.hosts.iter().find(|host| host.name == *node);
         let rules = host.and_then(|host| host.firewall.rules()).unwrap_or_else(|| panic!("{node}"));
         let entry = rules.sandboxes.get(&record.vmid);
-        if entry.is_none_or(|entry| entry.ip != record.lease()) {
+        let differs = |entry: &Entry| entry.ip != record.lease() || entry.egress != record.egress;
+        if entry.is_none_or(differs) {
             wrong.push(format!("I5: {} is not isolated on {node}: {entry:?}", record.id));
         }
     }

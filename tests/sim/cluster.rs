@@ -32,6 +32,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
+    access,
     calls::Memory,
     chance::Chance,
     clock::SimClock,
@@ -87,8 +88,10 @@ pub(crate) struct Cluster {
     pub(crate) store: Store,
     pub(crate) backup: Option<Store>,
     pub(crate) token: String,
-    /// The same token in the form that a store keeps.
-    pub(crate) token_kept: Token,
+    /// Token of a team that has no sandbox.
+    pub(crate) other_token: String,
+    /// The same tokens in the form that a store keeps.
+    pub(crate) tokens_kept: [Token; 2],
     pub(crate) watch: Arc<Watch>,
     /// Foreign containers, as they were created.
     pub(crate) foreign: BTreeMap<Vmid, Guest>,
@@ -144,16 +147,20 @@ impl Cluster {
             Some(Mutation::Store(mutation)) => store.lapsing(mutation),
             Some(_) | None => store,
         };
-        let order = controller::token::Order::new("red".parse().expect("team"), Scopes::ALL);
-        let issued = controller::token::issue(order, 1);
+        let issued = [("red", Scopes::ALL), ("blue", Scopes::SANDBOX)].map(|(team, scopes)| {
+            let order = controller::token::Order::new(team.parse().expect("team"), scopes);
+            controller::token::issue(order, 1)
+        });
+        let [token, other_token] = issued.each_ref().map(|issued| issued.text(Format::Plain));
         let mut cluster = Self {
             pve,
             net: Arc::new(Net::new(seed)),
             hosts,
             store,
             backup: None,
-            token: issued.text(Format::Plain),
-            token_kept: issued.token,
+            token,
+            other_token,
+            tokens_kept: issued.map(|issued| issued.token),
             watch,
             foreign: BTreeMap::new(),
             strays: BTreeMap::new(),
@@ -230,6 +237,9 @@ impl Cluster {
             let records = host.journal.all().await.expect("a journal");
             for record in &records {
                 self.watch.ended(record, memory, &host.clock);
+                for wrong in access::too_open(record, memory) {
+                    self.watch.wrong(wrong);
+                }
             }
             for record in records.into_iter().filter(|record| !record.phase.ended()) {
                 let other = vmids.insert(record.vmid, record.id);
@@ -293,6 +303,9 @@ impl Cluster {
 
     async fn start_agent(&mut self, index: usize) {
         let host = &mut self.hosts[index];
+        if self.mutation == Some(Mutation::Reopened) {
+            access::reopen(&host.journal).await;
+        }
         let load = HostLoad {
             cores: 8.0,
             memory_total: 64 << 30,

@@ -4,6 +4,7 @@
 //! A story can be run with a mutant, which leaves out one thing that an invariant depends on. The
 //! story must then fail; otherwise the checks are worth nothing.
 
+mod access;
 mod calls;
 mod chance;
 mod check;

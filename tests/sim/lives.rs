@@ -43,7 +43,7 @@ impl Life {
         })
     }
 
-    fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.controller.sandboxes().nodes().epoch.get()
     }
 
@@ -109,7 +109,9 @@ impl Cluster {
             (Knows::Backup, Some(backup)) => backup.copy(),
             (Knows::Backup, None) | (Knows::Nothing, _) => self.store.like(),
         };
-        self.store.add_token(self.token_kept.clone()).await.expect("stored");
+        for token in &self.tokens_kept {
+            self.store.add_token(token.clone()).await.expect("stored");
+        }
         let controller = Controller::start(controller::Parts {
             store: Arc::new(self.store.beside()),
             audit: controller::audit::Audit::off(),

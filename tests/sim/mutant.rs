@@ -31,6 +31,8 @@ pub(crate) enum Mutation {
     GivenUp,
     /// A node has only a wall clock.
     WallAlone,
+    /// An agent that starts opens ports to everybody that callers have hidden or guarded.
+    Reopened,
 }
 
 const fn mutant(invariant: &'static str, what: &'static str, mutation: Mutation) -> Mutant {
@@ -80,6 +82,7 @@ pub const ALL: &[Mutant] = &[
     }),
     mutant("I5", "a container is entered unseen", Mutation::Pve(fake::Mutation::Entry)),
     mutant("I6", "the journal syncs intents only", Mutation::Journal(memory::Mutation::Sync)),
+    mutant("I6", "a hidden port is open after a restart of the agent", Mutation::Reopened),
     mutant("I7", "an end leaves no tombstone", Mutation::Journal(memory::Mutation::Tombstones)),
     mutant("I8", "containers are changed unseen", Mutation::Pve(fake::Mutation::Ownership)),
     mutant("I8", "marks that nobody knows are destroyed", Mutation::Pve(fake::Mutation::Strangers)),

@@ -10,6 +10,7 @@ use agent::pve::{
 
 use crate::{
     Broken, Mutant,
+    access::{self, ORDERS},
     calls::{CameTo, Done, Known, MORTAL, Memory, Verb, acked, change, create},
     chance::Chance,
     check,
@@ -55,6 +56,8 @@ pub struct Told {
     haunted: u64,
     /// Sandboxes that moved to another node.
     moved: u64,
+    /// Changes of who reaches a sandbox, or of what it reaches.
+    opened: u64,
     unknown: u64,
 }
 
@@ -71,9 +74,10 @@ impl Told {
             taken_over,
             haunted,
             moved,
+            opened,
             unknown: _,
         } = self;
-        [created, deleted, crashes, faults, meddled, worsened, taken_over, haunted, moved]
+        [created, deleted, crashes, faults, meddled, worsened, taken_over, haunted, moved, opened]
             .into_iter()
             .all(|count| *count > 0)
     }
@@ -89,6 +93,7 @@ impl Told {
         self.taken_over += other.taken_over;
         self.haunted += other.haunted;
         self.moved += other.moved;
+        self.opened += other.opened;
         self.unknown += other.unknown;
     }
 }
@@ -105,6 +110,7 @@ impl fmt::Display for Told {
             taken_over,
             haunted,
             moved,
+            opened,
             unknown,
         } = self;
         write!(
@@ -112,7 +118,7 @@ impl fmt::Display for Told {
             "{created} created, {deleted} deleted, {crashes} crashes, {faults} faults of pct, \
              {meddled} times an operator, {worsened} times a network, disk or clock, \
              {taken_over} times another controller, {haunted} times its words again, \
-             {moved} moved, \
+             {moved} moved, {opened} times a port or egress opened or closed, \
              {unknown} calls without an answer"
         )
     }
@@ -123,16 +129,20 @@ pub(crate) async fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Bro
     let cluster = Cluster::new(seed, mutant).await;
     let mut story = Story {
         chance: Chance::new(seed, 1),
+        // Of its own, so that the other moves stay what they are.
+        access_chance: Chance::new(seed, 2),
         cluster,
         told: Told::default(),
         memory: Memory::new(),
         seen: Seen::default(),
         calls: tokio::task::JoinSet::new(),
+        accesses: tokio::task::JoinSet::new(),
         drains: tokio::task::JoinSet::new(),
     };
     for step in 0..MOVES {
         story.cluster.ease(&story.chance);
         Box::pin(story.step(step)).await;
+        story.change_access();
         story.pause(4000).await;
         story.cluster.start_the_dead().await;
         story.seen.look(&story.cluster);
@@ -142,12 +152,16 @@ pub(crate) async fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Bro
         }
         story.drain();
     }
-    let Story { mut cluster, mut told, mut memory, mut calls, mut drains, .. } = story;
+    let Story { mut cluster, mut told, mut memory, mut calls, mut accesses, mut drains, .. } =
+        story;
     cluster.calm();
     cluster.start_the_dead().await;
     cluster.pve.release();
     while let Some(done) = calls.join_next().await {
         note(&mut told, &mut memory, done.expect("a caller does not panic"));
+    }
+    while let Some(answer) = accesses.join_next().await {
+        note_access(&mut told, &mut memory, answer.expect("a caller does not panic"));
     }
     while let Some(moved) = drains.join_next().await {
         told.moved += moved.expect("a drain does not panic") as u64;
@@ -158,11 +172,13 @@ pub(crate) async fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Bro
 
 struct Story {
     chance: Chance,
+    access_chance: Chance,
     cluster: Cluster,
     told: Told,
     memory: Memory,
     seen: Seen,
     calls: tokio::task::JoinSet<Done>,
+    accesses: tokio::task::JoinSet<Option<access::Answer>>,
     drains: tokio::task::JoinSet<usize>,
 }
 
@@ -190,8 +206,14 @@ impl Story {
             80..83 => self.import().await,
             83..85 => {
                 let host = self.chance.pick(&self.cluster.hosts).expect("there are some");
-                let now = self.cluster.controller().number;
-                self.told.haunted += u64::from(self.cluster.net.haunt(&host.name, now));
+                let now = self.cluster.controller();
+                let heard =
+                    host.agent().is_some_and(|agent| agent.sandboxes().epoch() >= now.epoch());
+                self.told.haunted += u64::from(self.cluster.net.haunt(&host.name, now.number));
+                // A node that has not heard of the controller obeys the one before once more.
+                if !heard {
+                    self.memory.values_mut().for_each(|known| known.access.forget());
+                }
             }
             85..92 => {
                 self.cluster.worsen(&self.chance);
@@ -255,6 +277,31 @@ impl Story {
             known.asked(verb);
         }
         self.calls.spawn(change(&self.cluster, life, key, id, verb));
+    }
+
+    /// Mostly changes who reaches a sandbox, or what it reaches.
+    fn change_access(&mut self) {
+        self.drain_accesses();
+        let chance = &self.access_chance;
+        if chance.percent(30) {
+            return;
+        }
+        let Some((key, id)) = chance.pick(&acked(&self.memory)).cloned() else { return };
+        let order = *chance.pick(&ORDERS).expect("there are some");
+        let life = self.cluster.called(chance);
+        if chance.percent(10) {
+            self.accesses.spawn(access::trespass(&self.cluster, life, id, order));
+            return;
+        }
+        self.memory.get_mut(&key).expect("known").access.asked(order);
+        self.accesses.spawn(access::change(&self.cluster, life, key, id, order));
+    }
+
+    fn drain_accesses(&mut self) {
+        while let Some(answer) = self.accesses.try_join_next() {
+            let answer = answer.expect("a caller does not panic");
+            note_access(&mut self.told, &mut self.memory, answer);
+        }
     }
 
     fn host(&self) -> usize {
@@ -422,6 +469,12 @@ fn note(told: &mut Told, memory: &mut Memory, Done { key, came_to }: Done) {
         CameTo::Paused | CameTo::Extended | CameTo::Changed | CameTo::Refused => {}
     }
     known.note(&key, came_to);
+}
+
+fn note_access(told: &mut Told, memory: &mut Memory, answer: Option<access::Answer>) {
+    let Some(answer) = answer else { return };
+    let known = memory.get_mut(&answer.key).expect("known");
+    told.opened += u64::from(known.access.answered(&answer));
 }
 
 fn fault(chance: &Chance) -> Fault {

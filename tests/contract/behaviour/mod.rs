@@ -5,6 +5,7 @@ mod destroy;
 mod exec;
 mod forward;
 mod lifecycle;
+mod listen;
 mod pause;
 mod quorum;
 
@@ -65,6 +66,7 @@ behaviours! {
     pause::container_is_frozen_and_thawed_without_quorum,
     exec::short_commands_do_not_end_a_long_one,
     forward::bytes_pass_between_two_ends_inside,
+    listen::server_on_loopback_alone_is_told_apart,
     quorum::changes_are_refused_without_quorum,
     quorum::reads_and_changes_are_refused_without_pmxcfs,
 }

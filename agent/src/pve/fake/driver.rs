@@ -275,14 +275,17 @@ impl Pve for FakePve {
         Some(bytes.map(|bytes| Connection { id: 1, remote, bytes }).into_iter().collect())
     }
 
-    async fn listens_on_loopback(&self, _: Vmid, _: Port) -> bool {
-        false
+    async fn listens_on_loopback(&self, vmid: Vmid, port: Port) -> bool {
+        let listeners = self.listeners(vmid).await;
+        listeners.iter().any(|at| at.port() == port.get() && at.ip().to_canonical().is_loopback())
     }
 
     async fn listeners(&self, vmid: Vmid) -> Vec<SocketAddr> {
         let world = self.shared.world.lock();
         let guest = world.container(&self.node, vmid).filter(|guest| guest.pid.is_some());
-        guest.map(|guest| guest.listeners.clone()).unwrap_or_default()
+        let mut listeners = guest.map(|guest| guest.listeners.clone()).unwrap_or_default();
+        listeners.sort_by_key(|at| (at.port(), at.ip()));
+        listeners
     }
 
     async fn processes(&self, _: Vmid) -> Vec<u32> {

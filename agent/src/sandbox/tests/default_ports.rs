@@ -15,7 +15,7 @@ fn service(name: &str, number: u32, visibility: Option<Visibility>) -> DefaultSe
     DefaultService { name: name.parse().expect("a name"), port: port(number), visibility }
 }
 
-fn rules(default: Visibility, denied: &[u32]) -> PortRules {
+pub(super) fn rules(default: Visibility, denied: &[u32]) -> PortRules {
     PortRules { default, denied: denied.iter().map(|number| port(*number)).collect() }
 }
 
@@ -53,7 +53,7 @@ impl Node {
         exposed.filter(|(of, _)| *of == id(number)).map(|(_, port)| port.get()).collect()
     }
 
-    async fn hide(&self, name: &str) {
+    pub(super) async fn hide(&self, name: &str) {
         let name = name.parse().expect("a name");
         self.sandboxes.hide(&id(1), name).await.expect("closed");
     }

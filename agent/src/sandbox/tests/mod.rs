@@ -15,6 +15,7 @@ mod link;
 mod migrate;
 mod operator;
 mod pause;
+mod port_changes;
 mod ports;
 mod quorum;
 mod reboot;

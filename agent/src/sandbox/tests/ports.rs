@@ -18,11 +18,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-fn port(number: u32) -> Port {
+pub(super) fn port(number: u32) -> Port {
     Port::try_from(number).expect("a port")
 }
 
-fn wanted(visibility: Visibility) -> Reach {
+pub(super) fn wanted(visibility: Visibility) -> Reach {
     Reach { wanted: Some(visibility), default: Visibility::Public }
 }
 
@@ -31,20 +31,20 @@ fn by_default(default: Visibility) -> Reach {
 }
 
 impl Node {
-    async fn open(&self, name: &str, number: u32, reach: Reach) -> Option<Visibility> {
+    pub(super) async fn open(&self, name: &str, number: u32, reach: Reach) -> Option<Visibility> {
         let name = name.parse().expect("a name");
         let opened = self.sandboxes.expose(&id(1), name, port(number), reach).await;
         opened.expect("opened").visibility(port(number))
     }
 
-    async fn link(&self, service: &str, purpose: Option<Purpose>) -> Result<String> {
+    pub(super) async fn link(&self, service: &str, purpose: Option<Purpose>) -> Result<String> {
         let user = Some("ada".parse().expect("a label"));
         let wanted = Wanted { service: service.into(), purpose, life: None, user };
         Ok(self.sandboxes.create_access_link(&id(1), wanted).await?.text)
     }
 
     /// True when a credential opens a port now, by the record alone.
-    async fn opens(&self, text: &str, purpose: Purpose, number: u32) -> bool {
+    pub(super) async fn opens(&self, text: &str, purpose: Purpose, number: u32) -> bool {
         let record = self.record(1).await;
         let guarded = record.access.ports.get(&port(number)).zip(record.access.key);
         guarded.is_some_and(|(guarded, key)| {

@@ -7,7 +7,10 @@ use std::collections::BTreeSet;
 
 use daemon::disk::{FatalDisk, When};
 
-use super::*;
+use super::{
+    port_changes::{Given, PortChange},
+    *,
+};
 use crate::saga;
 
 /// Time that no operation exceeds.
@@ -32,9 +35,14 @@ enum Operation {
     Release,
     /// Recovery by the reconciler of a creation and a deletion that were cut short.
     Recover,
+    /// Change of an open port, or of who reaches it.
+    Port(PortChange),
 }
 
-const ALL: [Operation; 12] = [
+/// Phase that the next agent arrives at, and whether the change of a port was made; `None` for other operations.
+type Left = (Option<Phase>, Option<bool>);
+
+const ALL: [Operation; 17] = [
     Operation::Create,
     Operation::Undo,
     Operation::Cancel,
@@ -47,6 +55,11 @@ const ALL: [Operation; 12] = [
     Operation::Adopt,
     Operation::Release,
     Operation::Recover,
+    Operation::Port(PortChange::Expose),
+    Operation::Port(PortChange::Hide),
+    Operation::Port(PortChange::Guard),
+    Operation::Port(PortChange::Revoke),
+    Operation::Port(PortChange::ExposeOnListen),
 ];
 
 impl Operation {
@@ -57,8 +70,9 @@ impl Operation {
         Faults { fail, ..Faults::default() }
     }
 
-    /// Brings the node to the moment before the operation.
-    async fn prepare(self, node: &mut Node) {
+    /// Brings the node to the moment before the operation. Returns the credentials that a change of a port starts
+    /// with.
+    async fn prepare(self, node: &mut Node) -> Option<Given> {
         match self {
             Self::Create | Self::Undo | Self::Cancel => {}
             Self::Stop | Self::Pause | Self::Resize | Self::Delete => drop(node.running(1).await),
@@ -83,7 +97,9 @@ impl Operation {
                 tokio::time::sleep(Duration::from_millis(600)).await;
                 node.restart().await;
             }
+            Self::Port(change) => return Some(change.prepare(node).await),
         }
+        None
     }
 
     /// Runs to the end of the operation, or of the agent.
@@ -119,6 +135,7 @@ impl Operation {
             }
             Self::Release => drop(sandboxes.release(&one, PATIENCE).await.expect("given back")),
             Self::Recover => drop(node.reconcile().await),
+            Self::Port(change) => change.run(node).await,
         }
     }
 
@@ -131,7 +148,7 @@ impl Operation {
             Self::Start => &[Some(Phase::Stopped), Some(Phase::Running)],
             Self::Stop => &[Some(Phase::Running), Some(Phase::Stopped)],
             // A power cut makes it STOPPED; that is no end of its own.
-            Self::Resize => &[Some(Phase::Running)],
+            Self::Resize | Self::Port(_) => &[Some(Phase::Running)],
             Self::Pause | Self::Resume => &[Some(Phase::Running), Some(Phase::Paused)],
             Self::Delete => &[Some(Phase::Running), Some(Phase::Deleted)],
             Self::Adopt => &[None, Some(Phase::Running)],
@@ -144,19 +161,19 @@ impl Operation {
 async fn syncs(operation: Operation) -> usize {
     let disk = Arc::new(FatalDisk::default());
     let mut node = Node::on(Arc::clone(&disk) as _, |_| {}, operation.faults()).await;
-    operation.prepare(&mut node).await;
+    drop(operation.prepare(&mut node).await);
     disk.arm(true);
     operation.run(&node).await;
     disk.syncs()
 }
 
-/// Kills the agent at that sync; returns the phase that the next agent arrives at.
-async fn dies(operation: Operation, at: (usize, When), power_cut: bool) -> Option<Phase> {
+/// Kills the agent at that sync; returns what the next agent arrives at.
+async fn dies(operation: Operation, at: (usize, When), power_cut: bool) -> Left {
     let disk = Arc::new(FatalDisk::new(Some(at)));
     let mut node = Node::on(Arc::clone(&disk) as _, |_| {}, operation.faults()).await;
     node.add_foreign();
     let foreign = node.cluster.guests()[&vmid(FOREIGN)].clone();
-    operation.prepare(&mut node).await;
+    let given = operation.prepare(&mut node).await;
     disk.arm(true);
     let died = tokio::select! {
         biased;
@@ -180,6 +197,11 @@ async fn dies(operation: Operation, at: (usize, When), power_cut: bool) -> Optio
         assert_eq!(record.resizing, None, "{operation:?} at {at:?}: its size is settled");
     }
     let left = node.sandboxes.get(&SandboxRef::Id(id(1))).await.ok().map(|record| record.phase);
+    let made = match (operation, &given) {
+        (Operation::Port(change), Some(given)) => Some(change.check(&node, given).await),
+        _ => None,
+    };
+    assert!(died || made != Some(false), "{operation:?} at {at:?} was answered, and is not made");
     let theirs = (operation == Operation::Adopt && left.is_none())
         || (operation == Operation::Release && left == Some(Phase::Deleted));
     if theirs {
@@ -194,7 +216,7 @@ async fn dies(operation: Operation, at: (usize, When), power_cut: bool) -> Optio
     node.reconcile().await;
     node.assert_clean().await;
     assert_eq!(node.cluster.guests()[&vmid(FOREIGN)], foreign, "{operation:?} {at:?}");
-    left
+    (left, made)
 }
 
 #[tokio::test(start_paused = true)]
@@ -207,9 +229,9 @@ async fn every_operation_survives_a_crash_around_any_journal_sync() {
             for when in [When::Before, When::After] {
                 for power_cut in [false, true] {
                     let left = dies(operation, (number, when), power_cut).await;
-                    let down = power_cut && left == Some(Phase::Stopped);
+                    let down = power_cut && left.0 == Some(Phase::Stopped);
                     assert!(
-                        down || operation.ends().contains(&left),
+                        down || operation.ends().contains(&left.0),
                         "{operation:?}, {when:?} sync {number} of {syncs}, power cut {power_cut}: \
                          {left:?}"
                     );
@@ -219,8 +241,10 @@ async fn every_operation_survives_a_crash_around_any_journal_sync() {
                 }
             }
         }
-        // The first sync is an intent: nothing has happened before it, everything after the last.
-        let both = operation.ends().len().min(2);
+        // The first sync is an intent: nothing has happened before it, everything after the last. A change of a port
+        // leaves the phase as it is, and is made or not.
+        let is_port = matches!(operation, Operation::Port(_));
+        let both = if is_port { 2 } else { operation.ends().len().min(2) };
         assert!(seen.len() >= both, "{operation:?} over {syncs} syncs: {seen:?}");
     }
 }
