@@ -28,6 +28,7 @@ async fn nothing_is_wrong_with_a_whole_node() {
         "forwarding",
         "name-server",
         "isolation",
+        "pool",
         "storage",
         "template",
         "limits",
@@ -127,6 +128,48 @@ async fn what_the_kernel_cannot_limit_is_a_warning() {
     // v1 has them under names of its own.
     let v1 = "for name in pids blkio; do mkdir $ROOT/cgroup/$name; : > $ROOT/cgroup/$name/cgroup.procs; done";
     assert_eq!(found(v1).await, ["storage fast"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn used_up_pool_and_low_bounds_of_the_kernel_are_found_and_mended() {
+    if !is_possible() {
+        return;
+    }
+    let sick = Sick::start().await;
+    for (vmid, last) in [(100_001, 2), (100_002, 3)] {
+        let net0 = format!("net0: name=eth0,bridge=vmbr1,ip=10.100.1.{last}/24");
+        sick.sh(&format!("echo {net0} > $ROOT/pve/nodes/n1/lxc/{vmid}.conf"));
+    }
+    assert_eq!(sick.findings().await, []);
+    // Edits, not commands.
+    let pool =
+        |pool: &str| sick.sh(&format!("sed -i 's|^pool = .*|pool = \"{pool}\"|' $ROOT/agent.toml"));
+    pool("10.100.1.2-10.100.1.3");
+    let found = sick.findings().await;
+    let [used_up] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((used_up.name, used_up.state), ("pool", State::Failed));
+    let remedy = used_up.remedy.as_deref().unwrap_or_default();
+    assert!(remedy.contains("set network.pool in agent.toml"), "{remedy}");
+    // Not in the bridge's network.
+    pool("10.200.1.0/24");
+    let found = sick.findings().await;
+    let [elsewhere] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((elsewhere.name, elsewhere.subject.as_str()), ("configuration", "network.pool"));
+    let remedy = elsewhere.remedy.as_deref().unwrap_or_default();
+    assert!(remedy.starts_with("set network.pool in "), "{remedy}");
+    pool("10.100.1.0/24");
+    assert_eq!(sick.findings().await, []);
+
+    let low = "mkdir -p $ROOT/proc/sys/kernel/keys; echo 200 > $ROOT/proc/sys/kernel/keys/maxkeys";
+    sick.sh(low);
+    let found = sick.findings().await;
+    let [keys] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((keys.name, keys.state), ("kernel", State::Warning));
+    let remedy = keys.remedy.as_deref().unwrap_or_default();
+    let command = remedy.split(';').next().expect("a command");
+    assert_eq!(command, "sysctl -w kernel.keys.maxkeys=506");
+    sick.sh(command);
+    assert_eq!(sick.findings().await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

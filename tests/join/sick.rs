@@ -38,7 +38,7 @@ const PROGRAMS: &[(&str, &str)] = &[
          sed -n \"s/^\\([a-z]*\\): \\([a-z]*\\)/\\2 \\1 $state/p\" $ROOT/pve/storage.cfg;;\n\
          esac",
     ),
-    ("sysctl", "echo ${2#*=} > $ROOT/proc/sys/net/ipv4/ip_forward"),
+    ("sysctl", "echo ${2#*=} > $ROOT/proc/sys/$(echo ${2%%=*} | tr . /)"),
     (
         "ifup",
         "mkdir -p $ROOT/net/$2/bridge\n\
@@ -159,7 +159,7 @@ impl Sick {
         self.node.file("")
     }
 
-    fn host(&self) -> Host {
+    pub(crate) fn host(&self) -> Host {
         let (file, config) = (|name: &str| self.node.file(name), self.node.file("agent.toml"));
         Host {
             net: file("net"),

@@ -28,9 +28,12 @@ pub(super) fn check(config: &Result<Config, Error>, facts: &Facts, host: &Host) 
 fn remedy(what: &str, facts: &Facts, path: &str) -> String {
     let pmxcfs_is_down = facts.cluster.members.is_empty();
     match (what, &facts.made_bridge) {
-        ("network.bridge" | "network.gateway" | "network.pool", Some(bridge)) => {
-            format!("ifup --force {bridge}")
-        }
+        // Mostly it is an edit; the bridge has another address where somebody has changed that.
+        ("network.pool", Some(bridge)) => format!(
+            "set network.pool in {path} to a part of the network of {bridge}; or, where the address of {bridge} is \
+             wrong: ifup --force {bridge}"
+        ),
+        ("network.bridge" | "network.gateway", Some(bridge)) => format!("ifup --force {bridge}"),
         ("network.bridge" | "network.gateway" | "network.pool", None) => {
             format!("pve-sandbox-agent bridge init; or set {what} in {path}")
         }

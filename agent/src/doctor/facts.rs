@@ -1,6 +1,10 @@
 //! What was seen of this node.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use daemon::doctor::{certificate, reach::Listener};
 use proto::{id::Vmid, name::SnapshotId};
@@ -51,6 +55,10 @@ pub struct Node {
     pub templates: Vec<Template>,
     /// Limits that the kernel can hold sandboxes to.
     pub limits: Limits,
+    /// Bounds of the kernel that all sandboxes share.
+    pub kernel: Kernel,
+    /// Addresses and vmids that containers of this node have.
+    pub taken: Taken,
     /// Ingress, where it is configured.
     pub ingress: Option<Ingress>,
     /// Certificate of the operator's own, where there is one in files.
@@ -98,6 +106,24 @@ pub struct Limits {
     pub io: bool,
     /// Whether it can count connections; `None` when it cannot be asked.
     pub connections: Option<bool>,
+}
+
+/// Bounds of the kernel that all sandboxes share.
+#[derive(Debug, Clone, Default)]
+pub struct Kernel {
+    /// Memory of the host, bytes; `None` when it cannot be read.
+    pub memory: Option<u64>,
+    /// Bounds that can be read, by their names for `sysctl`.
+    pub bounds: BTreeMap<&'static str, u64>,
+}
+
+/// Addresses and vmids that containers of this node have, sandboxes or not.
+#[derive(Debug, Clone, Default)]
+pub struct Taken {
+    /// Static addresses.
+    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Vmids.
+    pub vmids: BTreeSet<Vmid>,
 }
 
 /// A storage.

@@ -23,10 +23,10 @@ use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use super::{
     Host, contact,
     facts::{
-        Agent, Bridge, Facts, Ingress, Limits, Node, Program, Storage, Template, TemplateState,
-        Written,
+        Agent, Bridge, Facts, Ingress, Kernel, Limits, Node, Program, Storage, Taken, Template,
+        TemplateState, Written,
     },
-    hop, own, own_web, tunnel_paths,
+    hop, kernel, own, own_web, tunnel_paths,
 };
 use crate::{
     bridge, caddy_settings,
@@ -115,6 +115,8 @@ async fn node(config: &Config, host: &Host, env: &dyn Fn(&str) -> Option<String>
             // Without the right to list tables, a refusal says nothing.
             connections: connections.filter(|_| tables.is_some()),
         },
+        kernel: kernel_bounds(&config.pve.proc),
+        taken: taken(config),
         tables,
         storages,
         fit_storages,
@@ -144,6 +146,8 @@ pub(super) fn files(config: &Config) -> Node {
         fit_storages: Vec::new(),
         templates: templates(config),
         limits: Limits::default(),
+        kernel: Kernel::default(),
+        taken: Taken::default(),
         ingress,
         tunnel: Ok(None),
         room: None,
@@ -335,6 +339,26 @@ async fn counts(host: &Host) -> Option<bool> {
     let words: Vec<&str> = first.iter().map(String::as_str).chain(["-c", probe.as_str()]).collect();
     let checked = systemctl::ask(Path::new(nft), &words, PATIENCE).await.ok()?;
     Some(checked.success)
+}
+
+/// Sees the bounds of the kernel that sandboxes share.
+fn kernel_bounds(proc: &Path) -> Kernel {
+    let bound = |bound: &kernel::Bound| {
+        let file = proc.join("sys").join(bound.name.replace('.', "/"));
+        Some((bound.name, read::text(&file, read::SMALL).trim().parse().ok()?))
+    };
+    let text = read::text(&proc.join("meminfo"), read::SMALL);
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib: Option<u64> = total.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+    let bounds = kernel::BOUNDS.iter().filter_map(bound).collect();
+    Kernel { memory: kib.map(|kib| kib << 10), bounds }
+}
+
+/// Sees the addresses and vmids of this node's containers.
+fn taken(config: &Config) -> Taken {
+    let configs = detect::configs(&config.pve.root, &config.node.value);
+    let addresses = configs.values().flat_map(ContainerConfig::static_addresses).collect();
+    Taken { addresses, vmids: configs.into_keys().collect() }
 }
 
 /// Sees the storages of the templates and the one for new templates; and the names of those that are fit.

@@ -1,16 +1,19 @@
 //! `doctor`: looks at this node and says what is wrong, each finding with its remedy.
 //!
 //! `look` and `contact` see: all effects are there, each with a deadline. `facts` holds what was seen.
-//! `configuration`, `network`, `storage`, `limits`, `ingress` and `node` decide from the facts and are pure.
+//! `configuration`, `network`, `pool`, `storage`, `limits`, `kernel`, `ingress` and `node` decide from the facts and
+//! are pure.
 
 mod configuration;
 mod contact;
 pub mod facts;
 mod ingress;
+mod kernel;
 mod limits;
 mod look;
 mod network;
 mod node;
+mod pool;
 mod storage;
 
 use std::{
@@ -97,14 +100,16 @@ fn checks(config: &Result<Config, config::Error>, facts: &Facts, host: &Host) ->
         checks.extend(node::number(config.number, &facts.cluster));
         checks.extend(certificates(config, node, facts.now_ms));
         checks.extend(network::check(config, node, host));
+        checks.extend(pool::check(&config.network, config.vmids.value, &node.taken));
         checks.extend(storage::check(config, node));
         checks.extend(storage::templates(config, &node.templates));
         checks.extend(limits::check(config, node));
+        checks.extend(kernel::check(&node.kernel, pool::most(&config.network, config.vmids.value)));
         checks.extend(ingress::files(config, node));
         checks.extend(own_certificate(config, node, facts.now_ms));
         checks.extend(ingress::caddy(config, node, facts.now_ms));
         checks.extend(of_tunnel(config, node, host));
-        checks.push(node::room(config, node.room));
+        checks.push(node::room(&config.state_dir, node.room));
         checks.extend(node::agent(config, &node.agent));
         checks.extend(node::capabilities(&node.agent));
     }

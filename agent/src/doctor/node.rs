@@ -1,5 +1,7 @@
 //! Judges the node itself: privileges, programs, cluster, disk, and the agent that runs. Pure.
 
+use std::path::Path;
+
 use daemon::doctor::{
     Check,
     reach::{Listener, local},
@@ -92,8 +94,8 @@ pub(super) fn number(kept: Option<u32>, cluster: &Cluster) -> Option<Check> {
     })
 }
 
-pub(super) fn room(config: &Config, free: Option<u64>) -> Check {
-    let path = config.state_dir.display().to_string();
+pub(super) fn room(state_dir: &Path, free: Option<u64>) -> Check {
+    let path = state_dir.display().to_string();
     let remedy = "free space on its file system: apt-get clean; journalctl --vacuum-size=200M";
     match free {
         None => Check::warning("disk", path.clone(), "cannot be looked at", format!("df {path}")),
@@ -179,6 +181,29 @@ mod tests {
         assert_eq!(down.as_deref(), Some("systemctl restart pve-cluster"));
         let maintained = quorum(&Cluster { maintenance: true, ..cluster(true) });
         assert_eq!(maintained.state, State::Warning);
+    }
+
+    #[test]
+    fn lost_majority_is_found_and_ends_with_the_node_that_its_remedy_starts() {
+        let lost = quorum(&cluster(false));
+        assert_eq!(lost.found, "/etc/pve is read-only here: 1 of 2 nodes are online");
+        assert!(lost.remedy.is_some_and(|remedy| remedy.contains("start the nodes")));
+        let mut whole = cluster(true);
+        whole.members.values_mut().for_each(|member| member.online = true);
+        let found = quorum(&whole);
+        assert_eq!((found.state, found.found.as_str()), (State::Ok, "2 of 2 nodes are online"));
+    }
+
+    #[test]
+    fn disk_without_space_is_found_and_free_space_mends_it() {
+        let room = |free| room(Path::new("/var/lib/x"), free);
+        let full = room(Some(ROOM_MIN - 1));
+        assert_eq!((full.state, full.found.as_str()), (State::Failed, "63 MiB are free"));
+        assert_eq!(room(Some(ROOM_LOW - 1)).state, State::Warning);
+        assert!(full.remedy.is_some_and(|remedy| remedy.starts_with("free space")));
+        assert_eq!(room(Some(ROOM_LOW)).state, State::Ok);
+        let unknown = room(None);
+        assert_eq!(unknown.remedy.as_deref(), Some("df /var/lib/x"));
     }
 
     #[test]
