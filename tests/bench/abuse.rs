@@ -1,15 +1,18 @@
 //! Callers and sandboxes that take all they can get, and what is left for another team beside them:
-//! its slowest calls, and the memory of agent and controller.
+//! its slowest calls, and the memory of agent and controller. It fails when less is left than is promised.
 
 use std::{future::Future, time::Duration};
 
 use anyhow::{Result, ensure};
+use lab::layout::HUB_IP;
 use proto::sandbox::v1::{
-    ArchiveStart, Argv, DownloadArchiveRequest, ExecCommandRequest, ExecRequest, ExecStart,
-    GetSandboxRequest, UploadArchiveRequest, WatchEventsRequest, WatchSandboxesRequest,
-    exec_request, exec_start, sandbox_service_client::SandboxServiceClient, upload_archive_request,
+    ArchiveStart, Argv, DownloadArchiveRequest, ExecCommandRequest, ExecCommandResponse,
+    ExecRequest, ExecStart, ExposeHttpServiceRequest, ForwardOpen, ForwardRequest, ForwardTcp,
+    GetSandboxRequest, ReadFileRequest, UploadArchiveRequest, Visibility, WatchEventsRequest,
+    WatchSandboxesRequest, exec_request, exec_start, forward_open, forward_request,
+    sandbox_service_client::SandboxServiceClient, upload_archive_request,
 };
-use tokio::{net::TcpStream, task::JoinSet, time::sleep};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet, time::sleep};
 use tokio_stream::{StreamExt as _, iter, pending};
 use tonic::transport::Channel;
 
@@ -20,8 +23,12 @@ use crate::{
 
 /// Calls of the other team, before the abuse and during it.
 const CALLS: usize = 200;
-/// Connections that say nothing, to the API and to the ingress.
-const IDLE: usize = 1000;
+/// Connections that say nothing, or not all that they should, to the API, to the ingress and to the SSH server.
+const IDLE: usize = 1500;
+/// Web requests to a server that never answers.
+const HELD: usize = 200;
+/// Port of that server in its sandbox.
+const DEAF_PORT: u32 = 9000;
 /// Connections of callers without a valid token, each with as many calls that never end.
 const STRANGERS: usize = 100;
 /// Streams of each kind that a team leaves unread.
@@ -33,6 +40,15 @@ const WARM_UP: Duration = Duration::from_secs(5);
 /// Most memory that the agent and the controller may have used, MiB.
 const AGENT_MIB: f64 = 200.0;
 const CONTROLLER_MIB: f64 = 400.0;
+/// Most that the other team's slowest calls may take, over what they take without the abuse.
+const SLOWER: f64 = 2.0;
+/// File that is read: large, and without a byte on the disk.
+const SPARSE: &str = "/root/sparse";
+
+/// Takes connections, as long as the kernel does, and never reads or answers.
+const DEAF: &str = "python3 -c 'import socket, time
+server = socket.create_server((\"0.0.0.0\", 9000), backlog=4096)
+time.sleep(3600)'";
 
 /// Starts processes until it cannot, floods the way out, and fills the disk.
 const INSIDE: &str = "(while :; do sleep 600 & done) 2>/dev/null & \
@@ -48,8 +64,12 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
 
     let quiet = slowest(&victim, &other).await?;
     let mut abuse = JoinSet::new();
+    detach(world, &own, DEAF).await?;
+    let sparse = exec(world, &own, &format!("truncate -s 4G {SPARSE}"), false).await?;
+    ensure!(sparse.exit.is_some_and(|exit| exit.code == 0), "no {SPARSE}");
     without_a_token(world, &mut abuse)?;
     with_a_token(world, &mut abuse, &own)?;
+    on_the_web(world, &mut abuse, &own).await?;
     detach(world, &bomb, INSIDE).await?;
     sleep(WARM_UP).await;
     let abused = slowest(&victim, &other).await;
@@ -69,6 +89,17 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     figures.alone("abuse_callers", still as f64, "at the end");
     for (team, id) in [(world, &own), (world, &bomb), (&victim, &other)] {
         team.delete(id).await?;
+    }
+    // Last: a figure that is too high is shown with all others.
+    for (name, quiet, abused) in [("exec", quiet.exec, abused.exec), ("get", quiet.get, abused.get)]
+    {
+        let most = SLOWER * quiet;
+        ensure!(abused <= most, "another team's {name} took {abused:.1} ms of at most {most:.1}");
+    }
+    for (name, peak, most) in
+        [("agent", agent, AGENT_MIB), ("controller", controller, CONTROLLER_MIB)]
+    {
+        ensure!(peak <= most, "the {name} used {peak:.1} MiB of at most {most:.1}");
     }
     Ok(())
 }
@@ -105,20 +136,51 @@ async fn repeat<F: Future>(mut call: impl FnMut() -> F) {
     }
 }
 
+/// Connects, says that and nothing more, and stays until the other side hangs up; again and again.
+async fn stay(address: String, text: String) {
+    loop {
+        if let Ok(mut connection) = TcpStream::connect(&address).await
+            && connection.write_all(text.as_bytes()).await.is_ok()
+        {
+            drop(tokio::io::copy(&mut connection, &mut tokio::io::sink()).await);
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Sends web requests to a server in a sandbox that never answers.
+async fn on_the_web(world: &World, abuse: &mut JoinSet<()>, id: &str) -> Result<()> {
+    let expose = ExposeHttpServiceRequest {
+        id: id.into(),
+        name: "deaf".into(),
+        port: DEAF_PORT,
+        visibility: Visibility::Public.into(),
+    };
+    world.client()?.expose_http_service(world.authorised(expose)?).await?;
+    let vmid = world.get(id).await?.vmid;
+    let host = format!("port-{DEAF_PORT}-vm-{vmid}.sandbox.localhost");
+    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let ingress = ingress_address(&world.lab, "node1")?;
+    for _ in 0..HELD {
+        abuse.spawn(stay(ingress.clone(), request.clone()));
+    }
+    Ok(())
+}
+
 /// Opens, holds and repeats whatever a client without a valid token can.
 fn without_a_token(world: &World, abuse: &mut JoinSet<()>) -> Result<()> {
-    let silent = |address: String| async move {
-        loop {
-            if let Ok(connection) = TcpStream::connect(&address).await {
-                // Returns when the other side hangs up.
-                drop(connection.readable().await);
-            }
-            sleep(Duration::from_secs(1)).await;
-        }
-    };
-    for address in [api_address(), ingress_address(&world.lab, "node1")?] {
-        for _ in 0..IDLE / 2 {
-            abuse.spawn(silent(address.clone()));
+    let (ingress, ssh) = (ingress_address(&world.lab, "node1")?, format!("{HUB_IP}:2222"));
+    // The head of a request that does not end, and a handshake that does not go on.
+    let kinds = [
+        (api_address(), ""),
+        (ingress.clone(), ""),
+        (ingress, "GET / HTTP/1.1\r\nHost: x\r\n"),
+        (ssh.clone(), ""),
+        (ssh, "SSH-2.0-OpenSSH_9.2\r\n"),
+    ];
+    for (address, text) in &kinds {
+        for _ in 0..IDLE / kinds.len() {
+            abuse.spawn(stay(address.clone(), (*text).to_owned()));
         }
     }
     for number in 0..STRANGERS {
@@ -154,6 +216,9 @@ fn with_a_token(world: &World, abuse: &mut JoinSet<()>, id: &str) -> Result<()> 
     let bulk = |_| UploadArchiveRequest {
         message: Some(upload_archive_request::Message::Data(vec![0; 64 * 1024].into())),
     };
+    let forwarded = |_| ForwardRequest {
+        message: Some(forward_request::Message::Data(vec![0; 64 * 1024].into())),
+    };
     for _ in 0..STREAMS {
         // Output that nobody reads, and input that no program reads.
         let yes = world.authorised(iter([shell("yes")]).chain(pending()))?;
@@ -177,6 +242,23 @@ fn with_a_token(world: &World, abuse: &mut JoinSet<()>, id: &str) -> Result<()> 
         let usr = DownloadArchiveRequest { id: id.into(), path, user: String::new() };
         let usr = world.authorised(usr)?;
         hold(abuse, world.client()?, |mut api| async move { api.download_archive(usr).await });
+        let read = ReadFileRequest { id: id.into(), path: SPARSE.into(), ..Default::default() };
+        let read = world.authorised(read)?;
+        hold(abuse, world.client()?, |mut api| async move { api.read_file(read).await });
+        // A connection to a server that reads nothing, and one that nobody uses.
+        let open = ForwardRequest {
+            message: Some(forward_request::Message::Open(ForwardOpen {
+                id: id.into(),
+                target: Some(forward_open::Target::Tcp(ForwardTcp {
+                    host: String::new(),
+                    port: DEAF_PORT,
+                })),
+            })),
+        };
+        let unused = world.authorised(iter([open.clone()]).chain(pending()))?;
+        hold(abuse, world.client()?, |mut api| async move { api.forward(unused).await });
+        let unread = world.authorised(iter([open]).chain(iter(0..u32::MAX).map(forwarded)))?;
+        hold(abuse, world.client()?, |mut api| async move { api.forward(unread).await });
         let watch = world.authorised(WatchSandboxesRequest::default())?;
         hold(abuse, world.client()?, |mut api| async move { api.watch_sandboxes(watch).await });
         let events = WatchEventsRequest { follow: true, ..WatchEventsRequest::default() };
@@ -210,16 +292,24 @@ fn hold<T, F>(
 
 /// Starts a command that goes on without a caller.
 async fn detach(world: &World, id: &str, script: &str) -> Result<()> {
+    exec(world, id, script, true).await.map(drop)
+}
+
+async fn exec(
+    world: &World,
+    id: &str,
+    script: &str,
+    detached: bool,
+) -> Result<ExecCommandResponse> {
     let start = ExecStart {
         id: id.into(),
         command: Some(exec_start::Command::Argv(Argv {
             args: ["bash", "-c", script].map(str::to_owned).into(),
         })),
-        exec_id: "abuse".into(),
-        detached: true,
+        exec_id: if detached { "abuse".into() } else { String::new() },
+        detached,
         ..ExecStart::default()
     };
     let request = ExecCommandRequest { start: Some(start), ..ExecCommandRequest::default() };
-    world.client()?.exec_command(world.authorised(request)?).await?;
-    Ok(())
+    Ok(world.client()?.exec_command(world.authorised(request)?).await?.into_inner())
 }

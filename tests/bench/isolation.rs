@@ -6,16 +6,22 @@ use lab::probes::{self, Lan, Seen};
 use crate::{figures::Figures, world::World};
 
 const NODE: &str = "node1";
+const OTHER_NODE: &str = "node2";
 
 pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> {
     let other_team = world.other_team()?;
     let (own, other) = (world.create(NODE).await?, other_team.create(NODE).await?);
+    let there = other_team.create(OTHER_NODE).await?;
     let of = |sandbox: proto::sandbox::v1::Sandbox| Seen::new(sandbox.vmid.into(), &sandbox.ip);
     let (from, victim) = (of(world.get(&own).await?)?, of(other_team.get(&other).await?)?);
-    let node = world.lab.node(NODE)?;
-    let lan = Lan::new(&node)?;
+    let far = of(other_team.get(&there).await?)?;
+    let (node, other_node) = (world.lab.node(NODE)?, world.lab.node(OTHER_NODE)?);
+    let lan = Lan::new(&node, &other_node)?;
     // Blocks on programs in the node; nothing else runs here.
-    let reached = probes::reach(&node, from.vmid, &probes::closed(&node, &victim)?)?;
+    let mut closed = probes::closed(&node, &victim)?;
+    closed.extend(probes::of_another_node(&other_node));
+    closed.extend(probes::of_far_sandbox(&far));
+    let reached = probes::reach(&node, from.vmid, &closed)?;
     let drawn = probes::spoofs(&node, &from, &victim)?;
     let open = probes::reach(&node, from.vmid, &probes::open())?;
     drop(lan);
@@ -30,5 +36,6 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     figures.alone("isolation_probes", count(false), "tried");
     figures.alone("isolation_probes_through", count(true), "of them");
     world.delete(&own).await?;
+    other_team.delete(&there).await?;
     other_team.delete(&other).await
 }

@@ -7,22 +7,28 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::Node;
 
-/// Tries to open a connection to each `ADDRESS/PORT` and prints which were reached; a refusal is an
-/// answer, too.
+/// Tries to open a connection to each `ADDRESS/PORT`, or to send a datagram to each `udp:ADDRESS/PORT`, and
+/// prints which were reached; a refusal is an answer, too.
 const REACH: &str = include_str!("reach.py");
 /// Sends as somebody else: `MAC IP` are the neighbour's, `OWN` is the sender's MAC, `HOST` the
 /// gateway's MAC and `GATEWAY` its address. The last argument is the sender's own address.
 const SPOOF: &str = include_str!("spoof.py");
+/// Port of corosync, UDP.
+const COROSYNC: u16 = 5405;
 
 /// Network beside a node, with a private and a public address, and the name server's. Its end is in a
-/// network namespace of its own.
+/// network namespace of its own. The node and another one have routes to each other's sandboxes, which a
+/// cluster may have, too: without them a probe of that node would fail for want of a way back.
 #[derive(Debug)]
-pub struct Lan(Node);
+pub struct Lan {
+    node: Node,
+    other: Node,
+}
 
 impl Lan {
     /// Makes it, in place of one that was left behind.
-    pub fn new(node: &Node) -> Result<Self> {
-        let lan = Self(node.clone());
+    pub fn new(node: &Node, other: &Node) -> Result<Self> {
+        let lan = Self { node: node.clone(), other: other.clone() };
         lan.remove();
         shell(
             node,
@@ -34,12 +40,25 @@ impl Lan {
              ip -n lan link set eth0 up; ip -n lan route add default via 192.168.77.1; \
              ip route add 10.99.1.3/32 via 192.168.77.2",
         )?;
+        for (from, to) in lan.routes() {
+            let (net, via) = (to.id().containers_net(), to.id().ip());
+            let added = from.shell(&format!("ip route add {net}.0/24 via {via}"))?;
+            ensure!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+        }
         Ok(lan)
+    }
+
+    fn routes(&self) -> [(&Node, &Node); 2] {
+        [(&self.node, &self.other), (&self.other, &self.node)]
     }
 
     fn remove(&self) {
         let line = "ip route del 10.99.1.3/32; ip link del lan0; ip netns del lan; true";
-        drop(shell(&self.0, &format!("({line}) 2>/dev/null")));
+        drop(shell(&self.node, &format!("({line}) 2>/dev/null")));
+        for (from, to) in self.routes() {
+            let net = to.id().containers_net();
+            drop(shell(from, &format!("ip route del {net}.0/24 2>/dev/null; true")));
+        }
     }
 }
 
@@ -70,10 +89,21 @@ impl Seen {
 }
 
 /// Returns what no sandbox may reach, with a neighbour's address and the `Lan` beside the node.
+///
+/// # Errors
+/// When the bridge or the neighbour has no IPv6 address: then nothing would be proved about IPv6.
 pub fn closed(node: &Node, neighbour: &Seen) -> Result<BTreeMap<&'static str, String>> {
-    let mut closed = BTreeMap::from([
+    let host = link_local(node, "", "vmbr0")?;
+    let other = link_local(node, &format!("lxc-attach -n {} --", neighbour.vmid), "eth0")?;
+    Ok(BTreeMap::from([
         ("neighbour", format!("{}/8000", neighbour.ip)),
+        ("neighbour, UDP", format!("udp:{}/{COROSYNC}", neighbour.ip)),
+        ("neighbour, IPv6", format!("{other}%eth0/8000")),
         ("gateway, ssh", "10.100.1.1/22".to_owned()),
+        ("gateway, UDP", format!("udp:10.100.1.1/{COROSYNC}")),
+        ("host, corosync", format!("udp:10.99.0.1/{COROSYNC}")),
+        ("host, IPv6", format!("{host}%eth0/22")),
+        ("host, IPv6 and UDP", format!("udp:{host}%eth0/{COROSYNC}")),
         ("agent", "10.99.0.1/7445".to_owned()),
         ("ingress", "10.99.0.1/8480".to_owned()),
         ("private address of the host", "192.168.77.1/22".to_owned()),
@@ -81,14 +111,24 @@ pub fn closed(node: &Node, neighbour: &Seen) -> Result<BTreeMap<&'static str, St
         ("private network", "192.168.77.2/80".to_owned()),
         ("metadata", "169.254.169.254/80".to_owned()),
         ("name server, another port", "10.99.1.3/80".to_owned()),
-    ]);
-    let host = link_local(node, "", "vmbr0")?;
-    let other = link_local(node, &format!("lxc-attach -n {} --", neighbour.vmid), "eth0")?;
-    if let (Some(host), Some(other)) = (host, other) {
-        closed.insert("host, IPv6", format!("{host}%eth0/22"));
-        closed.insert("neighbour, IPv6", format!("{other}%eth0/8000"));
-    }
-    Ok(closed)
+    ]))
+}
+
+/// Returns what no sandbox of this `Lan`'s node may reach of another node.
+pub fn of_another_node(other: &Node) -> BTreeMap<&'static str, String> {
+    let ip = other.id().ip();
+    BTreeMap::from([
+        ("another node, agent", format!("{ip}/7445")),
+        ("another node, corosync", format!("udp:{ip}/{COROSYNC}")),
+    ])
+}
+
+/// Returns what no sandbox may reach of a sandbox on another node. The rules of both nodes forbid it.
+pub fn of_far_sandbox(far: &Seen) -> BTreeMap<&'static str, String> {
+    BTreeMap::from([
+        ("sandbox of another node", format!("{}/8000", far.ip)),
+        ("sandbox of another node, UDP", format!("udp:{}/{COROSYNC}", far.ip)),
+    ])
 }
 
 /// Returns what every sandbox may reach beside that `Lan`.
@@ -99,10 +139,12 @@ pub fn open() -> BTreeMap<&'static str, String> {
     ])
 }
 
-fn link_local(node: &Node, line: &str, interface: &str) -> Result<Option<String>> {
+fn link_local(node: &Node, line: &str, interface: &str) -> Result<String> {
     let text = shell(node, &format!("{line} ip -6 -o addr show dev {interface} scope link"))?;
     let word = text.split_whitespace().find(|word| word.starts_with("fe80:"));
-    Ok(word.and_then(|word| word.split('/').next()).map(str::to_owned))
+    let address = word.and_then(|word| word.split('/').next());
+    let address = address.with_context(|| format!("{interface} has no IPv6 address: {text:?}"))?;
+    Ok(address.to_owned())
 }
 
 /// Runs a line in the node's shell; returns its stdout.
