@@ -46,7 +46,8 @@ pub enum Command {
         json: bool,
     },
     /// Join a controller: make this node's keys, get its certificates, write what is missing in the
-    /// configuration, and start the agent. `sandboxctl node token NODE` prints the line to run
+    /// configuration, and start the agent. `sandboxctl node token NODE` prints the line to run. Exit 1 if
+    /// the node has joined, but something is missing; `setup` makes it
     #[command(override_usage = JOIN_USAGE)]
     Join {
         #[command(flatten)]
@@ -60,6 +61,25 @@ pub enum Command {
         /// Make no template, also where the node has none
         #[arg(long)]
         no_template: bool,
+    },
+    /// Make what this node lacks after it has joined: the bridge, the first template, units that run. Again:
+    /// do only what is missing
+    Setup {
+        /// Configuration file
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
+        config: PathBuf,
+        /// Make no bridge for the sandboxes: they use the one that is there
+        #[arg(long)]
+        no_bridge: bool,
+        /// Make no template, also where the node has none
+        #[arg(long)]
+        no_template: bool,
+        /// Start nothing
+        #[arg(long)]
+        no_start: bool,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Make the network of the sandboxes
     Bridge {
@@ -133,8 +153,8 @@ pub enum TemplateCommand {
 }
 
 const JOIN_USAGE: &str = "\
-pve-sandbox-agent join [OPTIONS] --token <TOKEN> --ca-sha256 <HEX>
-                              <CONTROLLER>";
+PVE_SANDBOX_JOIN_TOKEN=<TOKEN> pve-sandbox-agent join [OPTIONS]
+                              --ca-sha256 <HEX> <CONTROLLER>";
 
 const DOCTOR_HELP: &str = "\
 Examples:

@@ -11,6 +11,7 @@ use agent::{
     commands::{BridgeCommand, CONFIG, Cli, Command, Common, TemplateCommand, TemplateInit},
     config::{self, Config},
     doctor::{self, Host},
+    join::lacks::Wanted,
     sys::privileges::Missing,
     template::{self, Order, Source},
 };
@@ -84,7 +85,14 @@ fn execute(command: &Command) -> Result<ExitCode> {
         }
         Command::Join { line, config, no_start, no_template } => {
             daemon::logs::init("warn", false);
-            node_setup::join(line, config, !no_start, !no_template)?;
+            let bridge = !line.no_bridge;
+            let wanted = Wanted { bridge, template: !no_template, start: !no_start };
+            node_setup::join(line, config, wanted)?;
+        }
+        Command::Setup { config, no_bridge, no_template, no_start, dry_run } => {
+            let (bridge, template) = (!no_bridge, !no_template);
+            let wanted = Wanted { bridge, template, start: !no_start };
+            node_setup::setup(config, wanted, *dry_run)?;
         }
         Command::Bridge { command: BridgeCommand::Init { subnet, config, no_start } } => {
             node_setup::make_bridge(*subnet, config, !no_start)?;

@@ -1,12 +1,14 @@
-//! Commands that set a node up: `join`, `bridge init`, `template init`. They print what they do.
+//! Commands that set a node up: `join`, `setup`, `bridge init`, `template init`. They print what they do.
 
 use std::{path::Path, time::Duration};
 
 use agent::{
-    bridge::{self, Plan},
+    bridge::{self, Bridge, Plan},
     config::{self, Config, Flags},
+    detect::Roots,
     join::{
         self, Done, Line,
+        lacks::{self, Wanted},
         other_caddy::{self, Decision},
     },
     pve::worker,
@@ -15,7 +17,10 @@ use agent::{
     uninstall::{MASKED_CADDY, TEMPLATE},
 };
 use anyhow::{Context, Result};
-use daemon::systemctl;
+use daemon::{
+    replace::{Access, replace},
+    systemctl,
+};
 use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
@@ -31,43 +36,80 @@ pub(crate) const DNS_UNIT: &str = "pve-sandbox-dns";
 const IFUP: &str = "/usr/sbin/ifup";
 
 /// Joins a controller, makes what the node lacks, and starts the units.
-pub(crate) fn join(line: &Line, path: &Path, start: bool, template: bool) -> Result<()> {
+pub(crate) fn join(line: &Line, path: &Path, wanted: Wanted) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Done(done) = runtime.block_on(join::run(line, path, Path::new(NET)))?;
     for step in done {
         println!("{step}");
     }
     // The node has joined, whatever becomes of the rest, and its token is used up.
-    if !line.no_bridge
-        && let Err(error) = make_bridge(None, path, start)
+    complete(path, wanted).context("this node has joined, but it is not complete")
+}
+
+/// Makes what a node that has joined lacks, and starts the units; a dry run only says it.
+pub(crate) fn setup(path: &Path, wanted: Wanted, dry_run: bool) -> Result<()> {
+    let file: config::File = match path.exists() {
+        true => daemon::config::load(path)?,
+        false => config::File::default(),
+    };
+    anyhow::ensure!(
+        file.tls.cert.exists(),
+        "this node has not joined: run here the line that `sandboxctl node token NODE` prints"
+    );
+    let wanted = Wanted { start: wanted.start && systemctl::is_there(), ..wanted };
+    let paths = bridge::Paths::of_host(path);
+    let [agent, _] = UNITS;
+    let runs = wanted.start && is_active(agent);
+    let lacks = lacks::look(wanted, &paths, Path::new(NET), runs)?;
+    if lacks.is_empty() {
+        println!("nothing to do: all of it is there");
+        return Ok(());
+    }
+    if dry_run {
+        lacks.iter().for_each(|lack| println!("would {lack}"));
+        return Ok(());
+    }
+    complete(path, wanted)
+}
+
+/// Makes the parts of a node that are missing, each as far as it can, and starts the units.
+///
+/// # Errors
+/// When a part that is wanted is missing at the end.
+fn complete(path: &Path, wanted: Wanted) -> Result<()> {
+    let mut missing = Vec::new();
+    if wanted.bridge
+        && let Err(error) = make_bridge(None, path, wanted.start)
     {
         println!("no bridge was made: {error:#}");
-        println!("repeat it with: pve-sandbox-agent bridge init");
+        missing.push("the bridge");
     }
     let config = Config::load(Some(path), &Flags::default(), &config::environment);
     let ready = config.map_err(anyhow::Error::from).and_then(|config| {
         production::check(&config)?;
+        // Sandboxes would be put on a bridge of the node's own network, and stay there.
+        let is_named = missing.is_empty() || lacks::names_a_bridge(path)?;
+        anyhow::ensure!(is_named, "the configuration names no bridge");
         Ok(config)
     });
     let config = match ready {
         Ok(config) => config,
         Err(error) => {
-            let path = path.display();
-            println!("this node is joined, and its agent is not started: {error:#}");
-            println!("complete {path}, then: systemctl enable --now {}", UNITS.join(" "));
-            return Ok(());
+            println!("the agent is not started: {error:#}");
+            missing.push("an agent that runs");
+            return all_there(&missing);
         }
     };
-    if template && config.templates.is_empty() {
-        let order = first_template(&config)?;
-        if let Err(error) = make_template(&config, &order) {
-            println!("no template was made: {error:#}");
-            println!("repeat it with: pve-sandbox-agent template init");
-        }
+    if wanted.template
+        && config.templates.is_empty()
+        && let Err(error) = first_template(&config).and_then(|order| make_template(&config, &order))
+    {
+        println!("no template was made: {error:#}");
+        missing.push("a template");
     }
-    if !start || !systemctl::is_there() {
+    if !wanted.start || !systemctl::is_there() {
         println!("nothing was started; start {}", UNITS.join(" and "));
-        return Ok(());
+        return all_there(&missing);
     }
     mask_unused_caddy(&config)?;
     systemctl::run(&[&["enable", "--quiet"], &UNITS[..]].concat())?;
@@ -78,6 +120,16 @@ pub(crate) fn join(line: &Line, path: &Path, start: bool, template: bool) -> Res
         systemctl::run(&["start", ingress])?;
     }
     println!("started {}", UNITS.join(" and "));
+    all_there(&missing)
+}
+
+/// Fails when parts are missing: a script must not take such a node for a complete one.
+fn all_there(missing: &[&str]) -> Result<()> {
+    let parts = missing.join(" and ");
+    anyhow::ensure!(
+        missing.is_empty(),
+        "missing: {parts}; when the reason is mended, `pve-sandbox-agent setup` makes what is missing"
+    );
     Ok(())
 }
 
@@ -115,10 +167,11 @@ fn mask_unused_caddy(config: &Config) -> Result<()> {
             );
         }
         Decision::Mask => {
-            systemctl::run(&["mask", "--now", "--quiet", other_caddy::UNIT])?;
-            // `uninstall` gives it back.
+            // `uninstall` and the purge give it back. First, so that no crash leaves it masked without the
+            // file; one that is not masked is not harmed by either.
             std::fs::create_dir_all(&config.state_dir)?;
-            std::fs::write(config.state_dir.join(MASKED_CADDY), "")?;
+            replace(&config.state_dir.join(MASKED_CADDY), b"", Access::PRIVATE)?;
+            systemctl::run(&["mask", "--now", "--quiet", other_caddy::UNIT])?;
             println!("stopped and masked {}: the ingress has its own units", other_caddy::UNIT);
         }
     }
@@ -142,8 +195,7 @@ pub(crate) fn make_bridge(subnet: Option<Ipv4Net>, config: &Path, start: bool) -
     for path in &changed {
         println!("wrote {}", path.display());
     }
-    let there = Path::new(NET).join(&bridge.name).exists();
-    let is_complete = there && changed.is_empty();
+    let is_complete = changed.is_empty() && is_up(&bridge, config)?;
     if is_complete {
         println!("bridge {} with {} is there already", bridge.name, bridge.address);
     }
@@ -163,6 +215,13 @@ pub(crate) fn make_bridge(subnet: Option<Ipv4Net>, config: &Path, start: bool) -
             .context("the name server did not start; is dnsmasq-base installed?")?;
     }
     Ok(())
+}
+
+/// Returns true when a bridge has its interface and its address: a run may have ended before it had both.
+fn is_up(bridge: &Bridge, config: &Path) -> Result<bool> {
+    let pve = daemon::config::load::<config::File>(config)?.pve;
+    let roots = Roots { pve: &pve.root, proc: &pve.proc, net: Path::new(NET) };
+    Ok(lacks::is_up(bridge, roots))
 }
 
 /// Settings of the template that a node gets which has none.

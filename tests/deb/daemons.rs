@@ -116,7 +116,7 @@ fn the_controller_is_installed_started_and_removed() {
     }
     let root = install(&CONTROLLER);
     let told = refuses(&root, "pve-sandbox-controller.service");
-    assert!(told.contains("init"), "it must say that `init` comes first: {told}");
+    assert!(told.contains("setup"), "it must say that `setup` comes first: {told}");
 
     let program = "/usr/sbin/pve-sandbox-controller";
     let as_user = ["runuser", "-u", CONTROLLER.user, "--", program];

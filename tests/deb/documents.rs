@@ -9,10 +9,10 @@ use std::{
 use super::{
     booted::Booted,
     procedures::{RUN, blocks, on_the_node},
-    root::Base,
+    root::{Base, said},
     steps::{
-        AGENT, CLI, CONTROLLER, INGRESS, INGRESS_GREEN, UNTIL, first_sandbox, offer_next_version,
-        run, until_exec, wait,
+        AGENT, CLI, CONTROLLER, INGRESS, INGRESS_GREEN, UNTIL, first_sandbox,
+        hand_out_next_packages, offer_next_version, run, until_exec, wait,
     },
     wanted,
 };
@@ -108,8 +108,7 @@ fn follow(base: Base) {
     let id = install(&node, &mut pages);
 
     pages.operation(&node, "Look", 0);
-    pages.operation(&node, "Upgrade", 0);
-    until_exec(&node, &id);
+    upgrade(&node, &mut pages, &id);
     back_up_and_restore(&node, &mut pages, &id);
     put_the_key_back(&node, &mut pages, &id);
     upgrade_from_a_repository(&node, &mut pages);
@@ -131,6 +130,42 @@ fn install(node: &Booted, pages: &mut Pages) -> String {
     let commands: Vec<_> = first.commands.collect();
     assert_eq!(commands.len(), 3);
     first_sandbox(node, &commands)
+}
+
+/// Follows the upgrade of all packages to a next version while a command runs in the sandbox.
+fn upgrade(node: &Booted, pages: &mut Pages, id: &str) {
+    let states = || {
+        let format = "${Package} ${Version}\n";
+        let of = |unit| (node.unit(unit, "MainPID"), node.unit(unit, "ActiveState"));
+        let versions = node.ok(&["dpkg-query", "-W", "-f", format, AGENT, CONTROLLER, CLI]);
+        (versions, of(AGENT), of(CONTROLLER))
+    };
+    // Time of the start of the container's first process.
+    let begin = ["sh", "-c", "cut -d' ' -f22 /proc/1/stat"];
+    let booted = || node.ok(&[&[CLI, "exec", id, "--"][..], &begin].concat());
+    let (before, booted_before) = (states(), booted());
+    let waits = "echo begun; until [ -e /tmp/upgraded ]; do sleep 0.1; done; echo ended";
+    let argv = [CLI, "exec", "--exec-id", "upgrade", id, "--", "sh", "-c", waits];
+    let running = node.command(&argv).spawn().expect("nsenter");
+    let runs = || node.ok(&[CLI, "ps", id]).contains("upgrade");
+    assert!((0..UNTIL).any(|_| runs() || wait()), "the command runs");
+
+    hand_out_next_packages(node);
+    pages.operation(node, "Upgrade", 0);
+
+    let after = states();
+    let lines = before.0.lines().zip(after.0.lines());
+    assert!(before.0.lines().count() == 3, "{before:?}");
+    lines.for_each(|(old, new)| assert_eq!(format!("{old}.1"), new, "it was upgraded"));
+    for (old, new) in [(&before.1, &after.1), (&before.2, &after.2)] {
+        assert!(old.0 != new.0 && new.1 == "active", "{old:?}: {new:?}");
+    }
+    // Both serve again, and what ran runs on.
+    until_exec(node, id);
+    assert_eq!(booted(), booted_before, "the sandbox was not touched");
+    node.ok(&[CLI, "exec", id, "--", "touch", "/tmp/upgraded"]);
+    let (code, told) = said(&running.wait_with_output().expect("it ends"));
+    assert!(code == Some(0) && told.contains("begun\nended\n"), "{code:?}: {told}");
 }
 
 fn back_up_and_restore(node: &Booted, pages: &mut Pages, id: &str) {
@@ -158,7 +193,7 @@ fn put_the_key_back(node: &Booted, pages: &mut Pages, id: &str) {
 
 fn upgrade_from_a_repository(node: &Booted, pages: &mut Pages) {
     let version = || node.ok(&["dpkg-query", "--show", "--showformat", "${Version}", AGENT]);
-    let next = offer_next_version(node, &version());
+    let next = offer_next_version(node);
     pages.block(node, ("install.md", "A repository of your own", 0)).rest();
     assert_eq!(version(), next);
 }

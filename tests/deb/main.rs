@@ -16,6 +16,7 @@ mod root;
 mod sandboxctl;
 mod steps;
 mod streams;
+mod tunnel;
 
 /// Returns whether these tests were requested, and prints a message if not.
 fn wanted() -> bool {

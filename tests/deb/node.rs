@@ -7,7 +7,7 @@
 use super::{
     booted::Booted,
     capabilities, removal,
-    root::Base,
+    root::{Base, said},
     steps::{
         AGENT, CLI, CONTROLLER, INGRESS, agent_is_replaced_under_load, created, install, join,
         make_a_template,
@@ -35,12 +35,14 @@ fn from_packages_to_a_sandbox_and_back(base: Base) {
     let node = Booted::start(base, &format!("node-{base:?}").to_lowercase());
     install(&node);
     set_up(&node);
+    super::tunnel::connector_runs_under_systemd(&node);
     make_a_template(&node);
 
     // No image, no name: the only snapshot is taken.
     let id = created(&node.ok(&[CLI, "create"]));
     let inside = node.ok(&[CLI, "exec", &id, "--", "sh", "-c", "cat /proc/1/comm; hostname"]);
     assert!(inside.contains("systemd") && inside.contains(&id), "{inside}");
+    starts_nothing_with_its_own_limits(&node);
     let ids = [id];
     let outcome = agent_is_replaced_under_load(&node, &ids, streams::wanted());
     println!("{outcome:?}");
@@ -62,7 +64,10 @@ fn set_up(node: &Booted) {
     assert!(node.ok(&setup).contains("nothing to do"), "a second run has nothing to do");
     node.ok(&["systemd-analyze", "security", "--no-pager", EXPOSURE, CONTROLLER]);
 
+    // apt brings it, unless an operator asks for it by name.
+    node.ok(&["apt-mark", "auto", "caddy"]);
     let (line, took) = join(node);
+    removal::caddy_is_masked(node, true);
     println!("joined and ready in {took:?}");
     for unit in [AGENT, INGRESS, "pve-sandbox-dns"] {
         assert_eq!(node.unit(unit, "ActiveState"), "active", "{unit}");
@@ -71,6 +76,52 @@ fn set_up(node: &Booted) {
     assert!(bridge.contains("10.100.1.1/24"), "{bridge}");
     let (code, told) = node.run(&["sh", "-c", &line]);
     assert!(code != Some(0) && told.contains("token"), "the line is good once: {told}");
+}
+
+/// Process of the node: its cgroup in v2, and its score for the OOM killer.
+#[derive(Debug, PartialEq, Eq)]
+struct Process {
+    cgroup: String,
+    score: i32,
+}
+
+impl Process {
+    /// Parses what `cat /proc/PID/cgroup /proc/PID/oom_score_adj` prints.
+    #[track_caller]
+    fn of(told: &str) -> Self {
+        let cgroup = told.lines().find_map(|line| line.strip_prefix("0::")).expect(told);
+        let score = told.lines().last().and_then(|line| line.trim().parse().ok()).expect(told);
+        Self { cgroup: cgroup.to_owned(), score }
+    }
+}
+
+/// Checks that a shim and a `pct` that runs are outside the agent's cgroup, so that they do not count for its
+/// limit of memory, and are not spared when memory runs out; the agent is.
+fn starts_nothing_with_its_own_limits(node: &Booted) {
+    let look = |pid: &str| {
+        let files = ["cgroup", "oom_score_adj"].map(|file| format!("/proc/{pid}/{file}"));
+        Process::of(&node.ok(&["cat", &files[0], &files[1]]))
+    };
+    let agent = look(&node.unit(AGENT, "MainPID"));
+    assert!(agent.cgroup.ends_with("/pve-sandbox-agent.service"), "{agent:?}");
+    assert_eq!(agent.score, -500);
+    assert_eq!(node.unit(AGENT, "MemoryMax"), (1_u64 << 30).to_string());
+
+    let shims = node.ok(&["pgrep", "-f", "^/proc/self/exe shim "]);
+    let shims: Vec<_> = shims.split_whitespace().map(look).collect();
+    // The first that is seen while a sandbox is made, stopped so that it does not end meanwhile.
+    let seen = "while :; do for pid in $(pgrep -x pct); do kill -STOP $pid 2>&- || continue; \
+                cat /proc/$pid/cgroup /proc/$pid/oom_score_adj; kill -CONT $pid; exit; done; done";
+    let looking = node.command(&["timeout", "60", "sh", "-c", seen]).spawn().expect("nsenter");
+    let other = created(&node.ok(&[CLI, "create"]));
+    let (code, told) = said(&looking.wait_with_output().expect("it ends"));
+    assert_eq!(code, Some(0), "no pct was seen: {told}");
+    node.ok(&[CLI, "rm", &other]);
+    assert!(!shims.is_empty());
+    for process in shims.iter().chain([&Process::of(&told)]) {
+        let Process { cgroup, score } = process;
+        assert!(!cgroup.contains(AGENT) && *score == 0, "{process:?}");
+    }
 }
 
 fn purge(node: &Booted) {

@@ -3,8 +3,23 @@
 
 use super::{
     booted::Booted,
-    steps::{AGENT, CLI, UNTIL, wait},
+    steps::{AGENT, CLI, UNTIL, join_line, wait},
 };
+
+/// Unit of Debian's own Caddy.
+const CADDY: &str = "caddy.service";
+/// File by which the agent knows that it has masked that.
+const MASKED: &str = "/var/lib/pve-sandbox-agent/masked-caddy";
+
+/// Checks that Debian's Caddy does not start by itself, or that it was given back.
+#[track_caller]
+pub(crate) fn caddy_is_masked(node: &Booted, masked: bool) {
+    let state = node.unit(CADDY, "UnitFileState");
+    assert_eq!(state == "masked", masked, "{state}");
+    assert_eq!(node.path(MASKED).exists(), masked, "the file tells it");
+    let runs = node.unit(CADDY, "ActiveState") == "active";
+    assert!(!masked || !runs, "it was stopped");
+}
 
 /// Keeps the sandbox through a purge and a new installation, then deletes it with all of the node.
 pub(crate) fn keeps_and_then_deletes(node: &Booted, id: &str) {
@@ -15,6 +30,7 @@ pub(crate) fn keeps_and_then_deletes(node: &Booted, id: &str) {
     let told = node.ok(&[&[AGENT, "uninstall"][..], &all].concat());
     assert!(told.contains(&format!("deleted {id}")), "{told}");
     assert_eq!(marked(node), "", "no container is left");
+    caddy_is_masked(node, false);
     for gone in ["/var/lib/pve-sandbox-agent", "/etc/pve-sandbox/tls/node.key"] {
         assert!(!node.path(gone).exists(), "{gone}");
     }
@@ -50,6 +66,9 @@ fn kept_sandbox_is_taken_in_again(node: &Booted, id: &str) {
     let told = node.ok(&[AGENT, "uninstall", "--sandboxes", "keep", "--yes"]);
     assert!(told.contains(id) && told.contains("keep 1 sandboxes"), "{told}");
     assert_eq!(node.unit(AGENT, "ActiveState"), "inactive");
+    caddy_is_masked(node, false);
+    // As a node has it whose package is purged without `uninstall`.
+    node.ok(&["sh", "-c", &format!("touch {MASKED} && systemctl mask --quiet {CADDY}")]);
     let runs = || node.ok(&["pct", "status", &vmid]).contains("running");
     assert!(runs(), "it runs on");
     // Not even a purge that is told to takes the journal from under it.
@@ -59,11 +78,11 @@ fn kept_sandbox_is_taken_in_again(node: &Booted, id: &str) {
     let told = node.ok(&["dpkg", "--purge", AGENT]);
     assert!(told.contains(&vmid) && node.path("/var/lib/pve-sandbox-agent").is_dir(), "{told}");
     assert!(runs(), "it runs on");
+    caddy_is_masked(node, false);
 
     let package = format!("/root/{AGENT}.deb");
     node.ok(&["apt-get", "install", "--yes", "--no-install-recommends", &package]);
-    let line = node.ok(&[CLI, "node", "token", "pve1"]);
-    let line = line.lines().find(|line| line.starts_with(AGENT)).expect("a line to run");
+    let line = join_line(&node.ok(&[CLI, "node", "token", "pve1"]));
     node.ok(&["sh", "-c", &format!("{line} --no-template")]);
     let works = || node.run(&[CLI, "exec", id, "--", "true"]).0 == Some(0);
     assert!((0..UNTIL).any(|_| works() || wait()), "{}", node.ok(&[CLI, "ls"]));

@@ -1,6 +1,6 @@
 //! From a bare node to a joined one, on the loopback: the shipped controller, the agent's join command,
 //! and an agent that serves with what the command wrote. Certificates of seconds renew themselves under
-//! open streams. And `doctor` of both, which looks at what they have made.
+//! open streams. And `doctor` of both, which looks at what they have made, and `setup` that is repeated.
 #![expect(
     clippy::disallowed_methods,
     reason = "remedies are run as processes, and nft beside them"
@@ -9,6 +9,7 @@
 mod controller;
 mod doctor;
 mod node;
+mod repeat;
 mod sick;
 mod world;
 

@@ -7,6 +7,7 @@
 //! Every step can be repeated: a run after a crash has the same key, so the same token is good for it
 //! until it expires; a run with a new token replaces all.
 
+pub mod lacks;
 pub mod other_caddy;
 mod settings;
 
@@ -45,7 +46,8 @@ const API_PORT: u16 = 7443;
 pub struct Line {
     /// Address of the controller: https://host:port
     pub controller: String,
-    /// One-time token of this node, from `sandboxctl node token NODE`
+    /// One-time token of this node, from `sandboxctl node token NODE`. Everybody on the node can read a
+    /// command line: give it in the variable instead
     #[arg(long, env = "PVE_SANDBOX_JOIN_TOKEN", hide_env_values = true)]
     pub token: Secret<String>,
     /// SHA-256 of the CA certificate of the controller, hex

@@ -18,7 +18,7 @@ use crate::{
 #[command(after_help = "\
 Examples:
   sandboxctl node token pve3  prints the line to run on pve3, as root
-  ssh root@pve3 \"$(sandboxctl node token pve3)\" and runs it there
+  sandboxctl node token pve3 | ssh root@pve3 sh  and runs it there
 
 The token is good for this node, once, for 15 minutes. The line holds it: do not
 put the line where others read it. A node that is there already can join again,
@@ -62,11 +62,12 @@ pub(super) async fn run(
     Ok(0)
 }
 
-/// Line that joins the node.
+/// Line that joins the node. The token is in a variable: everybody on the node can read arguments.
 fn line(address: &str, made: &CreateNodeTokenResponse) -> String {
     let address = address.strip_prefix("https://").unwrap_or(address);
     let CreateNodeTokenResponse { token, ca_sha256, .. } = made;
-    format!("pve-sandbox-agent join https://{address} --token {token} --ca-sha256 {ca_sha256}")
+    let variable = format!("PVE_SANDBOX_JOIN_TOKEN={token}");
+    format!("{variable} pve-sandbox-agent join https://{address} --ca-sha256 {ca_sha256}")
 }
 
 /// Host in `host:port`, without brackets.

@@ -225,17 +225,16 @@ async fn node_token_prints_one_line_and_revoke_turns_a_node_away() {
     let fake = Fake::start(Behaviour::default()).await;
     let ran = fake.run(&["node", "token", "pve3", "--ttl", "1h"]).await;
     let line = format!(
-        "pve-sandbox-agent join https://controller.example:{} --token pvesj_pve3_3600 --ca-sha256 {}\n",
+        "PVE_SANDBOX_JOIN_TOKEN=pvesj_pve3_3600 pve-sandbox-agent join \
+         https://controller.example:{} --ca-sha256 {}\n",
         fake.port,
         "ab".repeat(32)
     );
     assert_eq!((ran.code, ran.text()), (Some(0), line.as_str()));
     let given = fake.run(&["node", "token", "pve3", "--controller", "10.0.0.9:7443"]).await;
-    assert!(
-        given
-            .text()
-            .starts_with("pve-sandbox-agent join https://10.0.0.9:7443 --token pvesj_pve3_900")
-    );
+    let line =
+        "PVE_SANDBOX_JOIN_TOKEN=pvesj_pve3_900 pve-sandbox-agent join https://10.0.0.9:7443 ";
+    assert!(given.text().starts_with(line), "{given:?}");
     let json = fake.run(&["node", "token", "pve3", "--json"]).await.json();
     assert_eq!(json["expires_at"], "2023-11-14T22:28:20Z");
 
