@@ -135,7 +135,7 @@ fn renamed_flag_in_docs_would_be_found() {
     assert_eq!(mistakes(good, &programs), [""; 0]);
 }
 
-/// Pages whose commands `tests/deb` runs.
+/// Pages whose commands `tests/deb` runs. `tests/lxc` runs all those of local.md.
 const FOLLOWED: &[&str] = &["install.md", "operations.md"];
 
 #[test]

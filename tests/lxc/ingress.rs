@@ -1,7 +1,7 @@
 //! HTTP access from outside, through the node's own Caddy.
 
 use crate::{
-    http::{Socket, exchange, get},
+    http::{Socket, exchange, get, ingress_port},
     world::{id, node, vmid, wait, world},
 };
 
@@ -179,5 +179,51 @@ fn port_lets_in_whom_its_visibility_names() {
     assert_eq!(world.refused(&["link", id, "8000"]).0, "ACCESS_KIND");
     world.json(&["expose", id, "8000", "--name", "web", "--public"]);
     assert_eq!(get("node1", &host).0, 200);
+    world.finish();
+}
+
+#[test]
+fn ingress_test_says_of_each_port_what_a_page_of_another_site_gets() {
+    let Some(world) = world() else { return };
+    // The page of the template is on 8000. Nothing listens on 8001.
+    let args = ["--node", "node2", "--expose", "web=8000", "--expose", "late=8001"];
+    let sandbox = world.create(&args);
+    let id = id(&sandbox);
+    let at = format!("127.0.0.1:{}", ingress_port("node2"));
+    let test = |more: &[&str]| {
+        let ran = world.ctl(&[&["ingress", "test", id, "--at", &at], more].concat());
+        assert!(ran.text().lines().all(|line| line.chars().count() <= 80), "{}", ran.text());
+        (ran.code, ran.text(), ran.stderr)
+    };
+    let all = "5 checks: nothing is wrong\n";
+    for visibility in ["public", "team", "token"] {
+        world.json(&["expose", id, "8000", "--name", "web", "--visibility", visibility]);
+        // Each visibility is known at the ingress as soon as the call was answered.
+        let (code, text, stderr) = test(&["web"]);
+        assert_eq!((code, text.ends_with(all)), (0, true), "{visibility}: {text}{stderr}");
+        for check in ["answer", "cross-origin", "frame", "preflight", "websocket"] {
+            let line = format!("ok       {check:14}web (8000): ");
+            assert!(text.contains(&line), "{visibility}, {check}: {text}");
+        }
+        assert!(text.contains("web (8000): 200\n"), "{visibility}: {text}");
+    }
+    world.json(&["expose", id, "8000", "--name", "web", "--visibility", "private"]);
+    let (code, text, _) = test(&["8000"]);
+    assert_eq!(code, 0);
+    assert!(text.starts_with("ok       answer  web (8000): private"), "{text}");
+
+    // One that does not answer fails the whole, and hides nothing of the others.
+    let (code, text, _) = test(&[]);
+    assert_eq!(code, 1);
+    let why = "failed   answer  late (8001): 502: nothing listens on port 8001 in the sandbox";
+    assert!(text.contains(why), "{text}");
+    assert!(text.contains("  remedy: sandboxctl port ls ID shows what listens, and where\n"));
+    assert!(text.ends_with("2 checks: 1 failed, 0 warnings\n"), "{text}");
+    let report = world.ctl(&["--json", "ingress", "test", id, "late", "--at", &at]);
+    let found: serde_json::Value = serde_json::from_slice(&report.stdout).expect("JSON");
+    assert_eq!((report.code, &found["failed"]), (1, &1.into()), "{found}");
+
+    let (code, text, stderr) = test(&["9999"]);
+    assert!(code != 0 && text.is_empty() && stderr.contains("no such open port"), "{stderr}");
     world.finish();
 }

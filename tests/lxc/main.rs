@@ -26,10 +26,14 @@ mod isolation;
 mod kills;
 mod lifetime;
 mod limits;
+mod local;
 mod nodes;
 mod operator;
 mod parallel;
 mod pause;
+#[expect(dead_code, reason = "tests/deb follows the other pages")]
+#[path = "../docs/procedures.rs"]
+mod procedures;
 mod recover;
 mod resize;
 mod secrets;

@@ -269,33 +269,118 @@ fn ssh_forwards_back_to_a_server_beside_the_client() {
     world.finish();
 }
 
+/// SSH client on a terminal of its own, whose command answers each line that is typed.
+struct Terminal {
+    path: PathBuf,
+    keys: fs::File,
+    heard: mpsc::Receiver<String>,
+    /// Number of the last line that was typed.
+    typed: u32,
+    /// Lines that answered nothing.
+    unasked: Vec<String>,
+    _ssh: Running,
+}
+
+impl Terminal {
+    /// Runs a line in the sandbox, and after it what answers. Returns the size that the terminal had at first.
+    fn open(client: &Client, line: &str) -> (Self, String) {
+        let size = Winsize { ws_row: 30, ws_col: 90, ws_xpixel: 0, ws_ypixel: 0 };
+        let OpenptyResult { master, slave } = openpty(&size, None).expect("a terminal");
+        let path = ttyname(&slave).expect("a path");
+        // The terminal is its own, so that it is signalled when the size changes.
+        let mut ssh = Command::new("setsid");
+        ssh.args(["--ctty", "ssh"]).args(client.options()).args(["-tt", &client.name]);
+        let answers = "while read -r line; do echo \"got $line $(stty size)\"; done";
+        ssh.arg(format!("stty -echo; stty size; {line} {answers}"));
+        let mut ssh = Running(ssh.stdin(slave).stdout(Stdio::piped()).spawn().expect("it runs"));
+        let said = BufReader::new(ssh.0.stdout.take().expect("one")).lines();
+        let (lines, heard) = mpsc::channel();
+        // Ends with the client: nobody else has the other end of its output.
+        thread::spawn(move || said.map_while(Result::ok).try_for_each(|line| lines.send(line)));
+        let keys = fs::File::from(master);
+        let this = Self { path, keys, heard, typed: 0, unasked: Vec::new(), _ssh: ssh };
+        let first = this.next();
+        (this, first)
+    }
+
+    fn next(&self) -> String {
+        self.heard.recv_timeout(PATIENCE).expect("a line").trim().to_owned()
+    }
+
+    /// Types a line that no other is like.
+    fn press(&mut self) {
+        self.typed += 1;
+        writeln!(self.keys, "{}", self.typed).expect("typed");
+    }
+
+    /// Returns the size in the answer to the last line.
+    fn answer(&mut self) -> String {
+        let expected = format!("got {} ", self.typed);
+        loop {
+            let line = self.next();
+            if let Some(size) = line.strip_prefix(&expected) {
+                return size.to_owned();
+            }
+            self.unasked.push(line);
+        }
+    }
+
+    fn ask(&mut self) -> String {
+        self.press();
+        self.answer()
+    }
+
+    fn resize(&self, rows: &str, columns: &str) {
+        let mut resize = Command::new("stty");
+        resize.arg("-F").arg(&self.path).args(["rows", rows, "cols", columns]);
+        assert!(resize.status().expect("it runs").success());
+    }
+}
+
 #[test]
 fn terminal_follows_the_window_of_the_client() {
     let Some(world) = world() else { return };
     let (client, _) = Client::new(&world, &[]);
-    let size = Winsize { ws_row: 30, ws_col: 90, ws_xpixel: 0, ws_ypixel: 0 };
-    let OpenptyResult { master, slave } = openpty(&size, None).expect("a terminal");
-    let path = ttyname(&slave).expect("a path");
-    // The terminal is its own, so that it is signalled when the size changes.
-    let mut ssh = Command::new("setsid");
-    ssh.args(["--ctty", "ssh"]).args(client.options()).args(["-tt", &client.name]);
-    ssh.arg("stty size; while read -r line; do stty size; done");
-    let mut ssh = Running(ssh.stdin(slave).stdout(Stdio::piped()).spawn().expect("it runs"));
-    let said = BufReader::new(ssh.0.stdout.take().expect("one")).lines();
-    let (lines, heard) = mpsc::channel();
-    // Ends with the client: nobody else has the other end of its output.
-    thread::spawn(move || said.map_while(Result::ok).try_for_each(|line| lines.send(line)));
-    let next = || heard.recv_timeout(PATIENCE).expect("a line").trim().to_owned();
-    assert_eq!(next(), "30 90");
-    let mut resize = Command::new("stty");
-    resize.arg("-F").arg(&path).args(["rows", "33", "cols", "101"]);
-    assert!(resize.status().expect("it runs").success());
-    let mut keys = fs::File::from(master);
-    wait("the size", || {
-        keys.write_all(b"\n").expect("typed");
-        next() == "33 101"
+    let (mut terminal, size) = Terminal::open(&client, "");
+    assert_eq!(size, "30 90");
+    terminal.resize("33", "101");
+    wait("the size", || terminal.ask() == "33 101");
+    drop(terminal);
+    drop(client);
+    world.finish();
+}
+
+#[test]
+fn terminal_goes_on_while_the_agent_is_killed_and_started_again() {
+    let Some(world) = world() else { return };
+    let (client, sandbox) = Client::new(&world, &[]);
+    // It writes before, while and after the agent is away.
+    let counts = "(for i in $(seq 1 300); do echo $i; sleep 0.05; done) &";
+    let (mut terminal, size) = Terminal::open(&client, counts);
+    assert_eq!(size, "30 90");
+    assert_eq!(terminal.ask(), "30 90");
+    wait("some output", || {
+        terminal.ask();
+        terminal.unasked.len() > 20
     });
-    drop(ssh);
+    let services = world.node(node(&sandbox)).services().expect("services");
+    services.kill(AGENT, true, PATIENCE).expect("killed");
+    // Nobody takes it now.
+    terminal.press();
+    terminal.resize("33", "101");
+    services.start(AGENT, PATIENCE).expect("started");
+    terminal.answer();
+    wait("the size", || terminal.ask() == "33 101");
+    terminal.resize("25", "80");
+    wait("the size after that", || terminal.ask() == "25 80");
+    while terminal.unasked.last().is_none_or(|line| line != "300") {
+        let line = terminal.next();
+        terminal.unasked.push(line);
+    }
+    // An answer that came twice would be among them.
+    let all: Vec<_> = (1..=300).map(|number| number.to_string()).collect();
+    assert_eq!(terminal.unasked, all, "nothing is lost, and nothing comes twice");
+    drop(terminal);
     drop(client);
     world.finish();
 }

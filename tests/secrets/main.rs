@@ -2,6 +2,7 @@
 //! both daemons and of the shims, the audit log, the log at the level TRACE, errors, command lines.
 //! `search` has the table of what may be seen where. tests/lxc/secrets.rs does the same on real nodes.
 
+mod inputs;
 mod search;
 mod world;
 
@@ -246,6 +247,7 @@ async fn secrets_are_seen_only_where_the_table_says() {
     })
     .await;
     look_around(&mut search, &world, &log);
+    inputs::send(&mut search, &world, &log, &mut api, &id).await;
     api.delete_sandbox(DeleteSandboxRequest { id: id.clone() }).await.expect("deleted");
     until(&mut api, &id, |sandbox| sandbox.phase() == Phase::Deleted).await;
     look_around(&mut search, &world, &log);

@@ -21,8 +21,18 @@ pub(crate) enum Input {
     WrittenFile,
     Refused,
     WrongToken,
-    /// The one input that the product makes itself: a token's secret.
+    /// Bytes of WriteExecStdin.
+    WrittenStdin,
+    /// Content of a file in an uploaded archive.
+    Archive,
+    /// Bytes of a forward, both ways.
+    Forward,
+    /// Secret of a token. This and those below are made by the product itself.
     Token,
+    /// Secret of a node's one-time token.
+    JoinToken,
+    /// Credential for an open port.
+    AccessLink,
 }
 
 /// Place where the product writes or shows something.
@@ -55,7 +65,7 @@ const ALLOWED: &[(Input, Place, &str)] = &[
 ];
 
 impl Input {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 13] = [
         Self::EnvName,
         Self::Env,
         Self::FirstFile,
@@ -66,6 +76,9 @@ impl Input {
         Self::WrittenFile,
         Self::Refused,
         Self::WrongToken,
+        Self::WrittenStdin,
+        Self::Archive,
+        Self::Forward,
     ];
 
     /// Text that only this input has.
@@ -85,6 +98,11 @@ impl Search {
         let all = Input::ALL.map(|input| (input, input.canary()));
         let token = (Input::Token, token_secret.to_owned());
         Self { canaries: all.into_iter().chain([token]).collect(), found: BTreeSet::new() }
+    }
+
+    /// Adds a secret that the product has made: it is looked for from here on.
+    pub(crate) fn add(&mut self, input: Input, secret: &str) {
+        self.canaries.push((input, secret.to_owned()));
     }
 
     /// Looks for every input in some bytes of a place.

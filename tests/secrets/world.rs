@@ -30,7 +30,9 @@ use agent::{
 use controller::{
     Controller,
     audit::Audit,
+    ca::{Lives, Signer},
     clock::{SystemClock, SystemRandom},
+    enrolment::Settings,
     node::Lane,
     store::{AccessStore as _, sqlite::Sqlite},
     token,
@@ -99,6 +101,9 @@ impl World {
                 .into(),
         });
         let controller = controller.await.expect("a controller");
+        controller::ca::init(&dir.join("controller"), &[]).expect("a CA");
+        let signer = Signer::load(&dir.join("controller"), Lives::default()).expect("the CA");
+        controller.enrol(signer, Settings::default());
         let (dial, dialled) = mpsc::channel(16);
         let (api, stopped) = (controller.api(), controller.stopping().cancelled_owned());
         tokio::spawn(async move { api.serve(ReceiverStream::new(dialled), stopped).await });
