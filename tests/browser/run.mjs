@@ -5,8 +5,11 @@
 //
 // CONFIG: ip (of the sandbox), edge (address of the TLS server in front of the ingress), host (of a port,
 // with {port}), certificate (PEM file of the edge), parent (address for the page of the other site, which the
-// edge serves as https://parent.test), without (applications that this Caddy does not pass on). Prints one line for each application; ends with 1 if one failed.
+// edge serves as https://parent.test), without (applications that this Caddy does not pass on), links (by port: the
+// link that begins a session, where a port needs one). Prints one line for each application; ends with 1 if one
+// failed.
 import https from "node:https";
+import net from "node:net";
 import os from "node:os";
 import path from "node:path";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
@@ -77,11 +80,32 @@ async function look(application) {
   const parent = await browser.newPage();
   try {
     await parent.goto(`https://parent.test:${edgePort}/`);
-    const framed = (address) => inFrame(parent, address);
+    const link = config.links?.[application.port];
+    const framed = async (address) => {
+      if (!link) return await inFrame(parent, address);
+      await listens(application.port);
+      const linked = new URL(address);
+      linked.searchParams.set("sbx_link", link);
+      return await inFrame(parent, linked.href);
+    };
     await application.check({ parent, framed, url, started, agent, certificate, edge: edgeIp });
   } finally {
     await parent.close();
     await started.stop();
+  }
+}
+
+/** Waits until an application listens: a link is answered whether it does or not. */
+async function listens(port) {
+  const deadline = Date.now() + 60_000;
+  for (;;) {
+    const open = await new Promise((done) => {
+      const socket = net.connect(port, config.ip, () => done(true));
+      socket.on("error", () => done(false)).on("connect", () => socket.destroy());
+    });
+    if (open) return;
+    if (Date.now() > deadline) throw new Error(`nothing listens on port ${port}`);
+    await new Promise((next) => setTimeout(next, 200));
   }
 }
 

@@ -19,7 +19,8 @@ use crate::{
 /// Sandbox of these tests.
 const NUMBER: u32 = 100_001;
 
-fn now_s() -> u64 {
+/// Time now, seconds since 1970.
+pub(crate) fn now_s() -> u64 {
     SystemClock::default().now_ms() / 1000
 }
 

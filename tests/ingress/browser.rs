@@ -6,14 +6,26 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use agent::ingress::version::Generation;
+use agent::{
+    ingress::version::Generation,
+    sandbox::access::credential::{Credential, Purpose},
+};
+use proto::{name::Port, visibility::Visibility};
 use serde_json::json;
 use tokio::{net::TcpStream, time::Instant};
 
-use crate::node::{Node, at, caddy, generation, host, ip, need_caddy};
+use crate::{
+    access::now_s,
+    node::{Node, at, caddy, generation, host, id, ip, key, need_caddy},
+};
 
 /// Ports of the applications in tests/browser/apps.
 const PORTS: [u16; 9] = [3000, 5173, 8001, 8888, 9776, 39378, 39380, 39383, 50051];
+/// Applications that are also looked at with a port that only a session opens, and their ports: pages with assets,
+/// WebSockets and workers.
+const GUARDED: [(&str, u16); 3] = [("terminal", 39383), ("vite", 5173), ("vscode", 39378)];
+/// Life of a link, seconds.
+const LINK_S: u64 = 600;
 /// Vmid of the sandbox.
 const VMID: u32 = 100_001;
 
@@ -28,8 +40,7 @@ async fn real_applications_work_in_a_frame_of_another_site() {
     node.table.put(VMID, ip(2), agent::ingress::State::Running, &PORTS);
     let parent = at(1, 9000);
     let edge = Edge::start(&node, at(3, 8443), parent).await;
-    let config = node.dir.join("browser.json");
-    let settings = json!({
+    let mut settings = json!({
         "ip": ip(2).to_string(),
         "edge": edge.address.to_string(),
         "host": host(0, VMID).replace("port-0-", "port-{port}-"),
@@ -37,18 +48,43 @@ async fn real_applications_work_in_a_frame_of_another_site() {
         "parent": parent.to_string(),
         "without": if generation() == Generation::Fixed { vec![] } else { vec!["grpc"] },
     });
-    std::fs::write(&config, settings.to_string()).expect("writable");
-    let passed = tokio::task::spawn_blocking(move || look(&config)).await.expect("it ran");
-    assert!(passed, "the applications above failed; Caddy's log: {}", node.log());
+    assert!(look(&node, &settings, &[]).await, "the applications above failed: {}", node.log());
+
+    // The browser keeps a session for a frame of this one site alone.
+    node.table.guard(VMID, Visibility::Team, 1);
+    let links = GUARDED.map(|(_, port)| (port.to_string(), link(port).into()));
+    settings["links"] = serde_json::Value::Object(links.into_iter().collect());
+    let guarded = GUARDED.map(|(name, _)| name);
+    assert!(look(&node, &settings, &guarded).await, "with a session: {}", node.log());
 }
 
-/// Runs the browser; returns false when an application failed.
+/// Signs a link to a port.
+fn link(port: u16) -> String {
+    let made = Credential {
+        purpose: Purpose::Link,
+        port: Port::try_from(u32::from(port)).expect("a port"),
+        generation: 1,
+        expires_s: now_s() + LINK_S,
+        user: None,
+    };
+    made.sign(&key(VMID), &id(VMID))
+}
+
+/// Runs the browser on these applications; on all, if none is named. Returns false when one failed.
+async fn look(node: &Node, settings: &serde_json::Value, named: &[&'static str]) -> bool {
+    let config = node.dir.join("browser.json");
+    std::fs::write(&config, settings.to_string()).expect("writable");
+    let named = named.to_vec();
+    tokio::task::spawn_blocking(move || run(&config, &named)).await.expect("it ran")
+}
+
 #[expect(clippy::disallowed_methods, reason = "tests start the browser themselves")]
-fn look(config: &Path) -> bool {
+fn run(config: &Path, named: &[&str]) -> bool {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("browser");
     let status = Command::new("node")
         .arg("run.mjs")
         .arg(config)
+        .args(named)
         .current_dir(folder)
         .status()
         .expect("node is installed");

@@ -36,7 +36,7 @@ const AGENT: &[Rule] = &[
     ("resolver", &["firewall", "sandbox"]),
     ("certificates", &[]),
     ("dhcp", &["sandbox", "sys"]),
-    ("join", &["certificates", "config", "detect", "pve", "rpc"]),
+    ("join", &["bridge", "certificates", "config", "detect", "pve", "rpc"]),
     ("config", &["clock", "detect", "firewall", "journal", "load", "pve", "sandbox"]),
     (
         "sandbox",

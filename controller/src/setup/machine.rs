@@ -20,6 +20,7 @@ const INNER: &[&str] = &["docker", "br-", "veth", "fwbr", "fwpr", "fwln", "tap",
 const FILES_MAX: usize = 10_000;
 /// Membership of PVE's cluster file system, which names this node.
 pub(super) const MEMBERS: &str = "/etc/pve/.members";
+
 /// Returns what callers and nodes may reach this machine by: addresses first, then names.
 pub(super) fn names() -> Vec<String> {
     let mut addresses: Vec<IpAddr> = addresses();

@@ -12,7 +12,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::provider;
 
-/// What a server shows.
+/// Certificates of a server, and what they are judged by.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shown<'a> {
     pub(super) end_entity: &'a CertificateDer<'a>,
