@@ -457,10 +457,11 @@ fn to_peer(peers: &Peers, of: Server) -> Value {
     })
 }
 
-/// Lists headers of a response that do not reach the client. Caddy adds a `Server` of its own: one is enough, and
-/// what a sandbox runs is nobody's business.
+/// Lists headers of a response that do not reach the client. Caddy adds a `Server` or a `Via` of its own: one is
+/// enough. What a sandbox runs is nobody's business, and neither is whether a request took a hop: a 404 with one `Via`
+/// more would tell that another node knows the name.
 fn of_a_response() -> Vec<String> {
-    [headers::reserved(), vec!["Server".to_owned()]].concat()
+    [headers::reserved(), ["Server", "Via"].map(str::to_owned).to_vec()].concat()
 }
 
 fn no_keep_alive() -> Value {
