@@ -69,12 +69,15 @@ async fn empty_variables_count_as_none() {
     assert_eq!(String::from(node.world.settings().zone), ZONE, "looked up");
 }
 
+/// Variables of a node, by their names.
+type Variables = fn(&str) -> Option<String>;
+
 #[tokio::test]
 async fn wrong_zone_in_the_variable_is_told_before_anything_is_made() {
     let malformed = |name: &str| of(&[("CF_ZONE_ID", "example.com")], name);
     let elsewhere = |name: &str| of(&[("CF_ZONE_ID", ELSEWHERE)], name);
     let unknown = |name: &str| of(&[("CF_ZONE_ID", UNKNOWN)], name);
-    let cases: [(fn(&str) -> Option<String>, &[&str]); 3] = [
+    let cases: [(Variables, &[&str]); 3] = [
         (malformed, &["CF_ZONE_ID", "32 hexadecimal digits"]),
         (elsewhere, &["example.net", "CF_ZONE_ID"]),
         (unknown, &["Invalid zone identifier"]),
