@@ -58,8 +58,11 @@ pub(crate) fn setup(path: &Path, wanted: Wanted, dry_run: bool) -> Result<()> {
     );
     let wanted = Wanted { start: wanted.start && systemctl::is_there(), ..wanted };
     let paths = bridge::Paths::of_host(path);
-    let [agent, _] = UNITS;
-    let runs = wanted.start && is_active(agent);
+    let [agent, ingress] = UNITS;
+    // Without a configuration there is no Caddy to start.
+    let serves =
+        || !file.ingress.caddy_config.exists() || is_active(ingress) || is_active(GREEN_UNIT);
+    let runs = wanted.start && is_active(agent) && serves();
     let lacks = lacks::look(wanted, &paths, Path::new(NET), runs)?;
     if lacks.is_empty() {
         println!("nothing to do: all of it is there");
@@ -128,7 +131,8 @@ fn all_there(missing: &[&str]) -> Result<()> {
     let parts = missing.join(" and ");
     anyhow::ensure!(
         missing.is_empty(),
-        "missing: {parts}; when the reason is mended, `pve-sandbox-agent setup` makes what is missing"
+        "missing: {parts}; when the reason is mended, `pve-sandbox-agent setup` makes what is missing (with \
+         the same --no-... and --config)"
     );
     Ok(())
 }

@@ -289,8 +289,8 @@ async fn ingress(
     drop(keeper.write().await);
     let changed = Arc::new(Notify::new());
     let reaches_caddy = keeper.reaches_caddy();
-    let stop = agent.tasks().stopping().clone();
-    agent.tasks().spawn(Arc::new(keeper).keep(Arc::clone(&changed), stop));
+    let keeper = Arc::new(keeper.until(agent.tasks().stopping().clone()));
+    agent.tasks().spawn(keeper.keep(Arc::clone(&changed)));
     let sources = Sources {
         root: config.pve.root.clone(),
         memory: config.state_dir.join(uninstall::OWNERS),

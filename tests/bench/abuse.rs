@@ -50,6 +50,9 @@ const DEAF: &str = "python3 -c 'import socket, time
 server = socket.create_server((\"0.0.0.0\", 9000), backlog=4096)
 time.sleep(3600)'";
 
+/// Waits until that server listens.
+const LISTENS: &str = "for _ in $(seq 100); do : >/dev/tcp/127.0.0.1/9000 && exit 0; sleep 0.1; done 2>/dev/null; exit 1";
+
 /// Starts processes until it cannot, floods the way out, and fills the disk.
 const INSIDE: &str = "(while :; do sleep 600 & done) 2>/dev/null & \
      (while :; do : >/dev/udp/203.0.113.2/$((RANDOM + 1)); done) 2>/dev/null & \
@@ -65,6 +68,8 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     let quiet = slowest(&victim, &other).await?;
     let mut abuse = JoinSet::new();
     detach(world, &own, DEAF).await?;
+    let listens = exec(world, &own, LISTENS, false).await?;
+    ensure!(listens.exit.is_some_and(|exit| exit.code == 0), "nothing listens on {DEAF_PORT}");
     let sparse = exec(world, &own, &format!("truncate -s 4G {SPARSE}"), false).await?;
     ensure!(sparse.exit.is_some_and(|exit| exit.code == 0), "no {SPARSE}");
     without_a_token(world, &mut abuse)?;

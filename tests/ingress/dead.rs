@@ -86,7 +86,8 @@ async fn assert_fast(node: &Node, number: u32) {
     }
 }
 
-/// A team whose servers are silent: eight sandboxes with two ports each.
+/// A team whose servers are silent: eight sandboxes with two ports each. That their requests are also bounded is
+/// shown below.
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_sandboxes_of_one_team_do_not_slow_down_another_team() {
     need_caddy!();

@@ -55,8 +55,8 @@ const ABOUT_TEAM_MAX: usize = 1024;
 const ARRIVAL: Duration = Duration::from_secs(5);
 /// Longest time for an answer, whatever it waits for, beside the time that a request is held.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Longest time for the last answers when the agent stops.
-const DRAIN: Duration = Duration::from_secs(3);
+/// Longest time for the last answers when the agent stops: longer than a connect of the probe.
+const DRAIN: Duration = Duration::from_secs(4);
 /// Most headers of a question, which are the client's.
 const HEADERS_MAX: usize = 512;
 /// Refusal of a question beyond a bound.

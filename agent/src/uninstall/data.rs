@@ -23,9 +23,9 @@ const JOURNAL: &str = "journal.sqlite";
 /// Files that have others beside them, such as `journal.sqlite-wal` and `secret.key.broken`.
 const WITH_OTHERS: [&str; 2] = [JOURNAL, KEY_FILE];
 /// Files that are replaced in one step: a crash may leave `NAME.new`.
-const REPLACED: [&str; 4] = [OWNERS, REVOKED_NODES, SANDBOX_NAMES, "ingress-run"];
+const REPLACED: [&str; 5] = [OWNERS, REVOKED_NODES, SANDBOX_NAMES, MASKED_CADDY, "ingress-run"];
 /// Files and directories without anything beside them.
-const ALONE: [&str; 3] = [MASKED_CADDY, TEMPLATE, "exec"];
+const ALONE: [&str; 2] = [TEMPLATE, "exec"];
 /// Most entries; the agent has about fifteen.
 const ENTRIES_MAX: usize = 1000;
 /// Most names that are shown.
@@ -94,7 +94,7 @@ mod tests {
     fn names_that_begin_like_ours_are_not_ours() {
         let record = crate::caddy_settings::RECORD;
         let ours = ["journal.sqlite", "journal.sqlite.lock", "journal.sqlite.reserve", record];
-        let more = ["revoked-nodes", "revoked-nodes.new", "masked-caddy", "template", "owners"];
+        let more = ["revoked-nodes", "revoked-nodes.new", "masked-caddy.new", "template", "owners"];
         let last = ["sandbox-names", "sandbox-names.new"];
         assert_eq!(obstacle(&names(&[&ours[..], &more, &last].concat())), None);
         for name in ["templates", "executables", "owners-2024.csv", "template.old", "secret.keys"] {

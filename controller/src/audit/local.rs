@@ -19,7 +19,10 @@ use std::{
 
 use anyhow::Context as _;
 use daemon::audit::{Kind, LINE_MAX, Record, bounded, code_name};
-use nix::fcntl::OFlag;
+use nix::{
+    fcntl::{OFlag, openat},
+    sys::stat::Mode,
+};
 use tokio::{
     sync::oneshot,
     task::spawn_blocking,
@@ -148,19 +151,23 @@ fn open(dir: &Path) -> io::Result<(File, (u32, u32))> {
     let state = fs::metadata(dir.parent().unwrap_or(dir))?;
     let owner = (state.uid(), state.gid());
     match DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => give(&File::open(dir)?, owner)?,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
     }
-    // Root follows no link of another user.
-    if !fs::symlink_metadata(dir)?.is_dir() {
-        return Err(io::ErrorKind::NotADirectory.into());
-    }
-    let mut options = File::options();
-    let options = options.read(true).append(true).create(true).mode(0o600);
-    let file = options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(dir.join(FILE))?;
-    File::open(dir)?.sync_all()?;
-    Ok((file, owner))
+    // Root follows no link of another user, who may replace the directory at any moment: from here on it is this
+    // handle.
+    let only = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    let folder = File::options().read(true).custom_flags(only.bits()).open(dir)?;
+    give(&folder, owner)?;
+    let flags = OFlag::O_RDWR
+        | OFlag::O_APPEND
+        | OFlag::O_CREAT
+        | OFlag::O_NOFOLLOW
+        | OFlag::O_NONBLOCK
+        | OFlag::O_CLOEXEC;
+    let file = openat(&folder, FILE, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    folder.sync_all()?;
+    Ok((file.into(), owner))
 }
 
 fn give(file: &File, owner: (u32, u32)) -> io::Result<()> {
@@ -174,7 +181,8 @@ fn write(mut file: &File, owner: (u32, u32), record: &Record) -> io::Result<()> 
     if !about.is_file() || about.nlink() != 1 {
         return Err(io::Error::other("local.jsonl is no file of its own"));
     }
-    if about.len() >= BYTES_MAX {
+    // What has begun also ends.
+    if record.kind == Kind::Begun && about.len() >= BYTES_MAX {
         let why = "local.jsonl is full: start the controller, which takes it into the log";
         return Err(io::Error::other(why));
     }
@@ -265,8 +273,8 @@ fn read(path: &Path, taken: u64) -> io::Result<Option<Found>> {
     let start = if taken > bytes { 0 } else { taken };
     file.seek(SeekFrom::Start(start))?;
     let mut text = Vec::new();
-    // One line may begin before the bound.
-    file.take(BYTES_MAX + LINE_MAX as u64).read_to_end(&mut text)?;
+    // The ends of what has begun may stand behind the bound.
+    file.take(2 * BYTES_MAX).read_to_end(&mut text)?;
     let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let (mut records, mut broken) = (Vec::new(), 0);
     for line in lines {

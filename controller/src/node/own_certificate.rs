@@ -1,5 +1,5 @@
 //! The controller's own certificate. When its renewal is overdue, that is an event and a finding, as for those
-//! of the nodes: once it has ended, no node and no caller is reached any more.
+//! of the nodes: once it has ended, no node is reached any more, and without a certificate of the operator's own no caller.
 
 use std::{sync::Arc, time::Duration};
 

@@ -67,7 +67,10 @@ impl Setup {
         let look = [&words[..], &["--dry-run"]].concat();
         let told = systemctl::ask(&agent, &look, LOOK).await;
         let told = told.with_context(|| format!("`{AGENT} setup --dry-run` did not answer"))?;
-        anyhow::ensure!(told.success, "`{AGENT} setup --dry-run` failed; it says why");
+        anyhow::ensure!(
+            told.success,
+            "`{AGENT} setup --dry-run` failed; run it to see why (agents of earlier versions do not have it)"
+        );
         let lacks: Vec<_> =
             told.stdout.lines().filter_map(|line| line.strip_prefix(WOULD)).collect();
         if lacks.is_empty() {

@@ -13,8 +13,9 @@ use daemon::systemctl;
 
 use super::{Host, UNIT, give_to_owner, join_loop, joined, machine, start};
 use crate::{
-    audit::{self, LocalCommand},
+    audit::{self, LocalCommand, LocalEntry},
     ca::{self, Lives, Rotation, Signer},
+    clock::SystemClock,
     config::Config,
     store::enrolments::Enrolment,
     token,
@@ -52,14 +53,18 @@ impl Rotate {
             return say(&format!("{} nodes would have to join again", enrolled.len()));
         }
         let runs = systemctl::is_there() && systemctl::run(&["is-active", "--quiet", UNIT]).is_ok();
-        let old = {
+        let (old, recorded) = {
             let rotation = Rotation::new(data, &names, give_to_owner)?;
             let command = LocalCommand { method: "LocalCaRotate", object: "ca", owner: "" };
-            audit::recorded(data, command, async { Ok(rotation.run()?) }).await?;
-            rotation.old().to_owned()
+            let entry = LocalEntry::begin(&audit::dir(data), &SystemClock, command).await?;
+            let done = rotation.run();
+            let recorded = entry.end(&SystemClock, done.is_ok()).await;
+            done?;
+            (rotation.old().to_owned(), recorded)
         };
         let lines = report(data, &old, &names, &enrolled);
-        finish(lines, say, || if runs { start(&["restart", UNIT]) } else { Ok(()) })
+        finish(lines, say, || if runs { start(&["restart", UNIT]) } else { Ok(()) })?;
+        recorded.context("the CA is replaced, but the audit log has no end of that")
     }
 }
 

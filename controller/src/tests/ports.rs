@@ -258,3 +258,27 @@ async fn link_is_the_url_of_the_port_with_the_nodes_credential() {
     let error = lab.api().revoke_access(revoke("none")).await.expect_err("there is none");
     assert_eq!(reason(&error), Some(Reason::ServiceNotFound));
 }
+
+#[tokio::test(start_paused = true)]
+async fn fsck_finds_ports_of_a_node_that_callers_are_not_shown() {
+    let lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    lab.exposed(&id, 80, Visibility::Team).await.expect("exposed");
+    let found = async || {
+        let findings = lab.domain().fsck().await.findings.into_iter();
+        let found = findings.filter(|finding| finding.invariant() == Invariant::I12);
+        found.map(|finding| (finding.subject, finding.detail)).collect::<Vec<_>>()
+    };
+    assert_eq!(found().await, []);
+    let (agent, number) = (lab.holder(&id), id.parse().expect("an id"));
+    agent.change_unseen(&number, |sandbox| {
+        sandbox.services[0].visibility = Visibility::Public.into();
+    });
+    let wrong = found().await;
+    assert_eq!(wrong.len(), 1, "{wrong:?}");
+    assert!(wrong[0].0 == id && wrong[0].1.contains("80 public"), "{wrong:?}");
+    // A change that is told while the ports are compared is none.
+    let there = agent.sandboxes().into_iter().find(|sandbox| sandbox.id == id);
+    agent.put(there.expect("a sandbox"));
+    assert_eq!(found().await, []);
+}

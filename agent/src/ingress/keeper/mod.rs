@@ -98,6 +98,8 @@ pub struct Keeper {
     busy: Mutex<Option<Instant>>,
     /// Failure of the listener with a certificate of the operator's own, while it is not tried.
     rest: Mutex<Option<Rest>>,
+    /// Cancelled when the agent stops.
+    stop: CancellationToken,
 }
 
 /// Pause in which Caddy gets no listener with a certificate of the operator's own.
@@ -137,8 +139,20 @@ impl Keeper {
     pub fn new(settings: Settings, files: Files, proof: Proof, caddy: Caddy) -> Self {
         let (told, version) = (Mutex::default(), Mutex::default());
         let (busy, rest) = (Mutex::default(), Mutex::default());
-        let clock = SystemClock::default();
-        Self { settings, files, proof, caddy, clock, services: None, told, version, busy, rest }
+        let (clock, stop) = (SystemClock::default(), CancellationToken::new());
+        Self {
+            settings,
+            files,
+            proof,
+            caddy,
+            clock,
+            services: None,
+            told,
+            version,
+            busy,
+            rest,
+            stop,
+        }
     }
 
     /// Has these services run Caddy.
@@ -148,17 +162,24 @@ impl Keeper {
         self
     }
 
+    /// Has it begin nothing more once the agent stops.
+    #[must_use]
+    pub fn until(mut self, stop: CancellationToken) -> Self {
+        self.stop = stop;
+        self
+    }
+
     /// Returns true when a change makes Caddy use the new files.
     pub fn reaches_caddy(&self) -> bool {
         self.services.is_some()
     }
 
-    /// Looks once a minute, and whenever `changed` is notified, until `stop`.
-    pub async fn keep(self: Arc<Self>, changed: Arc<Notify>, stop: CancellationToken) {
+    /// Looks once a minute, and whenever `changed` is notified, until the agent stops.
+    pub async fn keep(self: Arc<Self>, changed: Arc<Notify>) {
         let mut pause = Duration::ZERO;
         loop {
             let wait = timeout(pause, changed.notified());
-            if stop.run_until_cancelled(wait).await.is_none() {
+            if self.stop.run_until_cancelled(wait).await.is_none() {
                 return;
             }
             // A switch that has begun ends: otherwise two Caddys would run until the next start.
@@ -373,7 +394,12 @@ impl Keeper {
             let stuck = self.is_stuck(is_busy);
             let record = record.as_ref();
             let view = View { blue, green, enabled, record, digest: &digest, changed_ms, stuck };
-            match switch::decide(&view) {
+            let step = switch::decide(&view);
+            // systemd starts no Caddy before the agent has stopped, and the agent would wait for that.
+            if self.stop.is_cancelled() && matches!(step, Step::Start(_) | Step::Replace(_)) {
+                return Ok(true);
+            }
+            match step {
                 Step::Nothing if stuck => return Err(Unserved::Down(STUCK.to_owned())),
                 Step::Nothing => return Ok(!is_busy),
                 Step::Adopt(run) => {

@@ -162,7 +162,8 @@ fn refusal(status: StatusCode, headers: &HeaderMap, body: &str) -> Option<String
     if is_alike && has(header::CONTENT_TYPE, "text/plain; charset=utf-8") {
         return Some(body.to_owned());
     }
-    let is_json = is_alike && has(header::CONTENT_TYPE, "application/json");
+    let is_of_access = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    let is_json = is_alike && is_of_access && has(header::CONTENT_TYPE, "application/json");
     let refusal: Refusal = is_json.then(|| serde_json::from_str(body).ok())??;
     (refusal.code == status.as_u16()).then_some(refusal.message)
 }
@@ -209,6 +210,8 @@ mod tests {
         let own = refusal(status, &headers, "{\"error\":\"log in\"}");
         assert_eq!(own, None, "JSON of another form");
         assert_eq!(refusal(StatusCode::OK, &headers, &body), None, "a success");
+        let absent = r#"{"code":404,"message":"Not Found"}"#;
+        assert_eq!(refusal(StatusCode::NOT_FOUND, &headers, absent), None, "its own 404");
         // Caddy adds both headers where the server says nothing of other pages.
         let mut exposed = headers.clone();
         let all = HeaderValue::from_static("*");

@@ -90,7 +90,7 @@ pub fn verdict(seen: &Seen) -> Verdict {
     }
     of_edge(answer, seen)
         .or_else(|| of_connector(answer, seen))
-        .unwrap_or_else(|| of_node(answer, seen.visibility))
+        .unwrap_or_else(|| of_node(answer, seen))
 }
 
 fn of_failure(failure: &Failure, seen: &Seen) -> Verdict {
@@ -205,10 +205,13 @@ fn of_connector(answer: &Answer, seen: &Seen) -> Option<Verdict> {
 }
 
 /// Judges an answer that came from a node: of Caddy, of the agent, or of the sandbox.
-fn of_node(answer: &Answer, visibility: Visibility) -> Verdict {
+fn of_node(answer: &Answer, seen: &Seen) -> Verdict {
+    let visibility = seen.visibility;
     let status = answer.status;
     if !answer.is_of_node {
-        return of_sandbox(status, visibility);
+        // Nobody stands between this node and its own Caddy: whatever the sandbox answers there, it was let through.
+        let is_open = seen.local.as_ref().is_ok_and(|local| !local.is_of_node);
+        return of_sandbox(status, visibility, is_open);
     }
     let said: String = answer.body.trim().chars().take(200).collect();
     let in_words = format!("{status}: {said}");
@@ -251,8 +254,8 @@ fn of_node(answer: &Answer, visibility: Visibility) -> Verdict {
     }
 }
 
-/// Judges an answer that neither Caddy nor the agent gave.
-fn of_sandbox(status: u16, visibility: Visibility) -> Verdict {
+/// Judges an answer that neither Caddy nor the agent gave; `is_open` when this node lets requests through, too.
+fn of_sandbox(status: u16, visibility: Visibility, is_open: bool) -> Verdict {
     let word = visibility.word();
     match (status, visibility) {
         (500.., Visibility::Public) => passed(
@@ -263,11 +266,15 @@ fn of_sandbox(status: u16, visibility: Visibility) -> Verdict {
         (_, Visibility::Public) => {
             passed(Place::Sandbox, format!("the sandbox answers ({status})"), "")
         }
-        (200..=299, Visibility::Team | Visibility::Token | Visibility::Private) => failed(
-            Place::Sandbox,
-            format!("an answer ({status}) without access, and this port is `{word}`"),
-            WHO.to_owned(),
-        ),
+        (_, Visibility::Team | Visibility::Token | Visibility::Private)
+            if is_open || (200..=299).contains(&status) =>
+        {
+            failed(
+                Place::Sandbox,
+                format!("an answer ({status}) without access, and this port is `{word}`"),
+                WHO.to_owned(),
+            )
+        }
         (_, Visibility::Team | Visibility::Token | Visibility::Private) => passed(
             Place::Edge,
             format!("{status}, which is not how a `{word}` port asks for access"),
@@ -342,9 +349,12 @@ mod tests {
                 asks.found.starts_with("reachable") && asks.found.contains(visibility.word());
             assert!(told && asks.remedy.is_empty(), "{asks:?}");
 
-            let open = guarded(answer(200, "mine"), visibility);
-            assert!(open.is_failed && open.remedy.contains("sandboxctl get"), "{open:?}");
-            let before = guarded(answer(302, ""), visibility);
+            for status in [200, 302, 404, 500] {
+                let open = guarded(answer(status, "mine"), visibility);
+                assert!(open.is_failed && open.remedy.contains("sandboxctl get"), "{open:?}");
+            }
+            let local = Ok(of_node(status, "this port of the sandbox is"));
+            let before = verdict(&Seen { visibility, local, ..seen(Ok(answer(302, ""))) });
             assert_eq!((before.place, before.is_failed), (Place::Edge, false), "{before:?}");
             assert!(before.remedy.contains("Cloudflare Access"), "{before:?}");
             let closed =

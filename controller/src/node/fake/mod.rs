@@ -334,6 +334,11 @@ impl FakeAgent {
         sandbox
     }
 
+    /// Changes a sandbox without a word to anybody: a report of it is lost.
+    pub fn change_unseen(&self, id: &SandboxId, change: impl FnOnce(&mut Sandbox)) {
+        change(self.world.lock().sandboxes.get_mut(id).expect("a sandbox"));
+    }
+
     /// Returns the creations with a reservation.
     pub fn reservations(&self) -> Vec<SandboxId> {
         self.world.lock().reservations.iter().copied().collect()

@@ -21,6 +21,8 @@ use crate::{inventory::Entry, node::Node, sandbox::Sandboxes};
 
 /// Most sandboxes whose nodes are asked for their ports at once.
 const AT_ONCE: usize = 32;
+/// Longest comparison of all ports: callers wait for the whole check.
+const COMPARED: Duration = Duration::from_secs(10);
 /// Longest wait for the report of ports that a node has in its answer already.
 const REPORTED: Duration = Duration::from_secs(5);
 
@@ -95,8 +97,21 @@ impl Sandboxes {
             let node = checked.get(entry.node.as_ref()?)?;
             Some(self.other_ports(Arc::clone(node), entry.id))
         });
-        let found: Vec<_> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
-        found.into_iter().flatten().collect()
+        let (mut answers, mut found) = (stream::iter(asked).buffer_unordered(AT_ONCE), Vec::new());
+        let all = async {
+            while let Some(answer) = answers.next().await {
+                found.extend(answer);
+            }
+        };
+        if timeout(COMPARED, all).await.is_err() {
+            found.push(Finding {
+                invariant: Invariant::Unchecked.into(),
+                node: String::new(),
+                subject: "open ports".into(),
+                detail: "not all nodes told those of their sandboxes in time".into(),
+            });
+        }
+        found
     }
 
     /// Finding of a sandbox whose node has other open ports than callers are shown.
@@ -171,7 +186,7 @@ fn overdue_own(own: &Validity, now_ms: u64) -> Finding {
         node: String::new(),
         subject: format!("controller's certificate {}", own.serial),
         detail: format!(
-            "its renewal is overdue: it ends in {} h, and then no node and no caller is reached; see \
+            "its renewal is overdue: it ends in {} h, and then no node is reached, and without `[tls]` no caller; see \
              the controller's log and `pve-sandbox-controller doctor`",
             own.hours_left(now_ms)
         ),
