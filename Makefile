@@ -24,8 +24,8 @@ SOAK_KILLS ?= 500
 MINUTES ?= 120
 UPLOAD ?= 1024
 
-.PHONY: baseline help ci packages build lab lab-down test test-fast test-ingress test-control test-browser test-lab test-client lint \
-	lint-code lint-dependencies \
+.PHONY: baseline help ci packages build lab lab-down test test-fast test-ingress test-control test-browser test-lab \
+	test-client lint lint-code lint-dependencies \
 	sim mutants soak soak-memory bench deb sbom repo test-deb \
 	test-root test-versions clients
 
@@ -61,7 +61,7 @@ test-fast: ## Unit tests, the simulation, the contract suite over the fake, gold
 
 # A small form for a second Caddy; PVE_SANDBOX_INGRESS_FULL=1 runs all of the suite on it.
 INGRESS_SMALL := test(/caddy_accepts|second_caddy|every_node_serves|revoked_node|only_peers_reach|hop_by_hop|access_log/) \
-	| test(/no_sandbox_ever_gets|no_spelling|forged_headers|link_begins|agent_restarts|name_leads_to/)
+	| test(/no_sandbox_ever_gets|no_spelling|forged_headers|link_begins|agent_restarts|name_leads_to|grpc_passes/)
 INGRESS_NEWEST := $(if $(filter 1,$(PVE_SANDBOX_INGRESS_FULL)),all(),$(INGRESS_SMALL))
 
 test-ingress: packages ## Real Caddy with the agent's ingress: Debian's, and a small form on the newest

@@ -10,6 +10,7 @@ mod controller;
 mod doctor;
 mod node;
 mod repeat;
+mod served;
 mod sick;
 mod world;
 

@@ -1,18 +1,12 @@
 //! A controller as its program runs it, with an operator's token.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, time::Duration};
 
 use agent::join::Line;
 use controller::{
-    Controller, Parts,
+    Controller,
     ca::{self, Lives, Own, Signer},
-    clock::{SystemClock, SystemRandom},
-    config::ApiLimits,
     enrolment::Settings,
-    node::{self, TlsConnector},
-    store::{Store, memory::Memory},
-    token,
-    url::UrlTemplate,
 };
 use daemon::{flow::Leg, tls::ClientAuth};
 use proto::{
@@ -23,8 +17,6 @@ use proto::{
         enrolment_service_client::EnrolmentServiceClient,
         operator_service_client::OperatorServiceClient,
     },
-    scope::Scopes,
-    token::Format,
 };
 use tokio::{net::TcpListener, time::sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -33,7 +25,7 @@ use tonic::{
     transport::Channel,
 };
 
-use crate::node::Node;
+use crate::{node::Node, served};
 
 /// Longest wait for a state of a node.
 const SOON: Duration = Duration::from_secs(15);
@@ -55,30 +47,7 @@ impl World {
         ca::renew_own(&files, life).expect("a certificate of that life");
         let own = Own { files, life };
         let live = own.load().expect("identity");
-        let store: Arc<dyn Store> = Arc::new(Memory::new());
-        let order = token::Order::new("ops".parse().expect("team"), Scopes::ALL);
-        let issued = token::issue(order, 1);
-        let token = issued.text(Format::default());
-        store.add_token(issued.token).await.expect("stored");
-        let controller = Controller::start(Parts {
-            store,
-            audit: controller::audit::Audit::off(),
-            connector: Arc::new(TlsConnector::new(live.client().expect("client"))),
-            clock: Arc::new(SystemClock),
-            random: Arc::new(SystemRandom),
-            nodes: node::Options {
-                seeds: Vec::new(),
-                discover: false,
-                agent_port: 7445,
-                limits: Default::default(),
-            },
-            creates: Default::default(),
-            events: Default::default(),
-            limits: ApiLimits::default(),
-            urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test").expect("template").into(),
-        })
-        .await
-        .expect("a controller");
+        let (controller, token) = served::controller(&live).await;
         let lives = Lives { agent: life, ..Lives::default() };
         let signer = Signer::load(dir.path(), lives).expect("the CA");
         controller.enrol(signer, Settings::default());

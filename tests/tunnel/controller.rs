@@ -1,21 +1,14 @@
 //! The controller's API behind the tunnel: a gRPC-Web call passes a connector that follows the rule that `setup`
 //! writes, over HTTP/1.1 and a TLS connection that the CA in the rule vouches for.
 
-use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use agent::tunnel::{settings, setup::Order};
 use controller::{
-    Controller, Parts,
+    Controller,
     ca::{self, Own},
-    clock::{SystemClock, SystemRandom},
-    config::ApiLimits,
-    node::{self, TlsConnector},
-    store::{Store, memory::Memory},
-    token,
-    url::UrlTemplate,
 };
 use daemon::tls::ClientAuth;
-use proto::{scope::Scopes, token::Format};
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
@@ -26,6 +19,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     cloud::Cloud,
+    served,
     world::{World, host},
 };
 
@@ -54,30 +48,7 @@ impl Served {
         let (files, _) = ca::init(dir.path(), &[]).expect("a CA");
         let ca = files.ca();
         let live = Own { files, life: LIFE }.load().expect("identity");
-        let store: Arc<dyn Store> = Arc::new(Memory::new());
-        let order = token::Order::new("ops".parse().expect("a team"), Scopes::ALL);
-        let issued = token::issue(order, 1);
-        let token = issued.text(Format::default());
-        store.add_token(issued.token).await.expect("stored");
-        let controller = Controller::start(Parts {
-            store,
-            audit: controller::audit::Audit::off(),
-            connector: Arc::new(TlsConnector::new(live.client().expect("a client"))),
-            clock: Arc::new(SystemClock),
-            random: Arc::new(SystemRandom),
-            nodes: node::Options {
-                seeds: Vec::new(),
-                discover: false,
-                agent_port: 7445,
-                limits: Default::default(),
-            },
-            creates: Default::default(),
-            events: Default::default(),
-            limits: ApiLimits::default(),
-            urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test").expect("template").into(),
-        })
-        .await
-        .expect("a controller");
+        let (controller, token) = served::controller(&live).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let stop = CancellationToken::new();

@@ -5,6 +5,8 @@ mod cloud;
 mod controller;
 mod documents;
 mod keep;
+#[path = "../join/served.rs"]
+mod served;
 mod setup;
 mod shapes;
 mod teardown;

@@ -3,9 +3,10 @@
 //! Caddy 2.6 cannot retry a request with a body after a failed dial, so a route is only given once
 //! a connection to it has succeeded. Each address has one connect at a time, whose result all
 //! concurrent questions share: a sandbox that drops packets occupies one descriptor, not one for
-//! each request. A result holds for a moment: a server sees few connections that ask for nothing,
-//! and one that has just ended is a 502 of Caddy's. The look into a container that refuses is shared in
-//! the same way: anybody who has the URL may ask a port without a server as often as he likes.
+//! each request. An open port is remembered for a moment, so that a server sees few connections that
+//! ask for nothing; if it ends within that moment, Caddy answers 502 by itself. The look into a container
+//! that refuses is shared in the same way: whoever has the URL may ask a port without a server as often
+//! as he likes.
 
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
