@@ -18,6 +18,7 @@ use std::{
 use tar::{EntryType, Header};
 
 use super::*;
+use crate::tree::MADE_MAX;
 
 const AS_CP_A: Rules = Rules { owner: Owner::Archive, keep_mode: false, follow: false };
 const KEPT: Rules = Rules { owner: Owner::Kept, keep_mode: true, follow: true };
@@ -375,6 +376,51 @@ fn hostile_entries_are_refused() {
     assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 2);
     assert!(!Path::new("/tmp/pve-sandbox-evil").exists());
     into(b"no archive at all, just a few words", &to, KEPT).expect_err("no archive");
+}
+
+#[test]
+fn path_longer_than_that_of_a_file_is_refused_before_anything_is_made() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let deep = |levels: usize| format!("{}file", "d/".repeat(levels));
+    let unpacked = |path: &str, kind: EntryType, link: &str| {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        header.set_size(0);
+        if kind == EntryType::Link {
+            archive.append_link(&mut header, path, link).expect("in memory");
+        } else {
+            archive.append_data(&mut header, path, io::empty()).expect("in memory");
+        }
+        into(&archive.into_inner().expect("in memory"), dir.path(), KEPT)
+    };
+    for (path, kind, link) in [(deep(2100), FILE, ""), ("l".into(), EntryType::Link, &*deep(2100))]
+    {
+        let refused = unpacked(&path, kind, link).expect_err("too long");
+        assert!(matches!(&refused, Error::Invalid(why) if why.contains("4096")), "{refused}");
+        assert!(refused.to_string().len() < 200, "the path itself is not shown");
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 0);
+    }
+    assert_eq!(unpacked(&deep(500), FILE, "").expect("unpacked").entries, 1);
+}
+
+#[test]
+fn archive_of_long_paths_alone_makes_a_bounded_number_of_directories() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut archive = tar::Builder::new(Vec::new());
+    for number in 0..=MADE_MAX / 2000 {
+        let mut header = Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        header.set_size(0);
+        let path = format!("{number}/{}file", "d/".repeat(1999));
+        archive.append_data(&mut header, path, io::empty()).expect("in memory");
+    }
+    let refused = into(&archive.into_inner().expect("in memory"), dir.path(), KEPT);
+    let refused = refused.expect_err("too many");
+    assert!(matches!(&refused, Error::Invalid(why) if why.contains("100000")), "{refused}");
 }
 
 const FILE: EntryType = EntryType::Regular;

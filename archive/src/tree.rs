@@ -12,13 +12,17 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{OFlag, openat},
-    sys::stat::{FileStat, Mode, SFlag, mkdirat},
+    sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat},
 };
 
 use crate::{
     error::{At, Error},
     new_file::{kind, look},
 };
+
+/// Most directories that are made because something in them came first. Archives have entries for nearly all of theirs;
+/// one of long paths alone would make two thousand with each.
+pub(crate) const MADE_MAX: usize = 100_000;
 
 /// Destination of an archive.
 #[derive(Debug)]
@@ -30,8 +34,8 @@ pub(crate) struct Tree {
     follow: bool,
     /// Device and inode of each symbolic link that the archive brought: none of them is followed.
     brought: HashSet<(u64, u64)>,
-    /// Paths of the directories that were made because something in them came first.
-    made: HashSet<PathBuf>,
+    /// Device and inode of each directory that was made because something in it came first.
+    made: HashSet<(u64, u64)>,
     /// Directory that was entered last: entries of one directory follow each other.
     last: Option<(PathBuf, Rc<OwnedFd>)>,
 }
@@ -67,8 +71,8 @@ impl Tree {
     }
 
     /// True for a directory that was made because something in it came first.
-    pub(crate) fn has_made(&self, path: &Path) -> bool {
-        self.made.contains(path)
+    pub(crate) fn has_made(&self, about: &FileStat) -> bool {
+        self.made.contains(&(about.st_dev, about.st_ino))
     }
 
     fn step(
@@ -82,12 +86,22 @@ impl Tree {
         let open = || openat(at, name, flags | OFlag::O_NOFOLLOW, Mode::empty());
         match open() {
             Err(Errno::ENOENT) if make => {
-                match mkdirat(at, name, Mode::from_bits_truncate(0o755)) {
-                    Ok(()) => drop(self.made.insert(here.to_owned())),
-                    Err(Errno::EEXIST) => {}
-                    Err(errno) => return Err(errno).at(&self.whole(here)),
+                if self.made.len() >= MADE_MAX {
+                    return Err(Error::Invalid(format!(
+                        "more than {MADE_MAX} of its directories have no entry of their own"
+                    )));
                 }
-                open().at(&self.whole(here))
+                let is_new = match mkdirat(at, name, Mode::from_bits_truncate(0o755)) {
+                    Ok(()) => true,
+                    Err(Errno::EEXIST) => false,
+                    Err(errno) => return Err(errno).at(&self.whole(here)),
+                };
+                let opened = open().at(&self.whole(here))?;
+                if is_new {
+                    let about = fstat(&opened).at(&self.whole(here))?;
+                    self.made.insert((about.st_dev, about.st_ino));
+                }
+                Ok(opened)
             }
             Err(Errno::ENOTDIR | Errno::ELOOP) => {
                 let about = look(at, name).at(&self.whole(here))?;

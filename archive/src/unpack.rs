@@ -38,6 +38,9 @@ const COMMENT_BYTES_MAX: u64 = 8 * 1024;
 const SET_ID: u32 = 0o6000;
 /// Longest header of an entry, with its long names and extensions, and what is passed over before it.
 const HEADER_BYTES_MAX: u64 = 1024 * 1024;
+/// Longest path of an entry, bytes: no file has a longer one. Its parts are made one by one, so a header of nothing
+/// but names would make half a million directories.
+const PATH_BYTES_MAX: usize = 4096;
 /// Refusal of a sparse file.
 const SPARSE: &str = "is a sparse file: pack it without `--sparse`";
 
@@ -202,8 +205,11 @@ impl<R: Read> Read for Source<R> {
     }
 }
 
-/// Returns the path of an entry without `.`; refuses one that leads elsewhere.
+/// Returns the path of an entry without `.`; refuses one that leads elsewhere, or is too long for a file.
 fn relative(path: &Path) -> Result<PathBuf, Error> {
+    if path.as_os_str().len() > PATH_BYTES_MAX {
+        return Err(Error::Invalid(format!("a path in it has more than {PATH_BYTES_MAX} bytes")));
+    }
     let mut plain = PathBuf::new();
     for part in path.components() {
         match part {
@@ -378,10 +384,10 @@ impl Unpacker {
                     .at(&self.tree.whole(path))?;
                 true
             }
-            Err(Errno::EEXIST) if self.tree.has_made(path) => true,
             Err(Errno::EEXIST) => {
                 let about = look(at.as_fd(), name).at(&self.tree.whole(path))?;
                 let is_dir = about.as_ref().is_some_and(|about| kind(about) == SFlag::S_IFDIR);
+                let is_new = about.as_ref().is_some_and(|about| self.tree.has_made(about));
                 if about.is_some_and(|about| self.tree.leads_on(at.as_fd(), name, &about)) {
                     // The link stays, and so does what it leads to.
                     return Ok(());
@@ -391,7 +397,7 @@ impl Unpacker {
                     let path = self.tree.whole(path);
                     return Err(Error::refused(&path, io::ErrorKind::NotADirectory, why));
                 }
-                false
+                is_new
             }
             Err(errno) => return Err(errno).at(&self.tree.whole(path)),
         };
