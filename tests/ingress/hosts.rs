@@ -88,8 +88,22 @@ async fn only_valid_host_names_reach_a_sandbox() {
     let absolute = format!("http://{}/", host(22, 100_001));
     let answer = get(node.public, &host(8000, 100_001), &absolute).await;
     assert_eq!(answer.status, 403, "the host of the first line counts");
-    let connect = Request { method: "CONNECT", ..Request::get("x", "example.com:443") };
-    assert_eq!(once(node.public, &connect).await.expect("an answer").status, 404);
+    for (to, status) in [("example.com:443".to_owned(), 404), (host(8000, 100_001), 400)] {
+        let connect = Request { method: "CONNECT", ..Request::get(&to, &to) };
+        assert_eq!(once(node.public, &connect).await.expect("an answer").status, status, "{to}");
+    }
+    // Targets without a path: Caddy asks the agent for them in place of the path of a question.
+    for (target, status) in [
+        ("x:y", 400),
+        ("x:@evil.test/", 400),
+        ("x:http://u/v1/route?via=peer", 400),
+        // The agent answers with its metrics, which are no route.
+        ("x:http://u/v1/metrics", 502),
+    ] {
+        let answer = get(node.public, &host(8000, 100_001), target).await;
+        assert_eq!(answer.status, status, "{target}: {}", answer.text());
+        assert!(!answer.text().contains("# HELP"), "{target}: {}", answer.text());
+    }
 
     assert_eq!(sandbox.got().len(), served);
     assert!(other.got().is_empty(), "a port that is not exposed was dialled");
@@ -216,4 +230,21 @@ async fn name_leads_to_its_sandbox_from_every_node_and_each_guess_to_one_answer(
         assert_eq!(get(node.public, &by_id, "/").await.status, 403);
     }
     assert_eq!(sandbox.got().len(), served);
+}
+
+/// Caddy would keep the whole body of such a request in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn request_to_upgrade_to_http_2_is_an_ordinary_one() {
+    need_caddy!();
+    let node = Node::start(1).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    node.put(100_001, sandbox.address);
+    let host = host(8000, 100_001);
+    let request = Request { method: "POST", body: b"body", ..Request::get(&host, "/x") }
+        .with("Connection", "Upgrade, HTTP2-Settings")
+        .with("Upgrade", "h2c")
+        .with("HTTP2-Settings", "AAMAAABkAAQAAP__");
+    let answer = once(node.public, &request).await.expect("an answer");
+    let is_served = answer.text().starts_with("alpha got POST /x ");
+    assert_eq!((answer.status, is_served), (200, true), "{}", answer.text());
 }

@@ -16,6 +16,7 @@ mod doctor;
 mod hide;
 mod hosts;
 mod http;
+mod http2;
 mod idle;
 mod isolation;
 mod metrics;

@@ -29,16 +29,14 @@ use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest as _};
 
 use crate::{
     blue_green::{keeper, load, more},
     http::{Client, Head, Request, get},
+    http2,
     node::{DOMAIN, Node, at, host, need_caddy, settings},
     peers::Pki,
     sandbox::Sandbox,
@@ -65,7 +63,7 @@ impl Ca {
     }
 
     /// Returns the settings of a client that trusts this CA and speaks this protocol.
-    fn client(&self, protocol: &str) -> Arc<ClientConfig> {
+    pub(crate) fn client(&self, protocol: &str) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         let root = CertificateDer::from_pem_slice(self.0.pem().as_bytes()).expect("a certificate");
         roots.add(root).expect("a root");
@@ -112,7 +110,7 @@ pub(crate) fn with_certificate(settings: &mut Settings, dir: &Path) -> Certifica
 }
 
 /// Starts a node with a certificate of this CA.
-async fn start(ca: &Ca, dir: &Path, pki: Option<&Path>) -> Node {
+pub(crate) async fn start(ca: &Ca, dir: &Path, pki: Option<&Path>) -> Node {
     put(dir, &ca.issue(&format!("*.{DOMAIN}")));
     Node::shaped(1, pki, |settings| copy(settings, dir)).await
 }
@@ -125,7 +123,10 @@ pub(crate) fn copy(settings: &mut Settings, dir: &Path) {
     assert_eq!(copied, Ok(true));
 }
 
-async fn dial(host: &str, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn dial(
+    host: &str,
+    config: Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     TlsConnector::from(config).connect(name, TcpStream::connect(listen()).await?).await
 }
@@ -242,37 +243,6 @@ async fn certificate_of_the_hop_is_never_shown_to_clients() {
     }
 }
 
-/// Sends a GET over HTTP/2, by hand; returns the first byte of the answer's headers, which is the status, and the
-/// body.
-async fn get_by_http_2(stream: &mut TlsStream<TcpStream>, host: &str) -> (u8, Vec<u8>) {
-    const DATA: u8 = 0;
-    const HEADERS: u8 = 1;
-    // GET, https; path and authority are literals with the names of the static table.
-    let length = u8::try_from(host.len()).expect("short");
-    let block = [&[0x82, 0x87, 0x04, 2], &b"/x"[..], &[0x01, length], host.as_bytes()].concat();
-    let size = u8::try_from(block.len()).expect("short");
-    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    let headers = [0, 0, size, HEADERS, 0b101, 0, 0, 0, 1];
-    let all = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &headers, &block[..]].concat();
-    stream.write_all(&all).await.expect("sent");
-    let (mut status, mut body) = (0, Vec::new());
-    loop {
-        let mut head = [0; 9];
-        stream.read_exact(&mut head).await.expect("a frame");
-        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-        stream.read_exact(&mut payload).await.expect("a payload");
-        let (kind, flags) = (head[3], head[4]);
-        match kind {
-            HEADERS => status = payload[0],
-            DATA => body.extend(payload),
-            _ => continue,
-        }
-        if flags & 1 != 0 {
-            return (status, body);
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn http_2_is_spoken_and_http_3_is_not() {
     need_caddy!();
@@ -281,12 +251,11 @@ async fn http_2_is_spoken_and_http_3_is_not() {
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
     node.put(100_001, sandbox.address);
     let host = host(8000, 100_001);
-    let mut stream = dial(&host, ca.client("h2")).await.expect("a connection");
+    let stream = dial(&host, ca.client("h2")).await.expect("a connection");
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-    let (status, body) = get_by_http_2(&mut stream, &host).await;
-    // 200 in the static table.
-    assert_eq!(status, 0x88, "{}", String::from_utf8_lossy(&body));
-    assert!(body.starts_with(b"alpha got GET /x "), "{}", String::from_utf8_lossy(&body));
+    let answer = http2::Request::get(&host, "/x").send(stream).await.expect("an answer");
+    assert_eq!(answer.status, 0x88, "{}", answer.body);
+    assert!(answer.body.starts_with("alpha got GET /x "), "{}", answer.body);
     assert_clean(&sandbox.last().head, &host, 1);
     let answer = once(&ca, &Request::get(&host, "/")).await.expect("an answer");
     assert_eq!(answer.head.get("alt-svc"), None, "{:?}", answer.head);
@@ -307,6 +276,11 @@ async fn plain_http_is_sent_on_for_hosts_of_sandboxes_alone() {
     for other in ["example.com", "port-8000-vm-100001.sbx.test.example.com", DOMAIN] {
         let answer = get(at(1, 8080), other, "/").await;
         assert_eq!((answer.status, answer.head.get("location")), (404, None), "{other}");
+    }
+    // Targets without a path would make another host of ours.
+    for target in ["x:@evil.example/", "x:.evil.example/", "*"] {
+        let answer = get(at(1, 8080), &host, target).await;
+        assert_eq!((answer.status, answer.head.get("location")), (404, None), "{target}");
     }
 }
 

@@ -73,6 +73,10 @@ impl Probe {
             {
                 return *answer;
             }
+            if addresses.asked.len() >= REMEMBERED_MAX {
+                // Those that nobody waits for any more: all their questions were cancelled.
+                addresses.asked.retain(|_, cell| Arc::strong_count(cell) > 1);
+            }
             let cell = addresses.asked.entry(address).or_default();
             if Arc::strong_count(cell) > WAITING_MAX {
                 return Answer::Busy;
@@ -180,6 +184,25 @@ mod tests {
         assert_eq!(probe.ask(address).await, Answer::Open);
         tokio::time::advance(OPEN_FOR).await;
         assert_eq!(probe.ask(address).await, Answer::Refused);
+    }
+
+    #[tokio::test]
+    async fn addresses_of_cancelled_questions_are_forgotten() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let probe = Probe::default();
+        let waits = Arc::<OnceCell<Answer>>::default();
+        let waited_for = SocketAddr::from(([192, 0, 2, 1], 1));
+        {
+            let mut addresses = probe.addresses.lock();
+            addresses.asked.insert(waited_for, Arc::clone(&waits));
+            for port in (2..).take(REMEMBERED_MAX) {
+                addresses.asked.insert(SocketAddr::from(([192, 0, 2, 1], port)), Arc::default());
+            }
+        }
+        assert_eq!(probe.ask(address).await, Answer::Open);
+        let left: Vec<_> = probe.addresses.lock().asked.keys().copied().collect();
+        assert_eq!(left, [waited_for]);
     }
 
     /// A listener that accepts nothing, with a full queue, drops the first packet of a connect.

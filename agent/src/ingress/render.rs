@@ -160,8 +160,12 @@ fn asks(via: Via) -> &'static str {
 fn public_server(settings: &Settings, proof: &str) -> Value {
     let mut server = server(settings, Server::Public, proof);
     server["listen"] = settings.public.iter().map(ToString::to_string).collect();
-    // HTTP/2 without TLS, for gRPC from what stands in front.
-    server["protocols"] = json!(["h1", "h2", "h2c"]);
+    // HTTP/2 without TLS, for gRPC from what stands in front. Earlier versions have no route for gRPC, and would keep the
+    // whole body of a request with `Upgrade: h2c` in memory, whoever sends it.
+    server["protocols"] = match settings.generation {
+        Generation::Before => json!(["h1"]),
+        Generation::Fixed => json!(["h1", "h2", "h2c"]),
+    };
     server
 }
 

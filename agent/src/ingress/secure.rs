@@ -55,7 +55,11 @@ pub(super) fn redirect(secure: &Secure, host_pattern: &str) -> Option<Value> {
         "idle_timeout": "30s",
         "routes": [
             {
-                "match": [{ "header_regexp": { "Host": { "name": "sbx", "pattern": host_pattern } } }],
+                "match": [{
+                    "header_regexp": { "Host": { "name": "sbx", "pattern": host_pattern } },
+                    // `GET x:@evil.example/` has no path: behind our host it would lead to another one.
+                    "path_regexp": { "pattern": "^/" },
+                }],
                 "terminal": true,
                 // The method and the body stay with 308.
                 "handle": answer(308, json!({ "Location": [location], "Cache-Control": ["no-store"] })),

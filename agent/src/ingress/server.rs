@@ -51,6 +51,9 @@ const ABOUT_ONE_MAX: usize = 512;
 /// Most concurrent questions about the sandboxes of one team on this node: a question about a server that is
 /// silent takes seconds, and a team may have many of them.
 const ABOUT_TEAM_MAX: usize = 1024;
+/// Most concurrent questions about sandboxes that are not of this node: anybody makes up names of them, and each waits
+/// while the state of the cluster cannot be read.
+const ELSEWHERE_MAX: usize = QUESTIONS_MAX / 2;
 /// Longest time for a question to arrive.
 const ARRIVAL: Duration = Duration::from_secs(5);
 /// Longest time for an answer, whatever it waits for, beside the time that a request is held.
@@ -60,7 +63,7 @@ const DRAIN: Duration = Duration::from_secs(4);
 /// Most headers of a question, which are the client's.
 const HEADERS_MAX: usize = 512;
 /// Refusal of a question beyond a bound.
-const TOO_MANY: &str = "too many requests wait for this sandbox, or for others of its team";
+const TOO_MANY: &str = "too many requests wait for this sandbox, for others of its team, or for sandboxes of other nodes";
 
 #[derive(Debug)]
 pub struct Ingress {
@@ -147,7 +150,8 @@ async fn accept(
 #[derive(Debug, Clone, Default)]
 struct Asked {
     sandboxes: KeyedCount<String>,
-    teams: KeyedCount<Team>,
+    /// By team; `None` for sandboxes that are not of this node.
+    teams: KeyedCount<Option<Team>>,
 }
 
 /// Subject of a question.
@@ -159,16 +163,13 @@ struct Subject {
 }
 
 /// Counts as pending until it is dropped, for its sandbox and its team.
-type Pending = (Counted<String>, Option<Counted<Team>>);
+type Pending = (Counted<String>, Counted<Option<Team>>);
 
 /// Counts a question; `None` when too many are pending.
 fn begin(asked: &Asked, about: Subject) -> Option<Pending> {
     let of_sandbox = asked.sandboxes.begin(about.sandbox.to_string(), ABOUT_ONE_MAX)?;
-    let of_team = match about.team {
-        Some(team) => Some(asked.teams.begin(team, ABOUT_TEAM_MAX)?),
-        None => None,
-    };
-    Some((of_sandbox, of_team))
+    let most = if about.team.is_some() { ABOUT_TEAM_MAX } else { ELSEWHERE_MAX };
+    Some((of_sandbox, asked.teams.begin(about.team, most)?))
 }
 
 /// Returns the sandbox that a host name may lead to, if there is one.
@@ -256,6 +257,14 @@ impl Ingress {
         shown.is_some_and(|certificate| self.revoked.refuses(certificate.as_bytes()))
     }
 
+    /// Asks which node has the sandbox, where it is not this one.
+    async fn owner(&self, sandbox: Option<SandboxRef>, local: Option<&Target>) -> Owner {
+        match sandbox {
+            Some(sandbox) if decide::needs_owner(local) => self.routes.owner(sandbox).await,
+            Some(_) | None => Owner::Nobody,
+        }
+    }
+
     async fn route(
         &self,
         question: &Question<'_>,
@@ -273,14 +282,22 @@ impl Ingress {
             }
             local = look();
         }
-        let owner = match sandbox {
-            Some(sandbox) if decide::needs_owner(local.as_ref()) => {
-                self.routes.owner(sandbox).await
+        let owner = self.owner(sandbox, local.as_ref()).await;
+        let mut verdict = decide::decide(question, local.as_ref(), &owner);
+        let mut answer = Answer::Open;
+        if let Verdict::Local { upstream: probed, .. } = verdict {
+            answer = self.probe.ask(probed).await;
+            // Again: a connect may take seconds, in which the port may have been hidden, this credential revoked, or the
+            // sandbox moved to another node.
+            local = look();
+            let owner = self.owner(sandbox, local.as_ref()).await;
+            verdict = decide::decide(question, local.as_ref(), &owner);
+            if matches!(verdict, Verdict::Local { upstream, .. } if upstream != probed) {
+                return later("this sandbox has just got another address");
             }
-            Some(_) | None => Owner::Nobody,
-        };
-        match decide::decide(question, local.as_ref(), &owner) {
-            Verdict::Local { upstream, host, grant } => match self.probe.ask(upstream).await {
+        }
+        match verdict {
+            Verdict::Local { upstream, host, grant } => match answer {
                 Answer::Open => {
                     // Who is unknown does not keep a sandbox awake, either.
                     let is_use = grant.wakes && intent.is_use();
@@ -305,6 +322,7 @@ impl Ingress {
             Verdict::Wake => later("this sandbox is paused, and did not wake in time"),
             Verdict::Preflight { allowed } => replies::preflight(&self.proof, &allowed),
             Verdict::Redirect(redirect) => replies::redirect(&redirect),
+            Verdict::Malformed(why) => explain(StatusCode::BAD_REQUEST, why),
             Verdict::Ambiguous => explain(
                 StatusCode::BAD_REQUEST,
                 "the query has more than one sbx_link or sbx_token, or one that cannot be read",
@@ -405,13 +423,18 @@ fn explain(status: StatusCode, why: &str) -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use daemon::sync::Mutex;
     use proto::{
         host::FullName,
         id::{SandboxId, Vmid},
+        name::Port,
     };
 
     use super::*;
-    use crate::ingress::State;
+    use crate::{
+        clock::SystemClock,
+        ingress::{OpenPort, State, hold::Limits},
+    };
 
     /// A node with one sandbox.
     #[derive(Debug)]
@@ -439,6 +462,77 @@ mod tests {
         }
 
         async fn wake(&self, _: SandboxRef) {}
+    }
+
+    /// A node with one sandbox, which is another one from the second look on.
+    #[derive(Debug)]
+    struct Changes {
+        first: Mutex<Option<Target>>,
+        then: Target,
+    }
+
+    #[async_trait::async_trait]
+    impl Routes for Changes {
+        fn local(&self, _: SandboxRef) -> Option<Target> {
+            let first = self.first.lock().take();
+            Some(first.unwrap_or_else(|| self.then.clone()))
+        }
+
+        fn named(&self, _: &FullName) -> Option<SandboxId> {
+            None
+        }
+
+        async fn owner(&self, _: SandboxRef) -> Owner {
+            Owner::Nobody
+        }
+
+        fn used(&self, _: &SandboxId) {}
+
+        async fn on_loopback(&self, _: Vmid, _: u16) -> bool {
+            false
+        }
+
+        async fn wake(&self, _: SandboxRef) {}
+    }
+
+    /// A server with a full queue lets the connect of a question wait for seconds.
+    #[tokio::test]
+    async fn port_that_is_hidden_while_its_server_is_tried_gets_no_request() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = server.local_addr().expect("an address");
+        let port = Port::try_from(u32::from(address.port())).expect("a port");
+        let vmid = Vmid::try_from(100_001).expect("a vmid");
+        let hidden = Target {
+            id: SandboxId::new(1, &[1; 10]),
+            vmid,
+            team: "red".parse().expect("a team"),
+            state: State::Running,
+            ip: Some(address.ip()),
+            ports: Default::default(),
+            main: None,
+            key: None,
+            name: None,
+        };
+        let open = Target { ports: [(port, OpenPort::PUBLIC)].into(), ..hidden.clone() };
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = format!("{port}-vm-{vmid}.sbx.test");
+        let asked = HeaderMap::from_iter([(HOST, HeaderValue::try_from(host).expect("a value"))]);
+        for (then, status) in [(open.clone(), 204), (hidden, 403)] {
+            let ingress = Ingress {
+                routes: Arc::new(Changes { first: Mutex::new(Some(open.clone())), then }),
+                rules: Rules { domain: "sbx.test".parse().expect("a domain"), parents: Vec::new() },
+                clock: Arc::new(SystemClock::default()),
+                proof: Proof::ensure(&dir.path().join("caddy.json")).expect("a proof"),
+                probe: Probe::default(),
+                revoked: Arc::new(Revoked::load(dir.path().join("revoked")).expect("a list")),
+                metrics: Arc::default(),
+                holds: Holds::new(Limits::default()),
+            };
+            let question = Question::new(Via::Edge, &asked, &ingress.rules, 0);
+            let reply = ingress.route(&question, Some(SandboxRef::Vmid(vmid)), &asked).await;
+            assert_eq!(reply.status(), status);
+            assert_eq!(reply.headers().contains_key("x-sbx-proof"), status == 204);
+        }
     }
 
     #[test]
@@ -503,8 +597,11 @@ mod tests {
         assert_eq!(held.len(), ABOUT_TEAM_MAX);
         assert!(all().next().is_none(), "each is below the bound of one sandbox");
         drop(begin(&asked, about("100004", Some("blue"))).expect("another team's"));
-        // A sandbox of another node has no team here.
-        drop(begin(&asked, about("100005", None)).expect("another node's"));
+        // A sandbox of another node has no team here, and neither has a name that somebody made up.
+        let elsewhere = |number: usize| begin(&asked, about(&number.to_string(), None));
+        let made_up: Vec<_> = (200_000..).map_while(elsewhere).collect();
+        assert_eq!(made_up.len(), ELSEWHERE_MAX);
+        drop(begin(&asked, about("100004", Some("blue"))).expect("one of this node"));
         drop(held.pop());
         assert!(all().next().is_some());
         drop(held);

@@ -54,6 +54,8 @@ pub enum Verdict {
     },
     /// 303: the URL without the credential in it.
     Redirect(Redirect),
+    /// 400: no sandbox gets a request of this form.
+    Malformed(&'static str),
     /// 400: the credentials contradict each other.
     Ambiguous,
     /// 401: the port needs a credential.
@@ -98,6 +100,9 @@ impl Verdict {
 /// Decides. `owner` is used only when the table alone does not decide (see [`needs_owner`]).
 pub fn decide(question: &Question<'_>, local: Option<&Target>, owner: &Owner) -> Verdict {
     let Some(label) = &question.label else { return Verdict::NotFound(NO_NAME) };
+    if let Some(why) = question.flaw() {
+        return Verdict::Malformed(why);
+    }
     let verdict = of_sandbox(question, label, local, owner);
     match (label, &verdict) {
         // Names can be guessed: what is not open looks like what is not there, on every node.

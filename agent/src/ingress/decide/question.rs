@@ -25,6 +25,11 @@ pub(in crate::ingress) const TOKENS: [HeaderName; 3] = [
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
+/// Reasons why a request goes to no sandbox. Caddy sends the body of a CONNECT on without its length, and a target that
+/// is no path to the agent in place of the path of the question.
+const TUNNEL: &str = "CONNECT is not passed on to sandboxes";
+const NO_PATH: &str = "the target of the request must be a path";
+
 /// Most cookies with our name that are looked at; a browser has one.
 const SESSIONS_MAX: usize = 4;
 
@@ -80,6 +85,16 @@ impl<'a> Question<'a> {
 
     fn value(&self, name: &HeaderName) -> Option<&'a [u8]> {
         self.headers.get(name).map(http::HeaderValue::as_bytes)
+    }
+
+    /// Returns why no sandbox may get a request of this form. A CONNECT by HTTP/2 with a body would be two requests to
+    /// another node: the body is the second, on a connection that requests of others use, too.
+    pub(super) fn flaw(&self) -> Option<&'static str> {
+        if self.value(&METHOD) == Some(b"CONNECT") {
+            return Some(TUNNEL);
+        }
+        let target = self.value(&URI).unwrap_or(b"/");
+        (!target.starts_with(b"/") && target != b"*").then_some(NO_PATH)
     }
 
     /// Returns the path and query.

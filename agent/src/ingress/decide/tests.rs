@@ -402,6 +402,35 @@ fn session_does_not_count_for_another_page() {
     assert!(matches!(verdict, Verdict::Forbidden(_)), "{verdict:?}");
 }
 
+/// Wherever the sandbox is: another node would get the body of a CONNECT as a request.
+#[test]
+fn connect_and_targets_that_are_no_path_go_to_no_sandbox() {
+    let peer: SocketAddr = "10.99.0.2:8481".parse().expect("an address");
+    let ask = |method: &str, uri: &str, via, is_here: bool| {
+        let all = [HOST, ("x-forwarded-method", method), ("x-forwarded-uri", uri)];
+        let (headers, rules) = (headers(&all), rules());
+        let local = is_here.then(|| target(State::Running));
+        let owner = if is_here { Owner::Nobody } else { Owner::Peer(peer) };
+        let verdict = decide(&Question::new(via, &headers, &rules, NOW), local.as_ref(), &owner);
+        matches!(verdict, Verdict::Malformed(_))
+    };
+    for (via, is_here) in [(Via::Edge, true), (Via::Edge, false), (Via::Peer, true)] {
+        for (method, uri) in [
+            ("CONNECT", "/"),
+            ("GET", ""),
+            ("GET", "x"),
+            ("GET", "**"),
+            ("GET", "@evil.example/"),
+            ("GET", "http://evil.example/v1/route"),
+        ] {
+            assert!(ask(method, uri, via, is_here), "{method} {uri}");
+        }
+        for (method, uri) in [("GET", "/"), ("OPTIONS", "*"), ("GET", "//x"), ("connect", "/")] {
+            assert!(!ask(method, uri, via, is_here), "{method} {uri}");
+        }
+    }
+}
+
 #[test]
 fn verdicts_match_the_table() {
     use Verdict::{Gone, Local, Misdirected, NotExposed, NotFound, Peer};
@@ -499,6 +528,8 @@ fn header_value() -> impl Strategy<Value = HeaderValue> {
         Just("text/html".to_owned()),
     ];
     let bytes = proptest::collection::vec(any::<u8>(), 0..40);
+    let path = bytes.clone().prop_map(|bytes| [b"/".as_slice(), &bytes].concat());
+    let bytes = prop_oneof![bytes, path];
     prop_oneof![
         words.prop_map(|word| word.parse().expect("a value")),
         bytes.prop_filter_map("no header has it", |bytes| HeaderValue::from_bytes(&bytes).ok()),
@@ -564,6 +595,10 @@ proptest! {
             match decide(&question, Some(&target), &Owner::Nobody) {
                 Verdict::Unauthorized(_) | Verdict::Forbidden(_) | Verdict::Ambiguous => {}
                 Verdict::NotFound(_) => prop_assert!(headers.get_all("host").iter().count() > 1),
+                Verdict::Malformed(_) => {
+                    let target = headers.get("x-forwarded-uri").map(HeaderValue::as_bytes);
+                    prop_assert!(target.is_some_and(|target| !target.starts_with(b"/")));
+                }
                 Verdict::Preflight { .. } => {
                     prop_assert!(headers.contains_key("access-control-request-method"));
                     prop_assert!(visibility != Visibility::Private);
