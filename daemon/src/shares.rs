@@ -2,6 +2,12 @@
 
 use std::collections::BTreeMap;
 
+/// Whether a party that holds `held` places may take one of the `free` ones. Pure.
+#[must_use]
+pub const fn may_take(held: usize, free: usize) -> bool {
+    held < free
+}
+
 /// Counts the places that each party holds. A party may take another place while it holds fewer
 /// than are free: one party alone gets half of all, two get a third each, and a place is left for
 /// the next party. Pure.
@@ -25,7 +31,7 @@ impl<K: Ord + Clone> Shares<K> {
     /// Takes a place. False when this party already holds its share.
     #[must_use]
     pub fn take(&mut self, who: &K) -> bool {
-        if self.held(who) >= self.free {
+        if !may_take(self.held(who), self.free) {
             return false;
         }
         self.free -= 1;

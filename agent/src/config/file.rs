@@ -247,7 +247,8 @@ fn half_a_gib() -> u32 {
 pub struct Limits {
     /// Most concurrent calls of `pct`; 0 means one per core: each call loads half a second of Perl.
     pub pct_parallel_max: usize,
-    /// Most creations that may wait for a turn at one template.
+    /// Most creations that may wait for a turn at one template. A team gets a share of them: half, if there is no
+    /// other.
     pub clone_queue_max: usize,
     /// Most containers that may boot at the same time.
     pub starts_max: usize,
@@ -297,7 +298,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             pct_parallel_max: 0,
-            clone_queue_max: 64,
+            clone_queue_max: 128,
             starts_max: 4,
             storage_reserve_mib: 1024,
             memory_overcommit: 2.0,

@@ -34,10 +34,10 @@ use std::{
 
 use daemon::sync::RwLock;
 use proto::{Reason, id::Vmid};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, watch};
 
 use self::{
-    admission::{clone_queue::Queues, lock::AdmissionLock},
+    admission::{clone_queue::Queues, fair_slots::FairSlots, lock::AdmissionLock},
     core::{Records, operations::OperationTable},
     lifetime::activity::Activity,
 };
@@ -79,7 +79,7 @@ pub struct Sandboxes {
     operations: OperationTable,
     admission: AdmissionLock,
     queues: Queues,
-    starts: Semaphore,
+    starts: FairSlots,
     epoch: AtomicU64,
     activity: Activity,
     scheduling: RwLock<journal::scheduling::Scheduling>,
@@ -120,7 +120,7 @@ impl Sandboxes {
         let scheduling = journal.scheduling().await?;
         let node = journal.node().await?;
         Ok(Arc::new(Self {
-            starts: Semaphore::new(options.limits.starts_max.max(1)),
+            starts: FairSlots::new(options.limits.starts_max.max(1)),
             options,
             pve,
             records: Records::open(journal).await?,

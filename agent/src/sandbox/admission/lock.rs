@@ -44,8 +44,8 @@ struct Counts {
     reserved: BTreeMap<SandboxId, Reservation>,
     /// Memory of sandboxes whose growth is admitted and not in their records yet, bytes.
     growing: u64,
-    /// Number of creations that wait, by template.
-    queued: BTreeMap<Vmid, usize>,
+    /// Number of creations that wait, by template and team.
+    queued: BTreeMap<Vmid, BTreeMap<Team, usize>>,
     starting: usize,
     start_ms: VecDeque<u32>,
 }
@@ -83,7 +83,8 @@ impl AdmissionLock {
     /// Numbers of creations that wait, reservations included, and of those that start.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let counts = self.counts_now();
-        (counts.queued.values().sum::<usize>() + counts.reserved.len(), counts.starting)
+        let queued: usize = counts.queued.values().flat_map(BTreeMap::values).sum();
+        (queued + counts.reserved.len(), counts.starting)
     }
 
     /// Number of creations that wait for this template, reservations included.
@@ -150,6 +151,13 @@ impl AdmissionGuard<'_> {
         self.counts.queued(template)
     }
 
+    /// Number of creations of this team that wait for this template, without reservations: those do
+    /// not say their team.
+    pub(crate) fn queued_of(&self, team: &Team, template: Vmid) -> usize {
+        let teams = self.counts.queued.get(&template);
+        teams.and_then(|teams| teams.get(team)).copied().unwrap_or_default()
+    }
+
     /// Median duration of recent starts.
     pub(crate) fn start(&self) -> Duration {
         Duration::from_millis(self.counts.start_ms().into())
@@ -164,11 +172,12 @@ impl AdmissionGuard<'_> {
     /// Admits a creation, at the end of the template's queue.
     pub(crate) fn admit(mut self, order: &Order, memory: u64, template: Vmid) -> CountGuard {
         self.counts.creations.insert(order.id, (order.into(), memory));
-        *self.counts.queued.entry(template).or_default() += 1;
+        let teams = self.counts.queued.entry(template).or_default();
+        *teams.entry(order.team.clone()).or_default() += 1;
         CountGuard {
             admission: self.admission.clone(),
             creation: Some(order.id),
-            queued: Some(template),
+            queued: Some((template, order.team.clone())),
         }
     }
 }
@@ -191,16 +200,16 @@ impl Drop for GrowthGuard {
 pub(crate) struct CountGuard {
     admission: AdmissionLock,
     creation: Option<SandboxId>,
-    /// Template that it waits for; `None` once it is starting.
-    queued: Option<Vmid>,
+    /// Template that it waits for, and its team; `None` once it is starting.
+    queued: Option<(Vmid, Team)>,
 }
 
 impl CountGuard {
     /// Leaves the queue and counts as starting.
     pub(crate) fn start(&mut self) {
         let mut counts = self.admission.counts_now();
-        if let Some(template) = self.queued.take() {
-            counts.leave_queue(template);
+        if let Some((template, team)) = self.queued.take() {
+            counts.leave_queue(template, &team);
             counts.starting += 1;
         }
     }
@@ -212,8 +221,8 @@ impl Drop for CountGuard {
         if let Some(id) = &self.creation {
             counts.creations.remove(id);
         }
-        match self.queued {
-            Some(template) => counts.leave_queue(template),
+        match &self.queued {
+            Some((template, team)) => counts.leave_queue(*template, team),
             None => counts.starting -= 1,
         }
     }
@@ -224,15 +233,18 @@ impl Counts {
     fn queued(&self, template: Vmid) -> usize {
         let reserved =
             self.reserved.values().filter(|reserved| reserved.template == template).count();
-        self.queued.get(&template).copied().unwrap_or_default() + reserved
+        let waiting = self.queued.get(&template).map_or(0, |teams| teams.values().sum());
+        waiting + reserved
     }
 
-    fn leave_queue(&mut self, template: Vmid) {
-        if let Some(queued) = self.queued.get_mut(&template) {
+    fn leave_queue(&mut self, template: Vmid, team: &Team) {
+        let Some(teams) = self.queued.get_mut(&template) else { return };
+        if let Some(queued) = teams.get_mut(team) {
             *queued -= 1;
-            if *queued == 0 {
-                self.queued.remove(&template);
-            }
+        }
+        teams.retain(|_, queued| *queued > 0);
+        if teams.is_empty() {
+            self.queued.remove(&template);
         }
     }
 
@@ -256,10 +268,20 @@ mod tests {
         let second = admission.lock(&order(2).id).admit(&order(2), 7, template);
         assert_eq!((admission.counts(), admission.queued(template)), ((2, 0), 2));
         assert_eq!(admission.lock(&order(9).id).memory(), 12);
+        let blue = Order { team: "blue".parse().expect("valid"), ..order(3) };
+        let third = admission.lock(&blue.id).admit(&blue, 1, template);
+        let of_teams = |admission: &AdmissionLock| {
+            let guard = admission.lock(&order(9).id);
+            [&order(1).team, &blue.team].map(|team| guard.queued_of(team, template))
+        };
+        assert_eq!((of_teams(&admission), admission.queued(template)), ([2, 1], 3));
+        drop(third);
+        assert_eq!(of_teams(&admission), [2, 0]);
         first.start();
         first.start();
         let started = admission.count_start();
         assert_eq!((admission.counts(), admission.queued(template)), ((1, 2), 1));
+        assert_eq!(of_teams(&admission), [1, 0]);
         assert_eq!(admission.creation(&id(2)).map(|creation| creation.attempt), Some(1));
         drop((first, second, started));
         assert_eq!((admission.counts(), admission.creation(&id(2))), ((0, 0), None));

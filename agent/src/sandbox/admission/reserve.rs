@@ -24,7 +24,7 @@ impl Sandboxes {
             return Ok(());
         }
         let size = size.or(template.size);
-        let facts = self.facts(&guard, &template, size, (&cluster, room?));
+        let facts = self.facts(&guard, &template, size, None, (&cluster, room?));
         decide(&facts, &self.options.limits)?;
         guard.reserve(*id, size, template.vmid);
         Ok(())

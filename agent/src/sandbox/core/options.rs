@@ -224,7 +224,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            clone_queue_max: 64,
+            clone_queue_max: 128,
             starts_max: 4,
             processes: 4096,
             io: IoMax::default(),

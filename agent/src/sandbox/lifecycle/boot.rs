@@ -1,16 +1,13 @@
 //! Boots a container and waits until it is ready, both for a creation and for a start.
 
-use proto::{Reason, spec::Network};
-use tokio::{
-    sync::SemaphorePermit,
-    time::{Instant, timeout_at},
-};
+use proto::{Reason, name::Team, spec::Network};
+use tokio::time::Instant;
 
 use super::probe;
 use crate::{
     journal::Record,
     pve::ContainerConfig,
-    sandbox::{Error, Probe, Result, Sandboxes, core::deadline},
+    sandbox::{Error, Probe, Result, Sandboxes, admission::fair_slots::Slot, core::deadline},
 };
 
 /// Container boot under way.
@@ -23,15 +20,14 @@ pub(crate) struct Boot<'a> {
 }
 
 impl Sandboxes {
-    /// Waits for one of the few slots for containers that boot at the same time.
+    /// Waits for one of the few slots for containers that boot at the same time. The teams take turns.
     pub(in crate::sandbox) async fn start_slot(
         &self,
+        team: &Team,
         deadline: Instant,
-    ) -> Result<SemaphorePermit<'_>> {
-        let slot = timeout_at(deadline, self.starts.acquire()).await;
-        slot.ok()
-            .and_then(Result::ok)
-            .ok_or_else(|| Error::new(Reason::QueueFull, "no free slot for a start in time"))
+    ) -> Result<Slot> {
+        let slot = self.starts.take(Some(team), deadline).await;
+        slot.ok_or_else(|| Error::new(Reason::QueueFull, "no free slot for a start in time"))
     }
 
     pub(in crate::sandbox) async fn start_container(&self, boot: &Boot<'_>) -> Result<()> {

@@ -15,6 +15,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use proto::{
     Cause, Progress, Reason,
     id::{SandboxRef, Vmid},
+    name::Team,
     sandbox::v1::StopResult,
     spec::{Egress, Network, Size},
     visibility::Visibility,
@@ -124,7 +125,7 @@ impl Sandboxes {
             self.check_dhcp_bridge(bridge)?;
         }
         let size = order.spec.size.or(template.size);
-        let facts = self.facts(&admission, &template, size, (&cluster, room?));
+        let facts = self.facts(&admission, &template, size, Some(&order.team), (&cluster, room?));
         decide(&facts, &self.options.limits)?;
         Ok(match self.operations.enter(order.id, OperationKind::Create) {
             Entry::Joined(operation) => Admitted::Joined(operation),
@@ -135,12 +136,14 @@ impl Sandboxes {
         })
     }
 
-    /// Collects the facts that a creation of this size is admitted on, under the admission lock.
+    /// Collects the facts that a creation of this size is admitted on, under the admission lock. The team of a
+    /// reservation is not known.
     pub(in crate::sandbox) fn facts(
         &self,
         admitted: &AdmissionGuard<'_>,
         template: &Template,
         size: Size,
+        team: Option<&Team>,
         (cluster, room): (&Cluster, StorageRoom),
     ) -> Facts {
         Facts {
@@ -156,6 +159,7 @@ impl Sandboxes {
             renumbered: self.renumbered(cluster),
             room,
             queued: admitted.queued(template.vmid),
+            queued_of_team: team.map(|team| admitted.queued_of(team, template.vmid)),
             start: admitted.start(),
         }
     }
@@ -269,9 +273,9 @@ impl Sandboxes {
     ) -> Result<Arc<Record>> {
         let id = record.id;
         // PVE locks a template during a clone and fails a second clone at once.
-        let turn = self
-            .unless_cancelled(work, self.queues.turn(work.template.vmid, work.deadline))
-            .await?;
+        let team = &work.order.team;
+        let turn = self.queues.turn(work.template.vmid, Some(team), work.deadline);
+        let turn = self.unless_cancelled(work, turn).await?;
         counted.start();
         let record = self.clone_under_a_free_vmid(saga, work, record).await?;
         drop(turn);
@@ -291,7 +295,7 @@ impl Sandboxes {
         }
 
         // Booting is what costs the node most: a few at a time come up sooner than all at once.
-        let _slot = self.unless_cancelled(work, self.start_slot(work.deadline)).await?;
+        let _slot = self.unless_cancelled(work, self.start_slot(team, work.deadline)).await?;
         let boot = boot::Boot {
             record: &record,
             begun: Instant::now(),

@@ -64,7 +64,7 @@ impl Sandboxes {
         let admit = || self.admit_memory(id, memory, memory);
         let admitted = (record.phase == Phase::Stopped).then(admit).transpose()?;
         let _counted = self.admission.count_start();
-        let _slot = self.start_slot(Instant::now() + limits.turn).await?;
+        let _slot = self.start_slot(&record.team, Instant::now() + limits.turn).await?;
         let now = self.clock.moment();
         // After a reboot of the node the boot is counted already, and the time to live continues.
         let again = record.phase == Phase::Starting && record.cause == Cause::NodeRebooted;

@@ -43,7 +43,7 @@ impl Sandboxes {
         if !before.cloning {
             return Ok(());
         }
-        let _turn = self.queues.turn(before.template, deadline).await?;
+        let _turn = self.queues.turn(before.template, Some(&before.team), deadline).await?;
         match self.pve.config(before.template).await? {
             Some(config) if config.lock() == Some("disk") => {
                 self.pve.unlock_template(before.template).await.map_err(Error::from)
@@ -58,7 +58,7 @@ impl Sandboxes {
     /// # Errors
     /// When the turn did not come, or the owner of the lock lives.
     pub async fn unlock_template(&self, template: Vmid) -> Result<()> {
-        let _turn = self.queues.turn(template, Instant::now() + TURN).await?;
+        let _turn = self.queues.turn(template, None, Instant::now() + TURN).await?;
         self.pve.unlock_template(template).await.map_err(Error::from)
     }
 

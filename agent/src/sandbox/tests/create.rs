@@ -214,7 +214,7 @@ async fn creation_waits_for_a_locked_template() {
 
 #[tokio::test(start_paused = true)]
 async fn refused_creation_names_its_reason() {
-    let node = Node::with(|options| options.limits.clone_queue_max = 2, Faults::default()).await;
+    let node = Node::with(|options| options.limits.clone_queue_max = 4, Faults::default()).await;
     let refused = async |order: Order| {
         let error = node.sandboxes.create(order, LONG).await.expect_err("refused");
         assert!(!error.message.is_empty());
@@ -232,7 +232,7 @@ async fn refused_creation_names_its_reason() {
     node.cluster.set_room(&node.name, 1 << 20);
     assert_eq!(refused(order(1)).await, (Reason::StorageFull, false));
     node.cluster.set_room(&node.name, 1 << 40);
-    // One clones, two wait, the fourth is too many.
+    // One clones, two wait, the fourth is too many: half of the places are for other teams.
     for number in 1..=3 {
         node.sandboxes.create(order(number), Duration::ZERO).await.expect("admitted");
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -245,6 +245,69 @@ async fn refused_creation_names_its_reason() {
     node.tasks.stopping().cancel();
     assert_eq!(refused(order(5)).await, (Reason::ShuttingDown, true));
     assert_eq!(node.journal.all().await.expect("reads").len(), 3, "no trace of the refused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_team_leaves_places_in_a_templates_queue_to_others() {
+    let node = Node::with(|options| options.limits.clone_queue_max = 4, Faults::default()).await;
+    let create = async |order: Order| node.sandboxes.create(order, Duration::ZERO).await;
+    // One clones, two wait.
+    for number in 1..=3 {
+        create(order(number)).await.expect("admitted");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let error = create(order(4)).await.expect_err("it has its share");
+    assert_eq!(error.reason, Reason::QueueFull);
+    assert!(error.message.contains("of this team"), "{}", error.message);
+    create(of_team("blue", 5)).await.expect("there is a place");
+    create(of_team("blue", 6)).await.expect_err("one is left for the next team");
+    create(of_team("green", 7)).await.expect("there is a place");
+    assert_eq!(node.sandboxes.tally().await.expect("reads").queued, 4);
+    let error = create(of_team("white", 8)).await.expect_err("full");
+    assert!(error.message.starts_with("4 creations wait"), "{}", error.message);
+    node.idle().await;
+    create(order(4)).await.expect("there are places again");
+    node.idle().await;
+    assert_eq!(node.sandboxes.live().len(), 6);
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn creations_of_one_team_delay_another_teams_by_about_one_turn() {
+    let one_start = |options: &mut Options| options.limits.starts_max = 1;
+    let timed = async |node: &Node| {
+        let begun = tokio::time::Instant::now();
+        let record = node.sandboxes.create(of_team("blue", 100), LONG).await.expect("admitted");
+        assert_eq!(record.phase, Phase::Running, "{record:?}");
+        begun.elapsed()
+    };
+    let alone = timed(&Node::with(one_start, Faults::default()).await).await;
+
+    let node = Node::with(one_start, Faults::default()).await;
+    for number in 1..=30 {
+        node.sandboxes.create(order(number), Duration::ZERO).await.expect("admitted");
+    }
+    // By now many wait for the template, and many more than one for the slot.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let live = node.sandboxes.live();
+    let at = |progress| live.iter().filter(|record| record.progress == progress).count();
+    let (to_clone, to_start) = (at(Progress::Queued), at(Progress::Configure));
+    assert!(to_clone >= 10 && to_start >= 5, "{to_clone} and {to_start} wait");
+    // The turn that is under way and one more, for the clone and for the start: less than two creations.
+    // First come, first served it would come after all thirty.
+    let beside_many = timed(&node).await;
+    assert!(beside_many < alone * 4, "{beside_many:?}, alone {alone:?}");
+
+    node.idle().await;
+    let live = node.sandboxes.live();
+    let running = live.iter().filter(|record| record.phase == Phase::Running);
+    assert_eq!((live.len(), running.count()), (31, 31));
+    node.assert_sound().await;
+}
+
+/// Order of another team.
+fn of_team(team: &str, number: u8) -> Order {
+    Order { team: team.parse().expect("valid"), ..order(number) }
 }
 
 #[tokio::test(start_paused = true)]

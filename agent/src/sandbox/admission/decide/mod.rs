@@ -2,6 +2,7 @@
 
 use std::{cmp::Ordering, time::Duration};
 
+use daemon::shares::may_take;
 use proto::{
     Reason,
     id::SandboxId,
@@ -34,10 +35,27 @@ pub(crate) struct Facts {
     pub(crate) room: StorageRoom,
     /// Creations that wait for a turn at the template.
     pub(crate) queued: usize,
+    /// Creations of the team that asks among them; `None` where the team is not known.
+    pub(crate) queued_of_team: Option<usize>,
     /// Median duration of recent starts.
     pub(crate) start: Duration,
     /// Memory of the host; `None` before it was sampled.
     pub(crate) memory: Option<Memory>,
+}
+
+impl Facts {
+    /// Says why one more creation cannot wait for the template; `None` when it can.
+    fn queue_full(&self, limits: &Limits) -> Option<String> {
+        let free = limits.clone_queue_max.saturating_sub(self.queued);
+        if free == 0 {
+            return Some(format!("{} creations wait for this template already", self.queued));
+        }
+        let of_team = self.queued_of_team.filter(|of_team| !may_take(*of_team, free))?;
+        Some(format!(
+            "{of_team} creations of this team wait for this template already; \
+             the {free} free places are left for other teams"
+        ))
+    }
 }
 
 /// Memory figures that a creation is admitted on, bytes.
@@ -99,12 +117,9 @@ pub(crate) fn decide(facts: &Facts, limits: &Limits) -> Result<()> {
     if let Some(why) = facts.memory.and_then(|memory| memory.full(limits)) {
         return Err(Error::new(Reason::MemoryFull, why).retry_after(SOON));
     }
-    if facts.queued >= limits.clone_queue_max {
-        return Err(Error::new(
-            Reason::QueueFull,
-            format!("{} creations wait for this template already", facts.queued),
-        )
-        .retry_after(facts.start.max(Duration::from_secs(1))));
+    if let Some(why) = facts.queue_full(limits) {
+        let later = facts.start.max(Duration::from_secs(1));
+        return Err(Error::new(Reason::QueueFull, why).retry_after(later));
     }
     Ok(())
 }

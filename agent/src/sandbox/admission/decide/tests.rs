@@ -9,6 +9,7 @@ fn facts() -> Facts {
         renumbered: None,
         room: StorageRoom::new(10 << 30, 20 << 30),
         queued: 0,
+        queued_of_team: None,
         start: Duration::from_secs(3),
         memory: None,
     }
@@ -24,7 +25,7 @@ fn refused(facts: Facts, expected: Reason) {
 #[test]
 fn refusal_has_the_most_severe_reason() {
     assert_eq!(decide(&facts(), &Limits::default()), Ok(()));
-    let full = Facts { queued: 64, ..facts() };
+    let full = Facts { queued: 128, ..facts() };
     refused(full, Reason::QueueFull);
     let no_room = Facts { room: StorageRoom::new(1 << 29, 1 << 40), ..full };
     refused(no_room, Reason::StorageFull);
@@ -52,8 +53,26 @@ fn allocated_and_used_memory_are_bounded() {
 }
 
 #[test]
+fn team_takes_at_most_its_share_of_the_queue() {
+    let asks = |queued, queued_of_team| Facts { queued, queued_of_team, ..facts() };
+    let admitted = |facts| decide(&facts, &Limits::default()).is_ok();
+    assert!(admitted(asks(63, Some(63))) && admitted(asks(127, Some(0))));
+    assert!(admitted(asks(127, None)), "the team of a reservation is not known");
+    // Alone it gets half of the 128 places, beside another team that has as many a third.
+    refused(asks(64, Some(64)), Reason::QueueFull);
+    assert!(admitted(asks(84, Some(42))));
+    refused(asks(86, Some(43)), Reason::QueueFull);
+    let error = decide(&asks(80, Some(60)), &Limits::default()).expect_err("more than is free");
+    assert!(error.message.starts_with("60 creations of this team"), "{}", error.message);
+    assert!(error.message.contains("48 free places"), "{}", error.message);
+    assert_eq!(error.retry_after, Some(Duration::from_secs(3)));
+    let error = decide(&asks(128, Some(30)), &Limits::default()).expect_err("full");
+    assert!(error.message.starts_with("128 creations wait"), "{}", error.message);
+}
+
+#[test]
 fn full_queue_refusal_has_a_retry_delay() {
-    let error = decide(&Facts { queued: 64, ..facts() }, &Limits::default()).expect_err("full");
+    let error = decide(&Facts { queued: 128, ..facts() }, &Limits::default()).expect_err("full");
     assert_eq!(error.retry_after, Some(Duration::from_secs(3)));
 }
 
