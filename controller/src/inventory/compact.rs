@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 use proto::{
-    Cause, Reason,
+    Cause, Progress, Reason,
     id::SandboxId,
     sandbox::v1::{Phase, Sandbox},
     spec::Size,
@@ -15,6 +15,11 @@ use proto::{
 /// Returns true for a deleted or failed sandbox.
 pub(super) fn ended(sandbox: &Sandbox) -> bool {
     sandbox.phase().has_ended()
+}
+
+/// Returns true for a sandbox under creation whose clone has not begun: its node takes it out of the queue before.
+pub(super) fn is_before_clone(sandbox: &Sandbox) -> bool {
+    matches!(sandbox.progress(), Progress::Unspecified | Progress::Placing | Progress::Queued)
 }
 
 /// Returns true when an operator ended the sandbox without its container. The container may be
@@ -93,6 +98,8 @@ pub(super) struct CompactSandbox {
     pub(super) attempt: u32,
     /// As in `Entry`.
     pub(super) creating: bool,
+    /// Whether its creation waits on its node for the clone.
+    pub(super) queued: bool,
     /// As in `Entry`.
     pub(super) lost: bool,
     /// Whether the message says that it is deleted or failed.
@@ -119,6 +126,7 @@ impl CompactSandbox {
             vmid: sandbox.vmid,
             attempt: sandbox.attempt,
             creating: false,
+            queued: false,
             lost: false,
             over: ended(sandbox),
             detached: is_detached(sandbox),

@@ -12,10 +12,19 @@ use tokio::sync::{broadcast, watch};
 
 use super::{
     Entry,
-    compact::{CompactSandbox, Interner, mask},
+    compact::{CompactSandbox, Interner, is_before_clone, mask},
     merge::Known,
     usage::Usage,
 };
+
+/// Number of a team's sandboxes on a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TeamCount {
+    /// Living ones, those under creation included.
+    pub living: u32,
+    /// Those whose creations wait for the clone.
+    pub queued: u32,
+}
 
 /// State behind the cache's lock. Changed by `put` and `remove`, which keep the indexes.
 #[derive(Debug, Default)]
@@ -33,7 +42,7 @@ pub(super) struct Index {
     /// Number of changes of what host names by name depend on.
     pub(super) names_version: u64,
     /// Number of living sandboxes, by team and by node.
-    pub(super) counts: BTreeMap<Team, BTreeMap<NodeName, u32>>,
+    pub(super) counts: BTreeMap<Team, BTreeMap<NodeName, TeamCount>>,
     /// Sums of what the living sandboxes of each team have, by the number of the team.
     pub(super) usage: BTreeMap<u32, Usage>,
     pub(super) snapshots: Interner<String>,
@@ -159,8 +168,11 @@ impl Index {
         change(self.on.entry(node.clone()).or_default());
         let nodes = self.counts.entry(team.clone()).or_default();
         let count = nodes.entry(node.clone()).or_default();
-        change(count);
-        if *count == 0 {
+        change(&mut count.living);
+        if known.queued {
+            change(&mut count.queued);
+        }
+        if *count == TeamCount::default() {
             nodes.remove(node);
         }
         if nodes.is_empty() {
@@ -228,6 +240,7 @@ impl Index {
             known.disk_of = Some(self.snapshots.intern(snapshot));
         }
         (known.creating, known.lost) = (entry.creating, entry.lost);
+        known.queued = entry.creating && is_before_clone(&entry.sandbox);
         (known.ended_ms, known.inventory) = (entry.ended_ms, entry.inventory);
         known.elsewhere = entry.elsewhere;
         let old = self.take(&id);

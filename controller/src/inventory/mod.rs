@@ -44,7 +44,7 @@ use self::{
 };
 use crate::store::Event;
 
-pub use self::{merge::Applied, usage::Usage};
+pub use self::{index::TeamCount, merge::Applied, usage::Usage};
 
 /// One sandbox.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +83,26 @@ impl Entry {
             ended_ms: 0,
             inventory: 0,
         }
+    }
+
+    /// Changes it to an attempt that begins on a node, or on none yet.
+    fn placed(self, node: Option<&NodeName>, attempt: u32, progress: Progress) -> Self {
+        // The state that the previous node reported no longer applies.
+        let sandbox = Sandbox {
+            node: node.map(ToString::to_string).unwrap_or_default(),
+            attempt,
+            progress: progress.into(),
+            phase: Phase::Creating.into(),
+            vmid: 0,
+            ip: String::new(),
+            services: Vec::new(),
+            started_at: None,
+            boot: 0,
+            revision: 0,
+            failure: None,
+            ..self.sandbox
+        };
+        Self { node: node.cloned(), sandbox, ..self }
     }
 
     /// Returns true when the sandbox is deleted or failed and its creation is over.
@@ -178,25 +198,18 @@ impl Cache {
         progress: Progress,
     ) {
         let mut inner = self.inner.lock();
-        let Some(mut entry) = inner.get(id).filter(|entry| entry.creating) else { return };
-        entry.node = node.cloned();
-        entry.elsewhere = None;
-        // The state that the previous node reported no longer applies.
-        entry.sandbox = Sandbox {
-            node: node.map(ToString::to_string).unwrap_or_default(),
-            attempt,
-            progress: progress.into(),
-            phase: Phase::Creating.into(),
-            vmid: 0,
-            ip: String::new(),
-            services: Vec::new(),
-            started_at: None,
-            boot: 0,
-            revision: 0,
-            failure: None,
-            ..entry.sandbox
-        };
-        inner.put(entry);
+        let Some(entry) = inner.get(id).filter(|entry| entry.creating) else { return };
+        let placed = entry.placed(node, attempt, progress);
+        inner.put(Entry { elsewhere: None, ..placed });
+    }
+
+    /// Records that a creation goes back to the node of an attempt that it had abandoned. A later attempt that
+    /// another node has reported meanwhile stays known.
+    pub fn placed_again(&self, id: &SandboxId, node: &NodeName, attempt: u32) {
+        let mut inner = self.inner.lock();
+        let away = |entry: &Entry| entry.creating && entry.node.as_ref() != Some(node);
+        let Some(entry) = inner.get(id).filter(away) else { return };
+        inner.put(entry.placed(Some(node), attempt, Progress::Placing));
     }
 
     /// Shows what a creation does on its node.
@@ -347,11 +360,12 @@ impl Cache {
         }
     }
 
-    /// Ends all sandboxes of a node that is forgotten. `news` as in `apply`.
+    /// Ends all sandboxes of a node that is forgotten. Skips creations under way: the task of each continues it on
+    /// another node, or ends it. `news` as in `apply`.
     pub fn end_on(&self, node: &NodeName, now_ms: u64, news: impl Fn(&Entry, &Entry)) {
         let mut inner = self.inner.lock();
         for old in inner.living_on(node) {
-            if inner.continue_elsewhere(&old) {
+            if old.creating || inner.continue_elsewhere(&old) {
                 continue;
             }
             let mut entry = old.clone();
@@ -477,13 +491,13 @@ impl Cache {
         inner.by_id.iter().map(|(id, known)| inner.entry(*id, known)).collect()
     }
 
-    /// Passes `with` the number of living sandboxes of a team by node. The lock is held for one
+    /// Passes `with` the number of sandboxes of a team by node. The lock is held for one
     /// decision about many nodes, so that all counts are of the same moment and the team is looked
     /// up once.
     pub fn with_team_counts<T>(
         &self,
         team: &Team,
-        with: impl FnOnce(&dyn Fn(&NodeName) -> u32) -> T,
+        with: impl FnOnce(&dyn Fn(&NodeName) -> TeamCount) -> T,
     ) -> T {
         let inner = self.inner.lock();
         let counts = inner.counts.get(team);

@@ -10,7 +10,7 @@ use proto::{
     agent::v1::{HelloResponse, Member},
     id::SandboxId,
     name::{NodeName, SnapshotId, Team},
-    sandbox::v1::NodeLoad,
+    sandbox::v1::{ConfigEdit, NodeLoad},
     spec::{Size, Spec},
 };
 use tokio::{sync::watch, time::Instant};
@@ -120,12 +120,14 @@ impl Nodes {
             stop,
         });
         for (name, address) in nodes.options.seeds.clone() {
+            nodes.remember(&name, &address).await?;
             nodes.add(&name, &address);
         }
         let enrolments = nodes.store.enrolments().await?;
         nodes.certificates.load(&enrolments);
         // A forgotten one has no address.
         for joined in enrolments.iter().filter(|enrolment| !enrolment.address.is_empty()) {
+            nodes.remember(&joined.node, &joined.address).await?;
             nodes.add(&joined.node, &joined.address);
         }
         if nodes.options.discover {
@@ -136,10 +138,24 @@ impl Nodes {
         Ok(nodes)
     }
 
+    /// Takes a node that was forgotten, and is configured or has joined again, for one that is known: its pending
+    /// cancels must be kept.
+    async fn remember(&self, name: &NodeName, address: &str) -> Result<(), store::Error> {
+        let was_forgotten = self.forgotten.lock().remove(name);
+        if was_forgotten { self.store.put_node(name, address).await } else { Ok(()) }
+    }
+
     fn add(self: &Arc<Self>, name: &NodeName, address: &str) {
+        self.add_or_move(name, address, false);
+    }
+
+    /// Adds a node. With `moves`, a known node with another address is replaced in one step, so that nobody sees
+    /// the registry without it; it stays when the new address can never work.
+    fn add_or_move(self: &Arc<Self>, name: &NodeName, address: &str, moves: bool) {
         let mut fleet = self.fleet.lock();
         let mut nodes = self.nodes.lock();
-        if nodes.contains_key(name) {
+        let known = nodes.get(name);
+        if known.is_some_and(|known| !moves || known.address == address) {
             return;
         }
         let client = match Client::new(self.connector.clone(), name, address) {
@@ -149,6 +165,10 @@ impl Nodes {
                 return;
             }
         };
+        if let Some(old) = known {
+            old.watch_stop.cancel();
+            fleet.remove(old.slot);
+        }
         let slot = fleet.add(name.clone());
         let stop = self.stop.child_token();
         let node = Arc::new(Node::new(name.clone(), address, (client, slot), stop));
@@ -170,16 +190,7 @@ impl Nodes {
         if self.is_configured(name) {
             return;
         }
-        let moved = |node: &Arc<Node>| node.address != address;
-        if self.get(name).as_ref().is_some_and(moved) {
-            // In a statement of its own: `nodes` is never held while `fleet` is locked.
-            let removed = self.nodes.lock().remove(name);
-            if let Some(node) = removed {
-                node.watch_stop.cancel();
-                self.drop_slot(&node);
-            }
-        }
-        self.add(name, address);
+        self.add_or_move(name, address, true);
         self.announce();
     }
 
@@ -242,8 +253,14 @@ impl Nodes {
         self.options.seeds.iter().any(|(seed, _)| seed == name)
     }
 
+    /// Returns true for a node that was forgotten and has not come back.
+    pub fn is_forgotten(&self, name: &NodeName) -> bool {
+        let forgotten = self.forgotten.lock().contains(name);
+        forgotten && self.get(name).is_none()
+    }
+
     /// Forgets a node and ends the sandboxes on it. The store is written first: after a crash in
-    /// between, a repeated call ends the rest.
+    /// between, a repeated call ends the rest. Creations under way there go on elsewhere, or end.
     ///
     /// # Errors
     /// When the store fails.
@@ -256,14 +273,27 @@ impl Nodes {
             node.watch_stop.cancel();
         }
         self.cache.set_up(name, false);
+        self.end_on(name);
+        self.commands.forget(name);
+        self.announce();
+        Ok(())
+    }
+
+    /// Ends the sandboxes on a node that is forgotten.
+    pub(super) fn end_on(&self, name: &NodeName) {
         let news = |old: &Entry, new: &Entry| {
             let source = Source { id: new.id, team: &new.team, node: name, journal: "" };
             self.log.observe(&source, Some(&old.sandbox), &new.sandbox);
         };
         self.cache.end_on(name, self.clock.now_ms(), news);
-        self.commands.forget(name);
-        self.announce();
-        Ok(())
+    }
+
+    /// Cancels a stale attempt over the session that a node has now, if it has one. A pending cancel in the store
+    /// is sent at the start of a session only.
+    pub fn cancel_stale_attempt(&self, name: &NodeName, id: SandboxId, attempt: u32) {
+        if let Some(node) = self.get(name) {
+            node.add_stale_attempt(id, attempt);
+        }
     }
 
     /// Starts the watches: the cache holds what the store knows.
@@ -322,7 +352,8 @@ impl Nodes {
         let among = among.as_deref();
         let names = fleet.names();
         let (choice, size, holders, verdicts) = self.cache.with_team_counts(team, |count| {
-            let team = |node: u32| names.get(node as usize).map_or(0, count);
+            let on = |node: u32| names.get(node as usize).map(count).unwrap_or_default();
+            let (team, queued) = (|node| on(node).living, |node| on(node).queued);
             let ask = Ask {
                 size: spec.size,
                 network: spec.network,
@@ -330,6 +361,7 @@ impl Nodes {
                 affinity: fleet.affinity(&spec.labels),
                 prior: &prior,
                 team: &team,
+                queued: &queued,
             };
             let snapshot = &spec.snapshot;
             let choice = match among {
@@ -410,7 +442,7 @@ impl Nodes {
 
     /// Records a report. `streamed`: it came over the watch, in order.
     pub(super) fn reported(&self, node: &Node, load: NodeLoad, streamed: bool) {
-        let disks: Vec<(String, u32)> = {
+        let (disks, edits): (Vec<(String, u32)>, Vec<ConfigEdit>) = {
             // Both under one lock, so that the later of two reports ends in both places.
             let mut fleet = self.fleet.lock();
             let mut state = node.state.lock();
@@ -423,9 +455,13 @@ impl Nodes {
             let snapshots = load.snapshots.iter();
             let disks = snapshots.map(|snapshot| (snapshot.clone(), fleet.disk_gib(snapshot)));
             let disks = disks.collect();
-            state.report = Some((load, Instant::now()));
-            disks
+            let (state, now) = (&mut *state, Instant::now());
+            let before = state.report.as_ref().map(|(before, _)| before);
+            let edits = Self::new_edits(&mut state.edits_logged, before, &load, now);
+            state.report = Some((load, now));
+            (disks, edits)
         };
+        self.log_put_back(node, edits);
         self.cache.note_snapshot_disks(disks.into_iter());
         self.announce();
     }

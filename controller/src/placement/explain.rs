@@ -312,7 +312,12 @@ impl Case<'_> {
                 percent(load.psi_io_full)
             ),
             Filtered::QueueFull => {
-                format!("{} creations wait for the snapshot already", holder.queued)
+                let (waiting, max) = (holder.queued, holder.queue_max);
+                let of_team = (self.ask.queued)(holder.node);
+                format!(
+                    "{waiting} of {max} places of the snapshot's queue are taken, and {of_team} creations of this \
+                     team wait on the node"
+                )
             }
             Filtered::StorageFull => match load.storage_free {
                 Some(free) if free < limits.storage_free_min => {

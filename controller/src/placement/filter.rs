@@ -1,5 +1,6 @@
 //! Excludes nodes that cannot take a creation, each with its reason.
 
+use daemon::shares::may_take;
 use proto::{
     sandbox::v1 as wire,
     spec::{Network, Size},
@@ -63,7 +64,7 @@ pub enum Filtered {
     MemoryUsed,
     /// All work on it waits for memory or a disk for much of the time.
     Stalled,
-    /// Too many creations wait for the snapshot.
+    /// Too many creations wait for the snapshot, or too many of the team.
     QueueFull,
     /// Too little of the storage is free.
     StorageFull,
@@ -165,12 +166,28 @@ pub(super) fn check(
     out_if(before == Some(PriorOutcome::Refused), Filtered::Refused)?;
     let stalled = load.psi_memory_full > MEMORY_STALL_MAX || load.psi_io_full > IO_STALL_MAX;
     out_if(stalled, Filtered::Stalled)?;
-    let waiting = holder.queued.saturating_add(node.reserved.sandboxes);
-    out_if(holder.queue_max > 0 && waiting >= holder.queue_max, Filtered::QueueFull)?;
+    out_if(is_queue_full(node, holder, ask), Filtered::QueueFull)?;
     out_if(is_storage_full(node, limits), Filtered::StorageFull)?;
     out_if(load.vmids_free <= node.reserved.sandboxes, Filtered::VmidsExhausted)?;
     let leases = ask.network == Network::Static;
     out_if(leases && load.ips_free <= node.reserved.sandboxes, Filtered::AddressesExhausted)
+}
+
+/// Returns true when no more creations of this team may wait for the snapshot. The node shares the places of its queue
+/// among the teams, and would refuse.
+fn is_queue_full(node: &NodeView, holder: &Holder, ask: &Ask<'_>) -> bool {
+    if holder.queue_max == 0 {
+        return false;
+    }
+    let waiting = holder.queued.saturating_add(node.reserved.sandboxes);
+    let free = holder.queue_max.saturating_sub(waiting);
+    // The team has at most all that wait. Its count is looked up only where that does not decide.
+    if free == 0 || may_take(waiting as usize, free as usize) {
+        return free == 0;
+    }
+    // Some may wait for other snapshots.
+    let of_team = (ask.queued)(holder.node).min(waiting);
+    !may_take(of_team as usize, free as usize)
 }
 
 /// Capacity that can be handed out, and that is handed out.

@@ -24,6 +24,8 @@ struct Node {
     reserved: u32,
     before: Option<PriorOutcome>,
     team: u32,
+    /// Creations of the team that wait there.
+    queued: u32,
 }
 
 fn idle(name: &str) -> Node {
@@ -50,6 +52,7 @@ fn idle(name: &str) -> Node {
         reserved: 0,
         before: None,
         team: 0,
+        queued: 0,
     }
 }
 
@@ -113,6 +116,7 @@ fn decide(nodes: &[Node], asked: Asked) -> (Choice, Decision) {
     let prior: Vec<_> =
         nodes.iter().zip(0..).filter_map(|(node, at)| Some((at, node.before?))).collect();
     let team = |node: u32| nodes[node as usize].team;
+    let queued = |node: u32| nodes[node as usize].queued;
     let ask = Ask {
         size: asked.size,
         network: Network::Static,
@@ -120,6 +124,7 @@ fn decide(nodes: &[Node], asked: Asked) -> (Choice, Decision) {
         affinity: asked.affinity,
         prior: &prior,
         team: &team,
+        queued: &queued,
     };
     let choice = fleet.choose(&snapshot, &ask, asked.look, NOW);
     let decided =
@@ -186,6 +191,7 @@ fn after_a_timeout_one_creation_tries_the_node_again() {
         affinity: Affinity::default(),
         prior: &[],
         team: &|_| 0,
+        queued: &|_| 0,
     };
     let fits = |fleet: &mut Fleet, now_ms| {
         fleet.reported(0, &idle("a").report.expect("report").0, now_ms, true);
@@ -243,6 +249,62 @@ fn each_reason_is_explained() {
         assert_eq!(decision.obstacle(None), obstacle, "{reason}");
         let json = serde_json::to_value(decision.verdicts[0].filtered).expect("json");
         assert_eq!(json, reason, "the record says the same");
+    }
+}
+
+#[test]
+fn queue_is_shared_among_teams_as_on_the_node() {
+    // Creations that wait on the node, those of the team, those decided a moment ago; whether one more may.
+    let cases = [
+        (3, 3, 0, true),
+        (4, 4, 0, false),
+        (4, 3, 0, true),
+        (3, 3, 1, true),
+        (3, 4, 1, false),
+        (7, 0, 0, true),
+        (7, 1, 0, false),
+        (8, 0, 0, false),
+        // The team's wait for other snapshots there.
+        (1, 9, 0, true),
+    ];
+    for (waiting, of_team, reserved, fits) in cases {
+        let node = with("a", |node, load, _| {
+            (load.snapshot_queues, load.snapshot_queue_max) = (vec![waiting], 8);
+            (node.queued, node.reserved) = (of_team, reserved);
+        });
+        let filtered = decide(&[node], asked(0)).1.verdicts[0].filtered;
+        let expected = (!fits).then_some(Filtered::QueueFull);
+        assert_eq!(filtered, expected, "{waiting} {of_team} {reserved}");
+    }
+    // A node of an older agent reports no bound.
+    let unbounded = with("a", |node, load, _| (load.snapshot_queues, node.queued) = (vec![9], 9));
+    assert_eq!(chosen(&[unbounded]).as_deref(), Some("a"));
+}
+
+#[test]
+fn count_of_the_team_is_read_only_where_it_decides() {
+    let snapshot: SnapshotId = SNAPSHOT.parse().expect("id");
+    // Creations that wait on the node; whether one more may, and whether the count was read.
+    for (waiting, fits, read) in [(3, true, false), (4, true, true), (8, false, false)] {
+        let node = with("a", |_, load, _| {
+            (load.snapshot_queues, load.snapshot_queue_max) = (vec![waiting], 8);
+        });
+        let was_read = std::cell::Cell::new(false);
+        let queued = |_| {
+            was_read.set(true);
+            0
+        };
+        let ask = Ask {
+            size: Size::default(),
+            network: Network::Static,
+            required: None,
+            affinity: Affinity::default(),
+            prior: &[],
+            team: &|_| 0,
+            queued: &queued,
+        };
+        let choice = fleet(&[node], 1).choose(&snapshot, &ask, Look::default(), NOW);
+        assert_eq!((choice.best.first().is_some(), was_read.get()), (fits, read), "{waiting}");
     }
 }
 

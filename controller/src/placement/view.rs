@@ -198,6 +198,8 @@ pub struct Ask<'a> {
     pub prior: &'a [(u32, PriorOutcome)],
     /// Returns the number of living sandboxes of its team on a node.
     pub team: &'a dyn Fn(u32) -> u32,
+    /// Returns the number of creations of its team that wait for a clone on a node, as far as the controller knows.
+    pub queued: &'a dyn Fn(u32) -> u32,
 }
 
 impl std::fmt::Debug for Ask<'_> {

@@ -17,7 +17,7 @@ mod startup;
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
-use daemon::{keyed_lock::KeyedLock, shares::Shares, sync::Mutex};
+use daemon::{keyed_lock::KeyedLock, sync::Mutex};
 use proto::{
     Reason,
     id::{Invalid, SandboxId, SandboxRef},
@@ -27,13 +27,10 @@ use proto::{
     scope::Scopes,
     spec::{Egress, Size},
 };
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{change::LostExposures, quota::Quotas};
+use self::{change::LostExposures, create::TeamSlots, quota::Quotas};
 use crate::{
     clock::{Clock, Random},
     events::{self as log, Log},
@@ -175,9 +172,9 @@ fn replaced() -> Error {
 /// Bounds of creations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Most creations under way at once.
+    /// Most creations under way at once. A team gets a share of them: half, if there is no other.
     pub creates_max: usize,
-    /// Most of those that may wait for capacity.
+    /// Most of those that may wait for capacity, shared in the same way.
     pub queue_max: usize,
     /// Longest wait of a creation for capacity.
     pub queue: Duration,
@@ -200,8 +197,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            creates_max: 2048,
-            queue_max: 512,
+            creates_max: 4096,
+            queue_max: 1024,
             queue: Duration::from_secs(120),
             patience: Duration::from_secs(60),
             deadline: Duration::from_secs(600),
@@ -228,10 +225,12 @@ pub struct Sandboxes {
     writing: tokio::sync::Mutex<()>,
     /// Creations under way; cancelling the token cancels the creation.
     creations: Mutex<BTreeMap<SandboxId, CancellationToken>>,
-    creates: Arc<Semaphore>,
-    queue: Semaphore,
-    /// Places for writing files of creations.
-    writers: Mutex<Shares<Team>>,
+    /// Slots of creations under way.
+    creates: TeamSlots,
+    /// Slots of those that wait for capacity.
+    queue: TeamSlots,
+    /// Slots for writing files of creations.
+    writers: TeamSlots,
     /// Locks of names, by hash, held from the look at who has one until it is given.
     names: KeyedLock<u64>,
     /// Locks of request_ids, by hash, held while a creation is admitted and recorded.
@@ -261,9 +260,9 @@ impl Sandboxes {
             clock,
             random,
             creations: Mutex::default(),
-            creates: Arc::new(Semaphore::new(options.creates_max)),
-            queue: Semaphore::new(options.queue_max),
-            writers: Mutex::new(Shares::new(create::WRITERS)),
+            creates: TeamSlots::new(options.creates_max),
+            queue: TeamSlots::new(options.queue_max),
+            writers: TeamSlots::new(create::WRITERS),
             names: KeyedLock::default(),
             requests: KeyedLock::default(),
             quotas: Arc::new(Quotas::new(options.limits.clone())),

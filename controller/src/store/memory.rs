@@ -393,6 +393,9 @@ impl Store for Memory {
         for id in &old {
             tables.rows.remove(id);
         }
+        let Tables { rows, cancels, nodes, .. } = &mut *tables;
+        let is_forgotten = |node: &NodeName| nodes.get(node).is_some_and(String::is_empty);
+        cancels.retain(|(node, id), _| rows.contains_key(id) || !is_forgotten(node));
         Ok(old)
     }
 
@@ -420,7 +423,6 @@ impl Store for Memory {
     async fn forget_node(&self, name: &NodeName) -> Result<()> {
         let mut tables = self.tables();
         tables.nodes.insert(name.clone(), String::new());
-        tables.cancels.retain(|(pending_cancels, _), _| pending_cancels != name);
         self.enrolments.lock().forget(name);
         Ok(())
     }

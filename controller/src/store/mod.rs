@@ -223,7 +223,8 @@ pub trait Store: AccessStore + enrolments::Enrolments {
     /// Returns the number of events of a team.
     async fn events_of_team(&self, team: &Team) -> Result<u64>;
 
-    /// Removes creations that ended before `before_ms`; returns their ids.
+    /// Removes creations that ended before `before_ms`; returns their ids. Also removes the pending cancels of
+    /// forgotten nodes for creations that are not stored any more.
     async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>>;
 
     /// Returns the pending cancels of a node: attempts that it must cancel.
@@ -235,7 +236,7 @@ pub trait Store: AccessStore + enrolments::Enrolments {
     /// Stores the address of a node's agent.
     async fn put_node(&self, name: &NodeName, address: &str) -> Result<()>;
 
-    /// Marks a node as forgotten until `put_node`, and removes its pending cancels.
+    /// Marks a node as forgotten until `put_node`. Keeps its pending cancels, for the case that it comes back.
     async fn forget_node(&self, name: &NodeName) -> Result<()>;
 
     /// Returns the forgotten nodes, ordered by name.

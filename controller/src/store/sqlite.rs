@@ -399,9 +399,15 @@ impl Store for Sqlite {
             )?
             .query_map([before_ms], |row| parsed(row, 0))?
             .collect::<rusqlite::Result<Vec<_>>>()
-            .map(|mut ids: Vec<SandboxId>| {
+            .and_then(|mut ids: Vec<SandboxId>| {
                 ids.sort_unstable();
-                ids
+                // A forgotten node may never come back to be told of them.
+                db.prepare_cached(
+                    "DELETE FROM cancels WHERE node IN (SELECT name FROM nodes WHERE address = '') \
+                     AND id NOT IN (SELECT id FROM sandboxes)",
+                )?
+                .execute([])?;
+                Ok(ids)
             })
         })
         .await
@@ -443,7 +449,6 @@ impl Store for Sqlite {
         self.write(move |db| {
             db.prepare_cached("INSERT OR REPLACE INTO nodes VALUES (?1, '')")?
                 .execute([name.as_str()])?;
-            db.prepare_cached("DELETE FROM cancels WHERE node = ?1")?.execute([name.as_str()])?;
             db.prepare_cached("UPDATE enrolments SET address = '', pool = '' WHERE node = ?1")?
                 .execute([name.as_str()])
                 .map(drop)

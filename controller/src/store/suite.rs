@@ -276,12 +276,33 @@ async fn the_rest(store: &dyn Store) -> Result<(), Error> {
     Ok(())
 }
 
+/// A node that is forgotten once more, as after a crash, and comes back must still cancel what it was creating. One
+/// that never comes back must not keep its cancels in the store for ever.
+async fn cancels_of_forgotten_nodes(store: &dyn Store) -> Result<(), Error> {
+    begin(store, row(90, "r90")).await?;
+    for (abandoned, attempt) in [("n8", 1), ("n9", 2)] {
+        let abandoned = Some((node(abandoned), attempt));
+        let choice = Choice { node: node("n7"), attempt: 3, decision: String::new(), abandoned };
+        assert!(store.choose(&id(90), choice).await?);
+    }
+    store.forget_node(&node("n9")).await?;
+    store.forget_node(&node("n9")).await?;
+    store.failed(&id(90), vec![], true, 50).await?;
+    store.forget(50).await?;
+    assert_eq!(store.pending_cancels(&node("n9")).await?, [(id(90), 2)]);
+    assert!(store.forget(51).await?.contains(&id(90)));
+    assert_eq!(store.pending_cancels(&node("n9")).await?, []);
+    assert_eq!(store.pending_cancels(&node("n8")).await?, [(id(90), 1)], "of a node that is known");
+    Ok(())
+}
+
 async fn suite(store: &dyn Store) {
     log_of_events(store).await.expect("log of events");
     creations(store).await.expect("creations");
     memory_of_nodes(store).await.expect("memory of nodes");
     the_rest(store).await.expect("the rest");
     files_of_creations(store).await.expect("files");
+    cancels_of_forgotten_nodes(store).await.expect("cancels of forgotten nodes");
 }
 
 #[tokio::test]

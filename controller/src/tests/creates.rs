@@ -119,6 +119,115 @@ async fn creation_waits_while_all_nodes_refuse() {
     assert!(again.id != waiting.id && again.phase() == Phase::Running);
 }
 
+/// Returns a request whose caller waits for a moment only.
+fn hasty(request_id: &str) -> CreateSandboxRequest {
+    let wait = Some(prost_types::Duration { seconds: 0, nanos: 300_000_000 });
+    CreateSandboxRequest { wait, ..request(request_id) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn creations_of_one_team_leave_places_for_another() {
+    let mut lab = Lab::new().await;
+    lab.options.creates_max = 4;
+    lab.start().await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.boot = Duration::from_secs(60));
+    }
+    let blue = token(&lab.store, "blue", "sandbox").await;
+    let (mut red, mut blue) = (lab.api(), lab.api_as(&blue));
+    let first = create(&mut red, hasty("r1")).await.expect("accepted");
+    let second = create(&mut red, hasty("r2")).await.expect("accepted");
+    let refused = create(&mut red, hasty("r3")).await.expect_err("half of the places");
+    assert_eq!(daemon::status::reason(&refused), Some(Reason::TooManyCalls), "{refused:?}");
+    assert!(daemon::status::retry_after(&refused).is_some());
+    create(&mut blue, hasty("b1")).await.expect("another team's");
+    // The end of a creation gives its place back.
+    for id in [first.id, second.id] {
+        lab.until(&id, Phase::Running).await;
+    }
+    create(&mut red, hasty("r3")).await.expect("accepted now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn team_that_waits_for_room_leaves_places_in_the_queue() {
+    let mut lab = Lab::new().await;
+    lab.options.queue_max = 4;
+    lab.start().await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.refuse = Some(Reason::QueueFull));
+    }
+    let blue = token(&lab.store, "blue", "sandbox").await;
+    let (mut red, mut blue) = (lab.api(), lab.api_as(&blue));
+    for request_id in ["r1", "r2"] {
+        let waiting = create(&mut red, hasty(request_id)).await.expect("accepted");
+        assert_eq!(waiting.progress(), Progress::Queued);
+    }
+    assert_eq!(reason(create(&mut red, hasty("r3")).await), Reason::NoCapacity);
+    let waiting = create(&mut blue, hasty("b1")).await.expect("another team's");
+    assert_eq!(waiting.progress(), Progress::Queued);
+    lab.agents[0].faults(|faults| faults.refuse = None);
+    lab.until(&waiting.id, Phase::Running).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn creations_that_wait_for_room_are_not_refused_after_a_restart() {
+    let mut lab = Lab::new().await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.refuse = Some(Reason::QueueFull));
+    }
+    let mut waiting = Vec::new();
+    for request_id in ["r1", "r2", "r3"] {
+        waiting.push(create(&mut lab.api(), hasty(request_id)).await.expect("accepted"));
+    }
+    // The share of a team is one slot now.
+    lab.options.queue_max = 2;
+    lab.start().await;
+    for creation in &waiting {
+        lab.until_progress(&creation.id, Progress::Queued).await;
+    }
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.refuse = None);
+    }
+    for creation in &waiting {
+        lab.until(&creation.id, Phase::Running).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn creation_follows_its_node_to_the_address_that_it_joins_again_with() {
+    let mut lab = Lab::new().await;
+    for (node, ip) in [("n1", "10.0.0.1"), ("n2", "10.0.0.2")] {
+        lab.agents[0].add_member(node, ip);
+    }
+    // The address of a node that is in the configuration does not change.
+    lab.discover = true;
+    lab.start().await;
+    let settled = async |lab: &Lab| {
+        lab.controller.as_ref().expect("a controller").settled(Duration::from_secs(5)).await;
+    };
+    let on_n2 = |request_id| CreateSandboxRequest { node: "n2".into(), ..hasty(request_id) };
+    let n2 = "n2".parse().expect("a name");
+    settled(&lab).await;
+
+    lab.agents[1].faults(|faults| faults.boot = Duration::from_secs(20));
+    let followed = create(&mut lab.api(), on_n2("r1")).await.expect("accepted");
+    lab.agents[1].move_to("10.0.0.3:7445");
+    lab.domain().registry().joined(&n2, "10.0.0.3:7445");
+    let running = lab.until(&followed.id, Phase::Running).await;
+    assert_eq!((running.node.as_str(), running.attempt), ("n2", 1));
+
+    settled(&lab).await;
+    lab.agents[1].faults(|faults| faults.boot = Duration::from_hours(1));
+    let cancelled = create(&mut lab.api(), on_n2("r2")).await.expect("accepted");
+    lab.agents[1].move_to("10.0.0.4:7445");
+    let delete = DeleteSandboxRequest { id: cancelled.id.clone() };
+    lab.api().delete_sandbox(delete).await.expect_err("its node does not answer");
+    lab.domain().registry().joined(&n2, "10.0.0.4:7445");
+    lab.until(&cancelled.id, Phase::Deleted).await;
+    let living: Vec<_> = lab.agents[1].living().into_iter().map(|sandbox| sandbox.id).collect();
+    assert_eq!(living, [followed.id]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn creation_fails_after_three_faults_with_the_first() {
     let lab = Lab::new().await;
@@ -189,6 +298,46 @@ async fn hanging_node_is_abandoned_with_a_pending_cancel() {
     let living = lab.living();
     assert_eq!((living.len(), living[0].node.as_str()), (1, "n2"));
     assert_eq!(lab.get(&creating.id).await.expect("known").node, "n2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn abandoned_attempt_on_a_node_that_is_back_before_the_next_choice_is_cancelled() {
+    let lab = Lab::new().await;
+    for agent in &lab.agents[1..] {
+        agent.load(|load| load.memory_available = 1 << 30);
+    }
+    lab.agents[0].faults(|faults| faults.boot = Duration::from_secs(5));
+    // Long enough for a report of every node.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let wait = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    let asked = CreateSandboxRequest { wait, ..request("r1") };
+    let made = create(&mut lab.api(), asked).await.expect("accepted");
+    assert_eq!((made.phase(), made.node.as_str()), (Phase::Creating, "n1"), "the others are full");
+    lab.agents[0].down();
+    lab.until_seen(&made.id, |view| view.node.is_empty()).await;
+
+    // It came up there, and is reported while the creation has no node.
+    lab.agents[0].load(|load| load.cordoned = true);
+    lab.agents[0].up();
+    let n1 = lab.agents[0].name();
+    let is_up = async {
+        while lab.domain().nodes().get(n1).is_none_or(|node| node.down().is_some()) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), is_up).await.expect("it is back");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(lab.agents[0].living().len(), 1);
+    lab.agents[1].load(|load| load.memory_available = 30 << 30);
+    let sandbox = lab.until(&made.id, Phase::Running).await;
+    assert_eq!((sandbox.node.as_str(), sandbox.attempt), ("n2", 2));
+    let cancelled = async {
+        while !lab.agents[0].living().is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), cancelled).await.expect("cancelled");
+    assert_eq!(lab.get(&made.id).await.expect("known").node, "n2");
 }
 
 #[tokio::test(start_paused = true)]

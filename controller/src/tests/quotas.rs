@@ -116,6 +116,64 @@ async fn repeated_request_does_not_count_again() {
     assert_eq!((usage.sandboxes, usage.creates), (1, 1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn creation_that_was_called_off_counts_until_its_node_is_forgotten() {
+    let mut lab = Lab::limited("sandboxes=1").await;
+    for (node, ip) in [("n1", "10.0.0.1"), ("n2", "10.0.0.2")] {
+        lab.agents[0].add_member(node, ip);
+    }
+    // A node that is in the configuration cannot be forgotten.
+    lab.discover = true;
+    lab.start().await;
+    lab.controller.as_ref().expect("a controller").settled(Duration::from_secs(5)).await;
+    lab.agents[1].faults(|faults| faults.boot = Duration::from_hours(1));
+    let wait = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    let asked = CreateSandboxRequest { node: "n2".into(), wait, ..request("r1") };
+    let made = create(&mut lab.api(), asked).await.expect("accepted");
+    assert_eq!((made.phase(), made.node.as_str()), (Phase::Creating, "n2"));
+    let decision = async |lab: &Lab| {
+        let row = lab.store.get(&made.id.parse().expect("id")).await.expect("read");
+        row.expect("a row").decision
+    };
+    let first_decision = decision(&lab).await;
+    assert!(first_decision.contains("n2"), "{first_decision}");
+
+    lab.agents[1].down();
+    let n2 = "n2".parse().expect("a name");
+    let is_down = async {
+        while lab.domain().nodes().get(&n2).is_some_and(|node| node.down().is_none()) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), is_down).await.expect("noticed");
+    let delete = DeleteSandboxRequest { id: made.id.clone() };
+    assert_eq!(reason(lab.api().delete_sandbox(delete).await), Reason::NodeUnreachable);
+    assert_eq!(lab.usage("red").await.sandboxes, 1, "its node may have it");
+    assert_eq!(reason(lab.create("r2").await), Reason::QuotaExceeded);
+
+    let forget = ForgetNodeRequest { node: "n2".into(), lost: false, dry_run: false };
+    let forgotten = lab.operator().forget_node(forget).await.expect("forgotten").into_inner();
+    assert_eq!(forgotten.sandboxes, [], "nobody has seen it run");
+    lab.until(&made.id, Phase::Deleted).await;
+    assert_eq!(lab.usage("red").await.sandboxes, 0);
+    assert_eq!(decision(&lab).await, first_decision, "explain shows it still");
+    lab.create("r2").await.expect("there is room");
+    // After a crash in between, an operator forgets the node once more.
+    lab.domain().nodes().forget(&n2).await.expect("forgotten");
+
+    // If the node comes back after all, it cancels what it has of the creation.
+    assert_eq!(lab.agents[1].living().len(), 1);
+    lab.agents[1].up();
+    lab.start().await;
+    let cancelled = async {
+        while !lab.agents[1].living().is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), cancelled).await.expect("cancelled");
+    assert_eq!(lab.get(&made.id).await.expect("known").phase(), Phase::Deleted);
+}
+
 /// Lets the agents report the root disk of their snapshot, GiB, and waits until the controller knows.
 async fn tell_disks(lab: &Lab, gib: u32, agents: std::ops::Range<usize>) {
     for agent in &lab.agents[agents] {

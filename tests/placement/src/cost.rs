@@ -63,6 +63,7 @@ pub fn decide(fleet: &mut Fleet, snapshot: &SnapshotId, look: Look) -> bool {
         affinity: Affinity::default(),
         prior: &[],
         team: &|node| node % 3,
+        queued: &|_| 0,
     };
     fleet.choose(snapshot, black_box(&ask), look, 500).best.first().is_some()
 }

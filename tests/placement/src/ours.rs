@@ -138,6 +138,7 @@ impl Ours {
             affinity: Affinity::default(),
             prior,
             team: &team,
+            queued: &|_| 0,
         };
         with(fleet, &ask)
     }

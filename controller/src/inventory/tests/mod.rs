@@ -295,7 +295,47 @@ fn creation_shows_creating_until_it_settles_and_hides_other_attempts() {
     assert_eq!(phase(&cache, 1), Some(Phase::Creating));
     cache.settle(&id(1), second, 1, |_, _| {});
     assert_eq!(phase(&cache, 1), Some(Phase::Running));
-    assert_eq!(cache.with_team_counts(&red, |on| (on(&node("n1")), on(&node("n2")))), (0, 1));
+    let living = |name| cache.with_team_counts(&red, |on| on(&node(name)).living);
+    assert_eq!((living("n1"), living("n2")), (0, 1));
+}
+
+#[test]
+fn creation_counts_as_queued_on_its_node_until_its_clone_begins() {
+    let (cache, red): (_, Team) = (Cache::default(), "red".parse().expect("team"));
+    let counts = || cache.with_team_counts(&red, |on| on(&node("n1")));
+    let reported = |progress: Progress, revision| {
+        let mut report = sandbox(1, Phase::Creating, revision);
+        report.set_progress(progress);
+        report
+    };
+    cache.begin(id(1), red.clone(), reported(Progress::Placing, 0));
+    assert_eq!(counts(), TeamCount { living: 1, queued: 1 });
+    apply(&cache, &node("n1"), reported(Progress::Queued, 1));
+    assert_eq!(counts(), TeamCount { living: 1, queued: 1 });
+    apply(&cache, &node("n1"), reported(Progress::Clone, 2));
+    assert_eq!(counts(), TeamCount { living: 1, queued: 0 });
+    // Without a node it waits on none.
+    cache.placed(&id(1), None, 1, Progress::Queued);
+    assert_eq!(counts(), TeamCount::default());
+}
+
+#[test]
+fn creation_that_goes_back_to_its_node_keeps_a_later_attempt() {
+    let cache = Cache::default();
+    cache.begin(id(1), "red".parse().expect("team"), sandbox(1, Phase::Creating, 0));
+    let later = Sandbox { node: "n2".into(), attempt: 2, ..sandbox(1, Phase::Running, 1) };
+    let entry = || cache.get(&SandboxRef::Id(id(1))).expect("known");
+    apply(&cache, &node("n1"), sandbox(1, Phase::Creating, 1));
+    apply(&cache, &node("n2"), later);
+    let elsewhere = |entry: Entry| entry.elsewhere.map(|later| later.attempt);
+    assert_eq!(elsewhere(entry()), Some(2));
+    // Already there: what the node has reported stays.
+    cache.placed_again(&id(1), &node("n1"), 1);
+    assert_eq!((entry().sandbox.revision, elsewhere(entry())), (1, Some(2)));
+    cache.placed_again(&id(1), &node("n3"), 1);
+    assert_eq!((entry().node, elsewhere(entry())), (Some(node("n3")), Some(2)));
+    cache.placed(&id(1), Some(&node("n1")), 3, Progress::Placing);
+    assert_eq!(elsewhere(entry()), None);
 }
 
 #[test]

@@ -261,6 +261,11 @@ impl FakeAgent {
         self.net.set_down(&self.name, true);
     }
 
+    /// Breaks every connection and accepts those to another address only.
+    pub fn move_to(&self, address: &str) {
+        self.net.move_to(&self.name, address);
+    }
+
     /// Accepts connections again.
     pub fn up(&self) {
         self.net.set_down(&self.name, false);

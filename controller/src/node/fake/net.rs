@@ -36,6 +36,8 @@ struct Host {
     /// Breaks the current bulk connections.
     cut_bulk: CancellationToken,
     down: bool,
+    /// Address at which it can be dialled; `None`: at any.
+    address: Option<String>,
 }
 
 impl Net {
@@ -46,13 +48,20 @@ impl Net {
 
     pub(super) fn register(&self, name: &NodeName, dial: mpsc::Sender<io::Result<Pipe>>) {
         let cut = CancellationToken::new();
-        let host = Host { dial, cut_bulk: cut.child_token(), cut, down: false };
+        let host = Host { dial, cut_bulk: cut.child_token(), cut, down: false, address: None };
         self.hosts.lock().insert(name.clone(), host);
     }
 
     pub(super) fn set_down(&self, name: &NodeName, down: bool) {
         if let Some(host) = self.hosts.lock().get_mut(name) {
             host.down = down;
+        }
+        self.cut(name);
+    }
+
+    pub(super) fn move_to(&self, name: &NodeName, address: &str) {
+        if let Some(host) = self.hosts.lock().get_mut(name) {
+            host.address = Some(address.to_owned());
         }
         self.cut(name);
     }
@@ -73,9 +82,9 @@ impl Net {
         }
     }
 
-    async fn dial(&self, name: &NodeName, lane: Lane) -> io::Result<Pipe> {
+    async fn dial(&self, name: &NodeName, address: &str, lane: Lane) -> io::Result<Pipe> {
         let (dial, cut) = match self.hosts.lock().get(name) {
-            Some(host) if !host.down => {
+            Some(host) if !host.down && host.address.as_deref().is_none_or(|at| at == address) => {
                 let cut = if lane == Lane::Bulk { &host.cut_bulk } else { &host.cut };
                 (host.dial.clone(), cut.clone())
             }
@@ -93,11 +102,11 @@ impl Net {
 pub struct Dialler(pub Arc<Net>);
 
 impl Connector for Dialler {
-    fn channel(&self, node: &NodeName, _address: &str, lane: Lane) -> io::Result<Channel> {
-        let (net, node) = (self.0.clone(), node.clone());
+    fn channel(&self, node: &NodeName, address: &str, lane: Lane) -> io::Result<Channel> {
+        let (net, node, address) = (self.0.clone(), node.clone(), address.to_owned());
         Ok(daemon::channel::over(Leg::Agent, move || {
-            let (net, node) = (net.clone(), node.clone());
-            async move { net.dial(&node, lane).await }
+            let (net, node, address) = (net.clone(), node.clone(), address.clone());
+            async move { net.dial(&node, &address, lane).await }
         }))
     }
 }

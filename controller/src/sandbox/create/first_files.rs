@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
-use daemon::{shares::Shares, sync::Mutex};
 use futures_util::{StreamExt, stream};
 use prost::Message;
 use proto::{
     Progress, Reason,
     agent::v1::{files_request::Message as Ask, files_response::Message as Said},
     id::{Invalid, SandboxId},
-    name::{NodeName, Team},
+    name::NodeName,
     sandbox::v1::{CreateSandboxRequest, Failure, Phase, Sandbox, WriteFilesRequest},
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -22,7 +21,7 @@ use crate::{
 };
 
 /// Most creations whose files are being written at the same time: each holds up to 1.5 MiB. A team
-/// gets a share of them, as in `Shares`.
+/// gets a share of them, as in `TeamSlots`.
 pub(in crate::sandbox) const WRITERS: usize = 16;
 /// Longest wait for a node to write them.
 const WRITE: Duration = Duration::from_secs(18);
@@ -71,17 +70,17 @@ impl Sandboxes {
                 "sandbox may be in use, so the files of its creation are not written");
             return AttemptResult::Running(sandbox);
         }
-        // Not configured any more; a pending cancel waits for the node to come back.
-        let Some(node) = self.nodes.get(name) else { return AttemptResult::Abandoned };
         let id = creation.order.id;
         let until = (creation.begun + self.options.deadline).max(Instant::now() + TRIES);
         let mut answered = Instant::now();
         loop {
+            // As in `attempt`. Without a node, a pending cancel waits for it to come back.
+            let Some(node) = self.nodes.get(name) else { return AttemptResult::Abandoned };
             self.nodes.cache.progressed(&id, Progress::Files);
             let tried = tokio::select! {
                 biased;
                 () = self.nodes.epoch.replaced() => return AttemptResult::Replaced,
-                () = creation.cancel.cancelled() => return self.cancel_attempt(creation, &node).await,
+                () = creation.cancel.cancelled() => return self.cancel_attempt(creation, name).await,
                 tried = self.write_first_files(creation, &node, until) => tried,
             };
             if !matches!(tried, Tried::Silent(_)) {
@@ -106,9 +105,9 @@ impl Sandboxes {
                 }
                 Tried::NotNow(failure) | Tried::Silent(failure) => failure,
             };
-            let removed = self.cancel_attempt(creation, &node).await;
-            let replaced = matches!(removed, AttemptResult::Replaced);
-            return if replaced { removed } else { AttemptResult::Permanent(failure) };
+            let removed = self.cancel_attempt(creation, name).await;
+            let goes_on = matches!(removed, AttemptResult::Replaced | AttemptResult::Abandoned);
+            return if goes_on { removed } else { AttemptResult::Permanent(failure) };
         }
     }
 
@@ -127,9 +126,9 @@ impl Sandboxes {
             return Tried::Silent(failure(Reason::NodeUnreachable, &why));
         }
         // The store's bytes are in memory only while they are written.
-        let _place = loop {
-            match Place::take(&self.writers, &creation.team) {
-                Some(place) => break place,
+        let _slot = loop {
+            match self.writers.take(&creation.team) {
+                Some(slot) => break slot,
                 None if Instant::now() < until => sleep(POLL).await,
                 None => {
                     let why = "the files of other creations came first";
@@ -160,24 +159,6 @@ impl Sandboxes {
             }
             Err(_) => Tried::Silent(failure(Reason::NodeUnreachable, "it did not answer in time")),
         }
-    }
-}
-
-/// A place among those that write files, given back when it is dropped.
-struct Place<'a> {
-    writers: &'a Mutex<Shares<Team>>,
-    team: &'a Team,
-}
-
-impl<'a> Place<'a> {
-    fn take(writers: &'a Mutex<Shares<Team>>, team: &'a Team) -> Option<Self> {
-        writers.lock().take(team).then_some(Self { writers, team })
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.writers.lock().release(self.team);
     }
 }
 

@@ -4,6 +4,7 @@
 mod creation;
 mod first_files;
 mod place;
+mod team_slots;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -16,12 +17,10 @@ use proto::{
     spec::{Egress, Size, Spec},
 };
 use sha2::{Digest, Sha256};
-use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot},
-    time::Instant,
-};
+use tokio::{sync::oneshot, time::Instant};
 
-pub(super) use self::{creation::Creation, first_files::WRITERS};
+use self::team_slots::TeamSlot;
+pub(super) use self::{creation::Creation, first_files::WRITERS, team_slots::TeamSlots};
 use super::{Caller, Error, RETRY, Result, Sandboxes, WAIT_MAX, names::taken, quota::Creator};
 use crate::{
     node::{CreateOrder, registry::AttemptHistory},
@@ -107,8 +106,9 @@ impl Sandboxes {
         }
         let checked = Checked { spec: self.sized(&mut checked.request)?, ..checked };
         self.may_change()?;
-        let permit = self.creates.clone().try_acquire_owned().map_err(|_| {
-            Error::new(Reason::TooManyCalls, "too many creations are under way").retry(RETRY)
+        let slot = self.creates.take(&caller.team).ok_or_else(|| {
+            let message = "too many creations of this team, or of all teams, are under way";
+            Error::new(Reason::TooManyCalls, message).retry(RETRY)
         })?;
         // A separate task from here: if the caller's hang-up dropped this between the record and
         // the task that carries it out, nobody would make the recorded creation.
@@ -116,7 +116,7 @@ impl Sandboxes {
         let (answer, accepted) = oneshot::channel();
         let (this, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            let work = Box::pin(this.accept_and_make(checked, permit, answer));
+            let work = Box::pin(this.accept_and_make(checked, slot, answer));
             stop.run_until_cancelled_owned(work).await;
         });
         match accepted.await {
@@ -144,7 +144,7 @@ impl Sandboxes {
     async fn accept_and_make(
         self: Arc<Self>,
         checked: Checked,
-        permit: OwnedSemaphorePermit,
+        slot: TeamSlot,
         answer: oneshot::Sender<Result<Accepted>>,
     ) {
         let (accepted, creation) = match self.accept(checked).await {
@@ -156,7 +156,7 @@ impl Sandboxes {
         if let Some(creation) = creation {
             self.make(creation).await;
         }
-        drop(permit);
+        drop(slot);
     }
 
     /// Places and records a creation. The returned creation does the rest.
@@ -214,10 +214,10 @@ impl Sandboxes {
             ended_ms: 0,
             last: Vec::new(),
         };
-        // Also of the snapshot's size, which counts towards the limits of the team. Its disk is told of no sandbox,
-        // and the inventory counts it.
-        let told = Size { disk_gib: spec.size.disk_gib, ..size };
-        let placeholder = Sandbox { size: Some(told.into()), ..placeholder(&row, &request) };
+        // Cores and memory of the snapshot count towards the limits of the team, so the placeholder has them. A disk
+        // that was not asked for stays 0: the inventory counts the disk of the snapshot for it.
+        let counted = Size { disk_gib: spec.size.disk_gib, ..size };
+        let placeholder = Sandbox { size: Some(counted.into()), ..placeholder(&row, &request) };
         row.last = placeholder.encode_to_vec();
         let by = user.as_ref().map(|user| format!(", by {user}")).unwrap_or_default();
         let asked = Event {

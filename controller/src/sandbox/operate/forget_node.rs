@@ -14,7 +14,8 @@ use crate::{
 };
 
 impl Sandboxes {
-    /// Forgets a node and ends its sandboxes. Returns their last known state; `witness` hears of each.
+    /// Forgets a node and ends its sandboxes. Returns their last known state; `witness` hears of each. A creation that
+    /// is under way on the node is not ended here: its task continues it on another node, or ends it.
     ///
     /// # Errors
     /// NODE_NOT_FOUND; NODE_IN_USE when the node answers, is in the configuration, or has sandboxes
@@ -28,10 +29,11 @@ impl Sandboxes {
     ) -> Result<Vec<Sandbox>> {
         let name: NodeName = node.parse()?;
         let known = self.nodes.get(&name);
-        let living = self.nodes.cache.living_on(&name);
+        let mut living = self.nodes.cache.living_on(&name);
         if known.is_none() && living.is_empty() {
             return Err(Error::new(Reason::NodeNotFound, format!("there is no node {name}")));
         }
+        living.retain(|entry| !entry.creating);
         let in_use = |why: String| Err(Error::new(Reason::NodeInUse, why));
         if known.is_some_and(|node| node.down().is_none()) {
             return in_use(format!(

@@ -33,21 +33,23 @@ enum Step {
 impl Sandboxes {
     /// Carries out one attempt on one node.
     pub(super) async fn attempt(&self, creation: &mut Creation, name: &NodeName) -> AttemptResult {
-        let Some(node) = self.nodes.get(name) else {
-            if creation.maybe_sent {
-                // Not configured any more; a pending cancel waits for the node to come back.
-                sleep(RETRY).await;
-                return AttemptResult::Abandoned;
-            }
-            return AttemptResult::Refused("it is not in the configuration any more".into(), None);
-        };
         let mut step = if creation.maybe_sent { Step::Ask } else { Step::Send };
         let mut silent_since = Instant::now();
         let mut news = self.nodes.news();
         loop {
             news.mark_unchanged();
+            // Looked up in each round: a node that has joined again may have another address.
+            let Some(node) = self.nodes.get(name) else {
+                if creation.maybe_sent {
+                    // Not configured any more; a pending cancel waits for the node to come back.
+                    sleep(RETRY).await;
+                    return AttemptResult::Abandoned;
+                }
+                let why = "it is not in the configuration any more";
+                return AttemptResult::Refused(why.into(), None);
+            };
             if creation.spec.is_err() && !matches!(step, Step::Ask) {
-                return self.cancel_attempt(creation, &node).await;
+                return self.cancel_attempt(creation, name).await;
             }
             if creation.spec.is_ok()
                 && !creation.cancel.is_cancelled()
@@ -73,7 +75,7 @@ impl Sandboxes {
             let answer = tokio::select! {
                 biased;
                 () = creation.cancel.cancelled() => {
-                    return self.cancel_attempt(creation, &node).await;
+                    return self.cancel_attempt(creation, name).await;
                 }
                 answer = self.ask(creation, &node, &step) => answer,
             };
@@ -132,7 +134,7 @@ impl Sandboxes {
     /// Takes an attempt back from a node that cannot keep its sandbox to its egress, so that it goes to another: a
     /// request that is still on its way there is then refused.
     async fn leave(&self, creation: &Creation, node: &Node) -> AttemptResult {
-        let cancelled = self.cancel_attempt(creation, node);
+        let cancelled = self.cancel_attempt(creation, &node.name);
         match timeout(self.options.patience, cancelled).await {
             Ok(AttemptResult::Cancelled) if creation.cancel.is_cancelled() => {
                 AttemptResult::Cancelled
@@ -297,35 +299,38 @@ impl Sandboxes {
         }
     }
 
-    /// Removes the attempt from the node. Retries for ever: a requested deletion stays wanted.
+    /// Removes the attempt from the node. Retries until the node is not known any more: a requested deletion stays
+    /// wanted.
     pub(in crate::sandbox::create) async fn cancel_attempt(
         &self,
         creation: &Creation,
-        node: &Node,
+        name: &NodeName,
     ) -> AttemptResult {
         let id = &creation.order.id;
         loop {
+            // As in `attempt`.
+            let Some(node) = self.nodes.get(name) else { return AttemptResult::Abandoned };
             let epoch = self.nodes.epoch.get();
-            let left = match node.client.cancel_create(epoch, id, creation.order.attempt).await {
-                Ok(left) => left,
+            let held = match node.client.cancel_create(epoch, id, creation.order.attempt).await {
+                Ok(held) => held,
                 Err(error) if error.is_not_found() => None,
                 Err(error) => {
                     self.nodes.fence_if_replaced(&error);
                     if self.nodes.epoch.fenced() {
                         return AttemptResult::Replaced;
                     }
-                    tracing::warn!(sandbox_id = %id, node = %node.name, %error,
+                    tracing::warn!(sandbox_id = %id, node = %name, %error,
                         "could not cancel a creation, trying again");
                     sleep(RETRY).await;
                     continue;
                 }
             };
-            match left.as_ref().map(Sandbox::phase) {
+            match held.as_ref().map(Sandbox::phase) {
                 None | Some(Phase::Failed | Phase::Deleted) => return AttemptResult::Cancelled,
                 // The sandbox had come up before.
                 Some(Phase::Running | Phase::Paused | Phase::Stopped) => {
                     if let Err(error) = node.client.delete(epoch, id, WAIT).await {
-                        tracing::warn!(sandbox_id = %id, node = %node.name, %error,
+                        tracing::warn!(sandbox_id = %id, node = %name, %error,
                             "could not delete a cancelled creation, trying again");
                     }
                 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use proto::{
     Cause, Progress, Reason,
-    id::SandboxRef,
+    id::{SandboxId, SandboxRef},
     name::{NodeName, Team},
     sandbox::v1::{EventKind, Failure, Sandbox},
     spec::Spec,
@@ -167,9 +167,19 @@ impl Sandboxes {
                 }
                 self.nodes.release(&creation.order.id);
             } else if let Err(end) = self.next_node(&mut creation).await {
-                // Without another node the abandoned one is asked again: it may have the sandbox.
+                // Without another node the abandoned one is asked again: it may have the sandbox. One that was
+                // forgotten meanwhile never answers.
                 match (end, creation.abandoned.take()) {
-                    (Outcome::Failed(_) | Outcome::Cancelled, Some((node, _))) => {
+                    (end @ (Outcome::Failed(_) | Outcome::Cancelled), Some((node, attempt)))
+                        if self.nodes.is_forgotten(&node) =>
+                    {
+                        self.store_pending_cancel(&creation, node, attempt).await;
+                        break end;
+                    }
+                    (Outcome::Failed(_) | Outcome::Cancelled, Some((node, attempt))) => {
+                        // A node that is not configured any more is known by this alone, and can be forgotten.
+                        let id = &creation.order.id;
+                        self.nodes.cache.placed_again(id, &node, attempt);
                         (creation.node, creation.maybe_sent) = (Some(node), true);
                     }
                     (end, _) => break end,
@@ -179,16 +189,37 @@ impl Sandboxes {
         self.finish(&creation, end).await;
     }
 
+    /// Stores that a forgotten node must cancel an attempt before anything else, if it comes back.
+    async fn store_pending_cancel(&self, creation: &Creation, node: NodeName, attempt: u32) {
+        let (id, abandoned) = (creation.order.id, Some((node.clone(), attempt)));
+        // It stays the decision that `explain` shows.
+        let stored = self.persist(|| self.store.get(&id)).await;
+        let decision = stored.map(|row| row.decision).unwrap_or_default();
+        // False when the creation is over already.
+        self.store_choice(&id, Choice { node, attempt, decision, abandoned }).await;
+    }
+
+    /// Stores a choice together with the pending cancel of the abandoned attempt. That node may be connected
+    /// already, so it is sent the cancel, too. Returns false when the creation is over already.
+    async fn store_choice(&self, id: &SandboxId, choice: Choice) -> bool {
+        let chosen = self.persist(|| self.store.choose(id, choice.clone())).await;
+        if let Some((node, attempt)) = choice.abandoned.filter(|_| chosen) {
+            self.nodes.cancel_stale_attempt(&node, *id, attempt);
+        }
+        chosen
+    }
+
     /// Chooses and records the next attempt's node; waits in the queue while all are full.
     async fn next_node(&self, creation: &mut Creation) -> Result<(), Outcome> {
         let id = creation.order.id;
         let until = creation.begun + self.options.queue;
-        let mut place_in_queue = None;
+        let mut queued = None;
         let mut news = self.nodes.news();
         loop {
             news.mark_unchanged();
             if creation.cancel.is_cancelled() {
-                return Err(Outcome::Cancelled);
+                let late = creation.last_failure.take().filter(|_| creation.expired);
+                return Err(late.map_or(Outcome::Cancelled, Outcome::Failed));
             }
             if creation.faults.len() >= FAULTS_MAX {
                 return Err(Outcome::Failed(creation.faults[0].clone()));
@@ -226,11 +257,13 @@ impl Sandboxes {
             if Instant::now() >= until {
                 return Err(Outcome::Failed(full("no node had room in time")));
             }
-            if place_in_queue.is_none() {
-                let Ok(permit) = self.queue.try_acquire() else {
+            if queued.is_none() {
+                let slot = self.queue.take(&creation.team);
+                // One that was accepted before a restart is not refused for the share of its team.
+                if slot.is_none() && !creation.resumed {
                     return Err(Outcome::Failed(full("the queue for room is full")));
-                };
-                place_in_queue = Some(permit);
+                }
+                queued = Some(slot);
                 self.nodes.cache.placed(&id, None, creation.order.attempt, Progress::Queued);
             }
             let refusals = creation.history.refused.values().map(|(until, _)| *until);
@@ -272,7 +305,7 @@ impl Sandboxes {
         tracing::warn!(sandbox_id = %id, %node, attempt, "node has a later attempt of a creation");
         let (name, abandoned) = (node.clone(), creation.abandoned.take());
         let choice = Choice { node: name, attempt, decision: String::new(), abandoned };
-        if !self.persist(|| self.store.choose(&id, choice.clone())).await {
+        if !self.store_choice(&id, choice).await {
             return Err(Outcome::Gone);
         }
         creation.order.attempt = attempt;
@@ -308,8 +341,7 @@ impl Sandboxes {
         }
         // The node must not receive the attempt before this is durable.
         self.persist(|| self.log().flushed()).await;
-        let chosen = self.persist(|| self.store.choose(&id, choice.clone())).await;
-        if !chosen {
+        if !self.store_choice(&id, choice).await {
             return Err(Outcome::Gone);
         }
         tracing::info!(sandbox_id = %id, %node, attempt, "node chosen");
