@@ -1,6 +1,10 @@
 //! SSH keys: converts the request, calls `access`, converts the answer.
 
-use proto::{name::Team as TeamName, sandbox::v1::*, scope::Scopes};
+use proto::{
+    name::{Team as TeamName, UserLabel},
+    sandbox::v1::*,
+    scope::Scopes,
+};
 
 use super::{
     convert,
@@ -23,6 +27,21 @@ fn team(text: &str, caller: &Caller) -> Result<TeamName> {
     Ok(team)
 }
 
+/// Chooses the user of a key, in whose name its sessions are recorded: an operator names anybody, and a caller
+/// without a user names whom it acts for. Another caller's keys are its own user's.
+fn user(text: &str, caller: &Caller) -> Result<Option<UserLabel>> {
+    let named: Option<UserLabel> = (!text.is_empty()).then(|| text.parse()).transpose()?;
+    let own = caller.user.as_ref().filter(|_| !caller.scopes.allow(Scope::Admin));
+    match (own, named) {
+        (None, named) => Ok(named),
+        (Some(own), Some(named)) if named != *own => {
+            let message = format!("a key of a user other than {own} needs the scope `admin`");
+            Err(Error::new(Reason::ScopeMissing, message))
+        }
+        (Some(own), Some(_) | None) => Ok(Some(own.clone())),
+    }
+}
+
 /// Adds a key.
 pub(super) async fn add(
     access: &Access,
@@ -33,7 +52,7 @@ pub(super) async fn add(
     let order = Order {
         team: team(&ask.team, caller)?,
         name: (!ask.name.is_empty()).then(|| ask.name.parse()).transpose()?,
-        user: (!ask.user.is_empty()).then(|| ask.user.parse()).transpose()?,
+        user: user(&ask.user, caller)?,
         scopes: Scopes::default(),
         expires_ms: 0,
     };

@@ -479,3 +479,35 @@ async fn keys_are_the_teams_own_and_no_more_than_who_adds_them() {
     assert!(gone.into_inner().key.expect("a key").removed_at.is_some());
     assert_eq!(reason(as_token(&both).remove_ssh_key(remove("k1")).await), Reason::TokenNotFound);
 }
+
+#[tokio::test(start_paused = true)]
+async fn key_is_added_in_the_name_of_the_callers_own_user() {
+    let lab = Lab::new().await;
+    let token_of = async |user: &str, scopes: &str| {
+        let (team, scopes) = ("red".parse().expect("team"), scopes.parse().expect("scopes"));
+        let user = (!user.is_empty()).then(|| user.parse().expect("a user"));
+        let order = crate::token::Order { user, ..crate::token::Order::new(team, scopes) };
+        let issued = crate::token::issue(order, 1);
+        lab.store.add_token(issued.token.clone()).await.expect("stored");
+        issued.text(Format::Plain)
+    };
+    let ada = token_of("ada", "exec manage").await;
+    let backend = token_of("", "exec manage").await;
+    let operator = token_of("eve", "exec manage admin").await;
+    let add = async |token: &str, seed: u8, user: &str| {
+        let request = AddSshKeyRequest {
+            user: user.into(),
+            public_key: line(&key(seed)),
+            ..AddSshKeyRequest::default()
+        };
+        let mut client = OperatorServiceClient::with_interceptor(lab.channel(), bearer(token));
+        let added = client.add_ssh_key(request).await?.into_inner();
+        Ok::<_, Status>(added.key.expect("a key").user)
+    };
+    assert_eq!(add(&ada, 1, "").await.expect("added"), "ada");
+    assert_eq!(add(&ada, 2, "ada").await.expect("added"), "ada");
+    assert_eq!(reason(add(&ada, 3, "bob").await), Reason::ScopeMissing);
+    assert_eq!(add(&backend, 4, "bob").await.expect("added"), "bob");
+    assert_eq!(add(&operator, 5, "bob").await.expect("added"), "bob");
+    assert_eq!(add(&operator, 6, "").await.expect("added"), "");
+}
