@@ -147,7 +147,8 @@ impl Sandboxes {
         }
     }
 
-    /// Says why a sandbox must not get this address from DHCP; `None` when it may.
+    /// Says why a sandbox must not get this address from DHCP; `None` when it may. Its team reads that, so the log
+    /// alone names a sandbox that has the address, which may be another team's.
     async fn unfit(&self, id: Option<&SandboxId>, ip: Ipv4Addr) -> Option<String> {
         if let Some(why) = self.options.network.unfit(ip) {
             return Some(why);
@@ -155,7 +156,8 @@ impl Sandboxes {
         let live = self.live();
         let other = live.iter().find(|other| Some(&other.id) != id && other.lease() == Some(ip));
         if let Some(other) = other {
-            return Some(format!("{ip} is the address of {}", other.id));
+            tracing::warn!(%ip, holder = %other.id, "DHCP has given out the address of a sandbox once more");
+            return Some(format!("{ip} is the address of another sandbox"));
         }
         let strangers = self.taken_addresses().await;
         strangers.contains(&ip).then(|| format!("{ip} is the address of a container of this node"))

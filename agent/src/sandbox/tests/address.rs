@@ -191,6 +191,10 @@ async fn dhcp_address_in_use_or_outside_the_network_fails_the_creation() {
         let record = node.sandboxes.create(asks(number), LONG).await.expect("admitted");
         let failure = record.failure.as_ref().map(|failure| failure.reason);
         assert_eq!((record.phase, failure), (Phase::Failed, Some(Reason::AddressConflict)), "{ip}");
+        let why = record.failure.as_ref().map(|failure| failure.message.as_str());
+        let others = [1, 2].map(|other| id(other).to_string());
+        let names = |why: &str| others.iter().any(|other| why.contains(other.as_str()));
+        assert!(!why.is_some_and(names), "who has it is nobody else's business: {why:?}");
     }
     assert_eq!(node.record(1).await.lease(), fixed.ip);
     assert_eq!(node.record(2).await.lease(), Some(ip(40)));
