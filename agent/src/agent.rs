@@ -14,6 +14,7 @@ use crate::{
     certificates::Certificates,
     clock::Clock,
     firewall::{Firewall, Grounds},
+    hand_edits::HandEdits,
     journal::Journal,
     load::HostLoad,
     name_directory::NameDirectory,
@@ -171,6 +172,11 @@ impl Agent {
     /// Lets the controller renew these certificates.
     pub fn renew(&self, certificates: Arc<Certificates>) {
         self.rpc.renew(certificates);
+    }
+
+    /// Reports these changes by hand to the controller.
+    pub fn report_edits(&self, edits: Arc<HandEdits>) {
+        self.rpc.report_edits(edits);
     }
 
     /// Keeps the controller's list of revoked nodes here.

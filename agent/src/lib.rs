@@ -9,7 +9,7 @@
 //! outlives the agent; the process inside is the crate `helper`. `firewall` isolates them from each
 //! other and from the host's networks. `resolver` answers the DNS questions of those with an
 //! allow-list. `name_directory` knows the named sandboxes of all nodes. `tunnel` sets up cloudflared and
-//! keeps its configuration. `run` starts every
+//! keeps its configuration. `hand_edits` records changes by hand of what the agent keeps. `run` starts every
 //! process. `load` and `detect` read the host, `config` records where each value comes from, `clock` is the time.
 //!
 //! # What must always hold
@@ -36,6 +36,7 @@ pub mod detect;
 pub mod dhcp;
 pub mod doctor;
 pub mod firewall;
+pub mod hand_edits;
 pub mod ingress;
 pub mod join;
 pub mod journal;

@@ -11,11 +11,13 @@ use agent::{
     dhcp::{Replies, Server},
     doctor,
     firewall::{Firewall, Grounds, RESOLVER_PORT, nft::NftFirewall},
+    hand_edits::{self, HandEdits},
     ingress::{
         caddy::{self, Proof},
         check::IngressCheck,
         hold::Holds,
         keeper::{Files, Keeper},
+        metrics::Metrics,
         owner_resolver::{Owners, Sources},
         probe::Probe,
         program::{CADDY, Caddy, user_of},
@@ -115,14 +117,18 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     // Separate tasks, because they continue while the agent drains: sandboxes stay reachable to the
     // end.
     let edge = Tasks::default();
-    let caddy = ingress(&config, &agent, (pve, clock), (revoked, names), &edge).await?;
+    let edits = HandEdits::load(config.run_dir.join(hand_edits::FILE), clock.now_ms());
+    let edits = Arc::new(edits);
+    agent.report_edits(Arc::clone(&edits));
+    let known = (revoked, names, Arc::clone(&edits));
+    let caddy = ingress(&config, &agent, (pve, clock), known, &edge).await?;
     let node = config.node.value.to_string();
     let mut certificates = Certificates::new(node, (own, hop), tls.ca.clone(), live);
     if let Some(changed) = caddy {
         certificates = certificates.notifying(changed);
     }
     agent.renew(Arc::new(certificates));
-    keep_tunnel(&config, &agent);
+    keep_tunnel(&config, &agent, edits);
 
     let listen = config.listen.value;
     let listener =
@@ -133,7 +139,7 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let incoming =
         incoming.filter(|conn| conn.as_ref().map_or(true, |conn| *conn.peer() == Peer::Controller));
     daemon::stop::ready("serving");
-    tracing::info!(%listen, node = %config.node.value, version = env!("CARGO_PKG_VERSION"), "serving");
+    tracing::info!(%listen, node = %config.node.value, version = daemon::version::get(), "serving");
     let serving = agent.serve(incoming);
     tokio::pin!(serving);
     tokio::select! {
@@ -272,7 +278,7 @@ async fn ingress(
     config: &Config,
     agent: &Agent,
     (pve, clock): (Arc<dyn Pve>, Arc<dyn Clock>),
-    (revoked, names): (Arc<Revoked>, Arc<NameDirectory>),
+    (revoked, names, edits): (Arc<Revoked>, Arc<NameDirectory>, Arc<HandEdits>),
     tasks: &Tasks,
 ) -> Result<Option<Arc<Notify>>> {
     let (Some(settings), Some(rules)) =
@@ -284,7 +290,7 @@ async fn ingress(
     let path = &config.ingress.caddy_config;
     let proof = Proof::ensure(path)
         .with_context(|| format!("the proof beside Caddy's configuration, {}", path.display()))?;
-    let keeper = keeper(config, &settings, &proof, &clock)?;
+    let keeper = keeper(config, &settings, &proof, &clock)?.recording(Arc::clone(&edits));
     // Before the agent is ready, since systemd starts Caddy after that. A refusal is told by the keeper.
     drop(keeper.write().await);
     let changed = Arc::new(Notify::new());
@@ -311,7 +317,7 @@ async fn ingress(
         proof,
         probe: Probe::default(),
         revoked,
-        metrics: Arc::default(),
+        metrics: Arc::new(Metrics::new(edits)),
         holds: Holds::new(caddy_settings::holds(&config.ingress.wake)),
     };
     let listener = server::listen(&socket, config.ingress.group.as_deref())
@@ -353,7 +359,7 @@ fn keeper(
 
 /// Looks after cloudflared's configuration, where a tunnel is or will be set up. What goes wrong with it keeps
 /// nothing else from working.
-fn keep_tunnel(config: &Config, agent: &Agent) {
+fn keep_tunnel(config: &Config, agent: &Agent, edits: Arc<HandEdits>) {
     let Some(origin) = tunnel::node::origin(config) else { return };
     let output = config.run_dir.join("tunnel");
     let runner = Runner::new(output.clone(), config.pve.proc.clone(), |_| false, 1);
@@ -366,7 +372,8 @@ fn keep_tunnel(config: &Config, agent: &Agent) {
     };
     let node = tunnel::node::Node::new(tunnel::node::Paths::of_host(config), runner);
     let stop = agent.tasks().stopping().clone();
-    agent.tasks().spawn(TunnelKeeper::new(node, origin).run(stop));
+    let keeper = TunnelKeeper::new(node, origin).recording(edits);
+    agent.tasks().spawn(keeper.run(stop));
 }
 
 /// Checks for problems that would stop `run`, beyond those in the configuration itself.

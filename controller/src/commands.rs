@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use daemon::tls::LiveIdentity;
+use daemon::{doctor::reach, tls::LiveIdentity};
 use proto::name::NodeName;
 use tokio::net::TcpListener;
 
@@ -173,7 +173,7 @@ impl Command {
                 say("the configuration is good")?;
             }
             Self::Doctor { config, json } => {
-                let report = doctor::run(&config).await;
+                let report = doctor::run(&config, Path::new(reach::TIMEDATECTL)).await;
                 say(&if json { report.json().to_string() } else { report.text() })?;
                 if report.has_failed() {
                     return Ok(ExitCode::FAILURE);

@@ -291,9 +291,9 @@ impl Rates {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Create {
-    /// Most creations under way at once.
+    /// Most creations under way at once. A team gets a share of them: half, if there is no other.
     pub creates_max: usize,
-    /// Most of those that may wait for capacity.
+    /// Most of those that may wait for capacity, shared in the same way.
     pub queue_max: usize,
     /// Longest wait of a creation for capacity, seconds.
     pub queue_s: u64,

@@ -4,8 +4,10 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use agent::{
     bridge,
+    clock::{Clock as _, SystemClock},
     config::Flags,
     doctor::{self, Host},
+    hand_edits::{self, HandEdits},
     ingress::{
         caddy,
         settings::{PlainPath, Settings},
@@ -37,6 +39,7 @@ async fn findings(node: &Node) -> Vec<Check> {
         "ingress-files",
         "caddy-listeners",
         "web-certificate",
+        "hand-edit",
     ];
     let all = report.checks.into_iter().filter(|check| ours.contains(&check.name));
     let all: Vec<_> = all.collect();
@@ -76,11 +79,12 @@ fn configure(node: &Node, more: &str) {
         .expect("written");
     let path = |file: &str| node.dir.join(file).display().to_string();
     let text = format!(
-        "state_dir = \"{}\"\n[pve]\nroot = \"{}\"\n[network]\nbridge = \"vmbr1\"\n\
+        "state_dir = \"{}\"\nrun_dir = \"{}\"\n[pve]\nroot = \"{}\"\n[network]\nbridge = \"vmbr1\"\n\
          gateway = \"10.100.1.1\"\npool = \"10.100.1.0/24\"\n[ingress]\ndomain = \"{DOMAIN}\"\n\
          public = [\"{}\"]\ncaddy_config = \"{}\"\nsocket = \"{}\"\n\
          access_log = \"\"\n{more}",
         path("state"),
+        path("run"),
         path("pve"),
         node.public,
         path("caddy.json"),
@@ -170,6 +174,59 @@ async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
     assert!(found[0].found.contains("other.json"), "{found:?}");
     stray.kill().expect("a child");
     stray.wait().expect("ended");
+    assert_eq!(findings(&node).await, []);
+
+    // Somebody has changed it by hand, and the agent has put it back.
+    fs::create_dir_all(node.dir.join("run")).expect("made");
+    let now_ms = SystemClock::default().now_ms();
+    let edits = HandEdits::load(node.dir.join("run").join(hand_edits::FILE), now_ms);
+    edits.put_back(&config, now_ms);
+    let found = findings(&node).await;
+    assert_eq!(names(&found), ["hand-edit"], "{found:?}");
+    assert_eq!(found[0].subject, config.display().to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_sees_what_is_wrong_with_the_configuration_of_caddy() {
+    need_caddy!();
+    let mut node = Node::start(1).await;
+    configure(&node, "");
+    let config = node.dir.join("caddy.json");
+    put_back(&node);
+    node.kill_caddy();
+    node.start_caddy().await;
+    assert_eq!(findings(&node).await, []);
+
+    // No configuration.
+    fs::remove_file(&config).expect("removed");
+    let found = findings(&node).await;
+    assert_eq!(names(&found), ["caddy-config"], "{found:?}");
+    assert!(found[0].found.starts_with("missing"), "{found:?}");
+    assert_eq!(found[0].remedy.as_deref(), Some("systemctl restart pve-sandbox-agent"));
+    put_back(&node);
+    node.kill_caddy();
+    node.start_caddy().await;
+    assert_eq!(findings(&node).await, []);
+
+    // One that Caddy refuses: the agent has left the reason.
+    let problem = node.dir.join("run/ingress-problem");
+    fs::create_dir_all(node.dir.join("run")).expect("made");
+    fs::write(&problem, "Caddy refuses it").expect("written");
+    let found = findings(&node).await;
+    assert_eq!(names(&found), ["caddy-config"], "{found:?}");
+    assert_eq!(found[0].found, "Caddy refuses it");
+    fs::remove_file(&problem).expect("mended");
+    assert_eq!(findings(&node).await, []);
+
+    // The agent's configuration has another domain since.
+    let file = node.dir.join("agent.toml");
+    let text = fs::read_to_string(&file).expect("read");
+    fs::write(&file, text.replace(DOMAIN, "other.test")).expect("written");
+    let found = findings(&node).await;
+    assert_eq!(names(&found), ["caddy", "caddy-config"], "{found:?}");
+    assert!(found[0].found.contains("another domain"), "{found:?}");
+    assert_eq!(found[0].remedy.as_deref(), Some("systemctl restart pve-sandbox-agent"));
+    fs::write(&file, text).expect("written");
     assert_eq!(findings(&node).await, []);
 }
 

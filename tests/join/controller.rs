@@ -13,6 +13,8 @@ use clap::{FromArgMatches as _, Subcommand as _};
 use controller::{ca, commands::Command, doctor, setup};
 use daemon::doctor::{Check, State};
 
+use crate::{patient::Patient, sick::TIMEDATECTL};
+
 struct Controller {
     dir: tempfile::TempDir,
     port: u16,
@@ -25,17 +27,28 @@ impl Controller {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port();
         let controller = Self { dir, port };
+        let clock = controller.file("timedatectl");
+        let script = format!("#!/bin/sh\nROOT={}\n{TIMEDATECTL}\n", controller.text(""));
+        fs::write(&clock, script).expect("written");
+        fs::set_permissions(&clock, fs::Permissions::from_mode(0o755)).expect("executable");
+        controller.set_up().await;
+        controller
+    }
+
+    /// Runs `setup` with the places of this controller.
+    async fn set_up(&self) {
         let [config, data, home] =
-            ["controller.toml", "data", "home/config.toml"].map(|name| controller.text(name));
+            ["controller.toml", "data", "home/config.toml"].map(|name| self.text(name));
         let setup = format!(
             "pve-sandbox-controller setup --config {config} --data-dir {data} --domain sandbox.test \
              --no-start --sandboxctl-config {home}"
         );
-        controller.run(&setup).await;
-        let file = controller.file("controller.toml");
+        self.run(&setup).await;
+        let (file, listen) = (self.file("controller.toml"), format!("127.0.0.1:{}", self.port));
         let text = fs::read_to_string(&file).expect("read");
-        fs::write(&file, format!("listen = \"127.0.0.1:{port}\"\n{text}")).expect("written");
-        controller
+        if !text.contains(&listen) {
+            fs::write(&file, format!("listen = \"{listen}\"\n{text}")).expect("written");
+        }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -46,6 +59,27 @@ impl Controller {
         self.file(name).display().to_string()
     }
 
+    /// Returns all checks.
+    async fn checks(&self) -> Vec<Check> {
+        doctor::run(&self.file("controller.toml"), &self.file("timedatectl")).await.checks
+    }
+}
+
+impl Patient for Controller {
+    fn programs(&self) -> String {
+        self.text("")
+    }
+
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        vec![("ROOT", self.text("")), ("DATA", self.text("data"))]
+    }
+
+    /// Returns what is wrong, but that nothing listens.
+    async fn findings(&self) -> Vec<Check> {
+        let wrong = self.checks().await.into_iter().filter(|check| check.state != State::Ok);
+        wrong.filter(|check| check.name != "api").collect()
+    }
+
     /// Runs a remedy: commands between semicolons, of the controller or of the shell. What systemd does is
     /// left out.
     async fn run(&self, remedy: &str) {
@@ -54,32 +88,11 @@ impl Controller {
                 continue;
             }
             if !line.starts_with("pve-sandbox-controller ") {
-                let done = Process::new("/bin/sh").args(["-ec", line]).status().expect("a shell");
-                assert!(done.success(), "{line}");
+                self.sh(line);
                 continue;
             }
             command(line).execute().await.expect(line);
         }
-    }
-
-    /// Returns what is wrong. The clock of the machine that tests run on is left out, and that nothing
-    /// listens.
-    async fn findings(&self) -> Vec<Check> {
-        let report = doctor::run(&self.file("controller.toml")).await;
-        let wrong = report.checks.into_iter().filter(|check| check.state != State::Ok);
-        wrong.filter(|check| !["clock", "api"].contains(&check.name)).collect()
-    }
-
-    async fn is_mended(&self, name: &str, breaks: &str) {
-        let breaks = breaks.replace("$DATA", &self.text("data"));
-        let done = Process::new("/bin/sh").args(["-ec", &breaks]).status().expect("a shell");
-        assert!(done.success(), "{breaks}");
-        let found = self.findings().await;
-        let finding = found.iter().find(|check| check.name == name);
-        let finding = finding.unwrap_or_else(|| panic!("{name} after {breaks}: {found:?}"));
-        let remedy = finding.remedy.clone().expect("a remedy");
-        self.run(&remedy).await;
-        assert_eq!(self.findings().await, [], "{name} after {breaks}, and {remedy}");
     }
 }
 
@@ -97,6 +110,8 @@ async fn each_flaw_of_a_controller_is_found_and_mended() {
     controller.is_mended("certificate", "rm $DATA/ca/controller.crt").await;
     controller.is_mended("certificate", "cp $DATA/ca/ca.key $DATA/ca/controller.key").await;
     controller.is_mended("ca", "chmod 640 $DATA/ca/ca.key").await;
+    controller.is_mended("ingress-ca", "chmod 644 $DATA/ca/ingress-ca.key").await;
+    controller.is_mended("clock", "touch $ROOT/unsynchronised").await;
 
     // The only token with all scopes is revoked.
     let token = fs::read_to_string(controller.file("home/tokens/local")).expect("a token");
@@ -121,6 +136,54 @@ async fn each_flaw_of_a_controller_is_found_and_mended() {
     assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("restore a backup")));
     controller.run(&format!("rm -r {data}; cp -a {backup} {data}")).await;
     assert_eq!(controller.findings().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_configuration_and_database_are_made_by_setup() {
+    let controller = Controller::new().await;
+    for (name, breaks) in
+        [("configuration", "rm $ROOT/controller.toml"), ("database", "rm $DATA/controller.db*")]
+    {
+        controller.sh(breaks);
+        let found = controller.findings().await;
+        let [one] = &found[..] else { panic!("{breaks}: {found:?}") };
+        assert_eq!((one.name, one.found.as_str()), (name, "not there"));
+        // It makes them in the usual places; here these are others.
+        assert_eq!(one.remedy.as_deref(), Some("pve-sandbox-controller setup"));
+        controller.set_up().await;
+        assert_eq!(controller.findings().await, [], "{breaks}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_flaw_of_the_public_certificate_is_found_and_mended() {
+    let controller = Controller::new().await;
+    let made = rcgen::generate_simple_self_signed(vec!["api.test".to_owned()]).expect("made");
+    let renew = || {
+        fs::write(controller.file("api.crt"), made.cert.pem()).expect("written");
+        fs::write(controller.file("api.key"), made.signing_key.serialize_pem()).expect("written");
+    };
+    renew();
+    let (file, [cert, key]) = (
+        controller.file("controller.toml"),
+        ["api.crt", "api.key"].map(|name| controller.text(name)),
+    );
+    let text = fs::read_to_string(&file).expect("read");
+    let tls = format!("{text}\n[tls]\ncert = \"{cert}\"\nkey = \"{key}\"\n");
+    fs::write(&file, tls).expect("written");
+    controller.sh("chmod 600 $ROOT/api.key");
+    assert_eq!(controller.findings().await, []);
+    controller.is_mended("public-certificate", "chmod 644 $ROOT/api.key").await;
+    for breaks in ["cp $DATA/ca/ca.key $ROOT/api.key", "rm $ROOT/api.crt"] {
+        controller.sh(breaks);
+        let found = controller.findings().await;
+        let [one] = &found[..] else { panic!("{breaks}: {found:?}") };
+        assert_eq!(one.name, "public-certificate");
+        let remedy = one.remedy.as_deref().unwrap_or_default();
+        assert!(remedy.starts_with("renew it where it comes from"), "{remedy}");
+        renew();
+        assert_eq!(controller.findings().await, [], "{breaks}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,7 +218,7 @@ async fn stopped_controller_is_found_until_it_is_started() {
     let controller = Controller::new().await;
     let file = controller.file("controller.toml");
     let api = async || {
-        let checks = doctor::run(&file).await.checks;
+        let checks = controller.checks().await;
         checks.into_iter().find(|check| check.name == "api").expect("looked at")
     };
     let stopped = api().await;
@@ -193,7 +256,7 @@ async fn each_flaw_of_the_ssh_server_is_found_and_mended() {
     let config = file.display();
     controller.run(&format!("pve-sandbox-controller setup --config {config} --no-start")).await;
     let ssh = async || {
-        let checks = doctor::run(&file).await.checks;
+        let checks = controller.checks().await;
         checks.into_iter().find(|check| check.name == "ssh").expect("looked at")
     };
     let stopped = ssh().await;

@@ -1,10 +1,19 @@
 //! `pve-sandbox-agent doctor`: each finding comes with what was broken, and goes with its remedy.
 
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use agent::journal::{self, Journal as _, Pools, SqliteJournal};
 use daemon::doctor::State;
+use proto::id::Vmid;
 
 use crate::{
     node::Node,
-    sick::{Sick, is_possible},
+    patient::Patient as _,
+    sick::{Running, Sick, is_possible},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,6 +62,19 @@ async fn each_flaw_of_the_network_is_found_and_mended() {
     let gone = "dns=$(cat $ROOT/dns.pid); kill $dns; while kill -0 $dns 2>&-; do sleep 0.02; done";
     sick.is_mended("name-server", gone).await;
     sick.is_mended("isolation", "nft delete table inet pve_sandbox").await;
+    // Remedies that the operator goes on from: the bridge is chosen anew, nft says why it fails.
+    sick.sh("mv $ROOT/net/vmbr1/bridge $ROOT/bridge.off");
+    let found = sick.findings().await;
+    assert_eq!((found.len(), found[0].name, found[0].state), (1, "bridge", State::Failed));
+    let remedy = found[0].remedy.as_deref().unwrap_or_default();
+    assert!(remedy.starts_with("pve-sandbox-agent bridge init"), "{remedy}");
+    sick.sh("mv $ROOT/bridge.off $ROOT/net/vmbr1/bridge; touch $ROOT/unlisted");
+    let found = sick.findings().await;
+    let names: Vec<_> = found.iter().map(|check| check.name).collect();
+    assert_eq!(names, ["nat", "isolation"], "{found:?}");
+    assert!(found.iter().all(|check| check.remedy.as_deref() == Some("nft list tables")));
+    sick.sh("rm $ROOT/unlisted");
+    assert_eq!(sick.findings().await, []);
     // An edit, not a command.
     sick.sh("sed -i 's/^gateway/isolation = false\\ngateway/' $ROOT/agent.toml");
     let found = sick.findings().await;
@@ -60,6 +82,175 @@ async fn each_flaw_of_the_network_is_found_and_mended() {
     assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("isolation = true")));
     sick.sh("sed -i 's/isolation = false/isolation = true/' $ROOT/agent.toml");
     assert_eq!(sick.findings().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_flaw_of_the_clock_is_found_and_mended() {
+    if !is_possible() {
+        return;
+    }
+    let sick = Sick::start().await;
+    sick.is_mended("clock", "touch $ROOT/unsynchronised").await;
+    // Where controller and node are apart, the node's certificate begins in the node's future.
+    sick.is_mended("certificate", "touch $ROOT/behind").await;
+    sick.sh("touch $ROOT/behind");
+    let found = sick.findings().await;
+    let [behind] = &found[..] else { panic!("{found:?}") };
+    assert!(behind.found.contains("the clock of this machine is behind"), "{behind:?}");
+    sick.sh("rm $ROOT/behind; mv $ROOT/bin/timedatectl $ROOT/timedatectl");
+    let found = sick.findings().await;
+    let [silent] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((silent.name, silent.remedy.as_deref()), ("clock", Some("timedatectl status")));
+    sick.sh("mv $ROOT/timedatectl $ROOT/bin/timedatectl");
+    assert_eq!(sick.findings().await, []);
+}
+
+/// Number of a process that Linux gives to none.
+const AGENT_PID: u32 = 4_194_305;
+
+/// Shows an agent that runs, as the kernel does; its program is this file.
+fn show_agent(sick: &Sick, pid: u32, program: &str) {
+    let own = format!("$ROOT/proc/{pid}");
+    sick.sh(&format!(
+        "mkdir -p {own}/ns $ROOT/proc/self/ns; ln -sf 'pid:[1]' {own}/ns/pid\n\
+         ln -sf 'pid:[1]' $ROOT/proc/self/ns/pid; ln -s '{program}' {own}/exe\n\
+         echo '{pid} (agent) S 1 1 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 7 0 0' > {own}/stat\n\
+         printf '/usr/bin/pve-sandbox-agent\\000run\\000' > {own}/cmdline"
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn older_agent_one_without_its_rights_and_a_stranger_are_found() {
+    if !is_possible() {
+        return;
+    }
+    let mut sick = Sick::start().await;
+    show_agent(&sick, AGENT_PID, "/usr/bin/pve-sandbox-agent");
+    assert_eq!(sick.findings().await, []);
+    let replaced = format!("ln -sfn '/usr/bin/agent (deleted)' $ROOT/proc/{AGENT_PID}/exe");
+    sick.is_mended("agent", &replaced).await;
+
+    // A drop-in of its unit has taken its capabilities.
+    let bound = Command::new("setpriv")
+        .args(["--bounding-set=-all", "--inh-caps=-all", "sleep", "300"])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("setpriv");
+    let bound = Running(bound);
+    let status = format!("/proc/{}/status", bound.0.id());
+    let has_none = || {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        text.lines().any(|line| line == "CapEff:\t0000000000000000")
+    };
+    let waited = async {
+        while !has_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waited).await.expect("it has none in time");
+    show_agent(&sick, bound.0.id(), "/usr/bin/pve-sandbox-agent");
+    let found = sick.findings().await;
+    drop(bound);
+    assert!(!found.is_empty() && found.iter().all(|check| check.name == "capability"), "{found:?}");
+    let remedy = found[0].remedy.as_deref().unwrap_or_default();
+    assert!(remedy.starts_with("systemctl cat pve-sandbox-agent shows which file"), "{remedy}");
+    sick.sh("systemctl restart pve-sandbox-agent");
+    assert_eq!(sick.findings().await, []);
+
+    sick.stop_agent().await;
+    let other = tokio::net::TcpListener::bind(sick.node.address).await.expect("free");
+    // The controller calls it, too.
+    let silent = tokio::spawn(async move { while other.accept().await.map(drop).is_ok() {} });
+    let found = sick.findings().await;
+    let [stranger] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((stranger.name, stranger.state), ("agent", State::Failed));
+    assert!(stranger.remedy.as_deref().is_some_and(|text| text.starts_with("ss -ltnp")));
+    silent.abort();
+    silent.await.expect_err("aborted");
+    sick.start_agent().await;
+    assert_eq!(sick.findings().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_number_of_the_node_is_found_until_it_is_confirmed() {
+    if !is_possible() {
+        return;
+    }
+    let sick = Sick::start().await;
+    let vmid = |number| Vmid::try_from(number).expect("in range");
+    let pools = Pools {
+        vmids: (vmid(100_000), vmid(100_999)),
+        addresses: ([10, 100, 1, 2].into(), [10, 100, 1, 254].into()),
+        address_quarantine_ms: 0,
+    };
+    fs::create_dir_all(sick.node.file("state")).expect("made");
+    let path = sick.node.file("state/journal.sqlite");
+    let journal = SqliteJournal::open(&path, pools).expect("a journal");
+    // As `confirm-node-number` does.
+    let confirm = async |number| {
+        let node = journal::Node { name: sick.node.name().clone(), number };
+        journal.set_node(&node).await.expect("written");
+    };
+    confirm(1).await;
+    assert_eq!(sick.findings().await, []);
+    confirm(2).await;
+    let found = sick.findings().await;
+    let [changed] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((changed.name, changed.state), ("node-number", State::Failed));
+    assert_eq!(
+        changed.remedy.as_deref(),
+        Some(
+            "systemctl stop pve-sandbox-agent; pve-sandbox-agent confirm-node-number; systemctl start \
+             pve-sandbox-agent"
+        )
+    );
+    confirm(1).await;
+    assert_eq!(sick.findings().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_the_ingress_and_of_the_tunnel_are_found_and_mended() {
+    if !is_possible() {
+        return;
+    }
+    let sick = Sick::start().await;
+    let root = sick.path("");
+    // The first of the commands: the other one needs Cloudflare.
+    sick.sh("mkdir $ROOT/tunnel; echo nonsense > $ROOT/tunnel/settings.json");
+    let found = sick.findings().await;
+    let [settings] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((settings.name, settings.state), ("tunnel", State::Failed));
+    let remedy = settings.remedy.as_deref().unwrap_or_default();
+    let (first, rest) = remedy.split_once("; then ").expect("two commands");
+    assert!(rest.starts_with("pve-sandbox-agent tunnel setup"), "{remedy}");
+    sick.sh(first);
+    assert_eq!(sick.findings().await, []);
+
+    // No Caddy runs here: of the findings, only those of its files count.
+    let ingress = format!(
+        "\n[ingress]\ndomain = \"sbx.test\"\npublic = [\"127.0.0.1:1\"]\npeer = \"127.0.0.1:2\"\n\
+         caddy_config = \"{root}web/caddy.json\"\naccess_log = \"\"\n"
+    );
+    fs::write(sick.node.file("agent.toml"), sick.node.config() + &ingress).expect("written");
+    sick.sh("mkdir $ROOT/web");
+    let of_files = async || {
+        let found = sick.findings().await.into_iter();
+        let names = ["configuration", "ingress-files", "ingress-certificate"];
+        found.filter(|check| names.contains(&check.name)).collect::<Vec<_>>()
+    };
+    assert_eq!(of_files().await, []);
+    for (name, breaks) in [
+        ("ingress-files", "rmdir $ROOT/web"),
+        ("ingress-files", "echo short > $ROOT/web/caddy.proof"),
+        ("ingress-certificate", "chmod 644 $ROOT/tls/ingress-node.key"),
+    ] {
+        sick.sh(breaks);
+        let found = of_files().await;
+        let [one] = &found[..] else { panic!("{breaks}: {found:?}") };
+        assert_eq!((one.name, one.state), (name, State::Failed), "{breaks}");
+        sick.sh(one.remedy.as_deref().expect("a remedy"));
+        assert_eq!(of_files().await, [], "{breaks}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,6 +319,11 @@ async fn what_the_kernel_cannot_limit_is_a_warning() {
     // v1 has them under names of its own.
     let v1 = "for name in pids blkio; do mkdir $ROOT/cgroup/$name; : > $ROOT/cgroup/$name/cgroup.procs; done";
     assert_eq!(found(v1).await, ["storage fast"]);
+    let off = ["read_mibps", "write_mibps", "read_iops", "write_iops"]
+        .map(|name| format!("io_{name} = 0"));
+    let off = format!("sed -i 's/^\\[limits\\]/&\\n{}/' $ROOT/agent.toml", off.join("\\n"));
+    assert_eq!(found(&off).await, [""; 0], "that is meant");
+    sick.is_mended("limits", "touch $ROOT/countless").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@
 mod controller;
 mod doctor;
 mod node;
+mod patient;
 mod repeat;
 mod served;
 mod sick;

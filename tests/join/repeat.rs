@@ -12,7 +12,10 @@ use controller::{
     },
 };
 
-use crate::sick::{Sick, is_possible};
+use crate::{
+    patient::Patient as _,
+    sick::{Sick, is_possible},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_that_a_join_has_not_made_are_seen() {

@@ -11,13 +11,23 @@ use std::{
 
 use agent::{
     bridge,
+    clock::{Clock as _, SystemClock},
     config::Flags,
     doctor::{self, Host},
+    tunnel,
 };
 use daemon::doctor::{Check, Report, State};
 use tokio_util::sync::DropGuard;
 
-use crate::{node::Node, world::World};
+use crate::{node::Node, patient::Patient, world::World};
+
+/// Stands for the program of the clock, which is synchronised unless a file says otherwise.
+pub(crate) const TIMEDATECTL: &str = "case \"$1 $2\" in\n\
+     'show '*) test -e $ROOT/unsynchronised && echo no || echo yes;;\n\
+     'set-ntp true') rm -f $ROOT/unsynchronised $ROOT/behind;;\n\
+     *) exit 1;; esac";
+/// Time by which the clock of the node is behind while the file `behind` is there, milliseconds.
+const BEHIND_MS: u64 = 48 * 3_600_000;
 
 /// Programs of the root: what a remedy runs.
 const PROGRAMS: &[(&str, &str)] = &[
@@ -44,13 +54,15 @@ const PROGRAMS: &[(&str, &str)] = &[
         "mkdir -p $ROOT/net/$2/bridge\n\
          printf '|-- 10.100.1.1\\n/32 host LOCAL\\n' > $ROOT/proc/net/fib_trie",
     ),
+    ("timedatectl", TIMEDATECTL),
+    ("modprobe", "rm -f $ROOT/countless"),
     ("apt-get", "test $1 = install && cp $ROOT/bin/caddy $ROOT/bin/lxc-attach"),
     (
         "systemctl",
         "case \"$1 $2\" in\n\
          'restart pve-cluster') echo '{\"nodename\":\"n1\",\"version\":0}' > $ROOT/pve/.members;;\n\
          'restart pve-sandbox-agent') for family in inet bridge; do\n\
-         nft add table $family pve_sandbox; done;;\n\
+         nft add table $family pve_sandbox; done; rm -rf $ROOT/proc/[1-9]*;;\n\
          'restart pve-sandbox-dns') $DNSMASQ --conf-file=/dev/null --port=$DNS_PORT --user=root \\\n\
          --listen-address=127.0.0.1 --bind-interfaces --no-resolv --no-hosts \\\n\
          --pid-file=$ROOT/dns.pid;;\n\
@@ -76,7 +88,7 @@ pub(crate) struct Sick {
     pub(crate) node: Node,
     serving: Option<DropGuard>,
     /// Network namespace of nft.
-    namespace: Child,
+    namespace: Running,
     dns_port: u16,
 }
 
@@ -105,8 +117,11 @@ impl Sick {
             fs::create_dir_all(path.parent().expect("in the root")).expect("made");
             fs::write(path, text).expect("written");
         };
-        let pid = self.namespace.id();
-        let nft = format!("exec nsenter --net=/proc/{pid}/ns/net /usr/sbin/nft \"$@\"");
+        let pid = self.namespace.0.id();
+        let nft = format!(
+            "test -e $ROOT/unlisted && exit 1\ntest -e $ROOT/countless && test \"$1\" = -c && exit 1\n\
+             exec nsenter --net=/proc/{pid}/ns/net /usr/sbin/nft \"$@\""
+        );
         let dnsmasq = format!("exec {DNSMASQ} \"$@\"");
         let own = [("nft", nft.as_str()), ("dnsmasq", dnsmasq.as_str())];
         for (name, text) in PROGRAMS.iter().copied().chain(own) {
@@ -173,7 +188,15 @@ impl Sick {
             caddy: file("bin/caddy"),
             dnsmasq: file("bin/dnsmasq"),
             name_server: Some(([127, 0, 0, 1], self.dns_port).into()),
-            tunnel: None,
+            tunnel: Some(tunnel::node::Paths {
+                dir: file("tunnel"),
+                cloudflared: file("bin/cloudflared"),
+                systemctl: file("bin/systemctl"),
+                systemd: file("no-systemd"),
+                given: file("given"),
+            }),
+            timedatectl: file("bin/timedatectl"),
+            now_ms: file("behind").exists().then(|| SystemClock::default().now_ms() - BEHIND_MS),
         }
     }
 
@@ -198,50 +221,48 @@ impl Sick {
         doctor::run(Some(&path), &Flags::default(), &|_| None, &self.host()).await
     }
 
-    /// Returns what is wrong. The clock of the machine that tests run on is left out.
-    pub(crate) async fn findings(&self) -> Vec<Check> {
-        let findings = self.report().await.checks.into_iter();
-        findings.filter(|check| check.state != State::Ok && check.name != "clock").collect()
-    }
-
-    /// Runs a line of the shell in the root, as an operator does.
-    #[track_caller]
-    pub(crate) fn sh(&self, line: &str) {
-        let bin = self.node.file("bin").display().to_string();
-        let done = Command::new("/bin/sh")
-            .args(["-ec", line])
-            .env("PATH", format!("{bin}:/usr/sbin:/usr/bin:/sbin:/bin"))
-            .env("ROOT", self.root())
-            .env("DNS_PORT", self.dns_port.to_string())
-            .env("DNSMASQ", DNSMASQ)
-            .stdin(Stdio::null())
-            .status()
-            .expect("a shell");
-        assert!(done.success(), "{line}");
-    }
-
-    /// Breaks something, sees the one finding, runs its remedy word for word, and sees it gone.
-    pub(crate) async fn is_mended(&self, name: &str, breaks: &str) {
-        let line = breaks.replace("$ROOT", &self.root().display().to_string());
-        self.sh(&line);
-        let found = self.findings().await;
-        let finding = found.iter().find(|check| check.name == name);
-        let finding = finding.unwrap_or_else(|| panic!("{name} after {breaks}: {found:?}"));
-        let remedy = finding.remedy.clone().expect("a remedy");
-        self.sh(&remedy);
-        let left = self.findings().await;
-        assert_eq!(left, [], "{name} after {breaks}, and {remedy}");
-    }
-
     pub(crate) fn path(&self, name: &str) -> String {
         self.node.file(name).display().to_string()
     }
 }
 
+impl Patient for Sick {
+    fn programs(&self) -> String {
+        self.path("bin")
+    }
+
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ROOT", self.path("")),
+            ("DNS_PORT", self.dns_port.to_string()),
+            ("DNSMASQ", DNSMASQ.to_owned()),
+        ]
+    }
+
+    async fn findings(&self) -> Vec<Check> {
+        let findings = self.report().await.checks.into_iter();
+        findings.filter(|check| check.state != State::Ok).collect()
+    }
+
+    /// Runs a remedy word for word.
+    async fn run(&self, remedy: &str) {
+        self.sh(remedy);
+    }
+}
+
+/// Process that is ended with the test.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails where it has ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 impl Drop for Sick {
     fn drop(&mut self) {
-        drop(self.namespace.kill());
-        drop(self.namespace.wait());
         let pid = fs::read_to_string(self.node.file("dns.pid")).unwrap_or_default();
         if let Ok(pid) = pid.trim().parse() {
             let pid = nix::unistd::Pid::from_raw(pid);
@@ -251,11 +272,11 @@ impl Drop for Sick {
 }
 
 /// Starts a network namespace, which lives as long as its process.
-fn namespace() -> Child {
+fn namespace() -> Running {
     let child =
         Command::new("unshare").args(["--net", "sleep", "300"]).stdin(Stdio::null()).spawn();
-    let child = child.expect("unshare");
-    let path = format!("/proc/{}/ns/net", child.id());
+    let child = Running(child.expect("unshare"));
+    let path = format!("/proc/{}/ns/net", child.0.id());
     let own = fs::read_link("/proc/self/ns/net").expect("proc");
     // Until `unshare` has become `sleep`, the namespace is the test's.
     while !fs::read_link(&path).is_ok_and(|other| other != own) {
@@ -270,7 +291,7 @@ pub(crate) fn is_possible() -> bool {
     let missing: Vec<_> = programs.iter().filter(|path| !Path::new(path).exists()).collect();
     let is_root = nix::unistd::geteuid().is_root();
     if !missing.is_empty() || !is_root {
-        eprintln!("skipped: this needs root, and {missing:?}");
+        eprintln!("NOT TESTED: this needs root; programs that are missing: {missing:?}");
     }
     missing.is_empty() && is_root
 }

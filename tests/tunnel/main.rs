@@ -3,6 +3,7 @@
 
 mod cloud;
 mod controller;
+mod doctor;
 mod documents;
 mod keep;
 #[path = "../join/served.rs"]

@@ -13,14 +13,19 @@ use agent::{
     run::Runner,
     tunnel::{
         api::Api,
+        judge, look,
         node::{Node, Paths},
         render::Origin,
         settings::{self, Hostname, Settings},
         setup::{self, Done, Order},
     },
 };
+use daemon::doctor::{Check, State};
 
 use crate::cloud::{Cloud, TOKEN};
+
+/// 2026-11-30.
+pub(crate) const NOW_MS: u64 = 1_796_000_000_000;
 
 /// The stand-in for cloudflared; see its own file.
 const STANDIN: &str = env!("CARGO_BIN_EXE_cloudflared-standin");
@@ -145,6 +150,24 @@ impl World {
         Settings::read(&path).expect("read").expect("set up")
     }
 
+    /// Returns what `doctor` finds wrong with the tunnel.
+    pub(crate) async fn findings(&self, cloud: Option<&Cloud>) -> Vec<Check> {
+        self.findings_at(self.node.paths(), cloud, NOW_MS).await
+    }
+
+    /// Returns what `doctor` finds wrong with the tunnel of these paths at this time.
+    pub(crate) async fn findings_at(
+        &self,
+        paths: &Paths,
+        cloud: Option<&Cloud>,
+        now_ms: u64,
+    ) -> Vec<Check> {
+        let api = cloud.map(api);
+        let facts = look::look(paths, Some(&self.origin), api.as_ref(), now_ms).await;
+        let all = judge::checks(&facts.expect("seen").expect("set up"), paths).into_iter();
+        all.filter(|check| check.state != State::Ok).collect()
+    }
+
     /// Returns what systemctl was asked since the last question.
     pub(crate) fn systemctl(&self) -> Vec<String> {
         let path = self.file("systemctl.log");
@@ -175,6 +198,22 @@ impl Drop for World {
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).ok();
         }
     }
+}
+
+/// Sets a tunnel up, with nothing wrong.
+pub(crate) async fn set_up() -> (Cloud, World) {
+    let (cloud, world) = (Cloud::start().await, World::new());
+    world.setup(&cloud, &world.order()).await.1.expect("set up");
+    world.systemctl();
+    (cloud, world)
+}
+
+/// Checks that there is this one finding, with this in its remedy.
+#[track_caller]
+pub(crate) fn only(found: &[Check], name: &str, remedy: &str) {
+    let [one] = found else { panic!("{name}: {found:?}") };
+    assert_eq!(one.name, name);
+    assert!(one.remedy.as_deref().is_some_and(|text| text.contains(remedy)), "{one:?}");
 }
 
 pub(crate) fn host(text: &str) -> Hostname {

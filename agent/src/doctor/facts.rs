@@ -11,6 +11,7 @@ use proto::{id::Vmid, name::SnapshotId};
 
 use crate::{
     detect::OnBridge,
+    hand_edits::Edits,
     ingress::{caddy::Obstacle, listeners::Listener as WebListener, version::Version},
     pve::Cluster,
     sys::privileges::Missing,
@@ -65,6 +66,8 @@ pub struct Node {
     pub own: Option<certificate::Facts>,
     /// Tunnel, where one was set up, or why its settings cannot be read.
     pub tunnel: Result<Option<tunnel::look::Facts>, String>,
+    /// Configuration files that were changed by hand within the last day, and that the agent put back.
+    pub edits: Edits,
     /// Free space of the agent's directory, bytes.
     pub room: Option<u64>,
     /// The agent that should run.

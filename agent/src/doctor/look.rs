@@ -34,6 +34,7 @@ use crate::{
     config::Config,
     detect::{self, Roots},
     firewall::render,
+    hand_edits,
     ingress::{
         caddy, keeper,
         listeners::{self, Listener as WebListener},
@@ -82,9 +83,9 @@ pub(super) async fn all(
             None => None,
         }
     };
-    let (synchronised, node) = tokio::join!(reach::is_synchronised(), node);
+    let (synchronised, node) = tokio::join!(reach::is_synchronised(&host.timedatectl), node);
     Facts {
-        now_ms: SystemClock::default().now_ms(),
+        now_ms: host.now_ms.unwrap_or_else(|| SystemClock::default().now_ms()),
         is_root: nix::unistd::geteuid().is_root(),
         synchronised,
         cluster: detect::cluster(roots),
@@ -150,6 +151,7 @@ pub(super) fn files(config: &Config) -> Node {
         taken: Taken::default(),
         ingress,
         tunnel: Ok(None),
+        edits: hand_edits::recent(&config.run_dir.join(hand_edits::FILE), now_ms(config)),
         room: None,
         agent: Agent::default(),
     }

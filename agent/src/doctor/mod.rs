@@ -21,7 +21,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use daemon::doctor::{Check, Report, certificate};
+use daemon::doctor::{Check, Report, certificate, reach};
 
 use self::facts::Facts;
 use crate::{
@@ -48,6 +48,10 @@ pub struct Host {
     pub name_server: Option<SocketAddr>,
     /// Files and programs of the tunnel, if they are not those of the host.
     pub tunnel: Option<tunnel::node::Paths>,
+    /// Program that knows whether the clock is synchronised.
+    pub timedatectl: PathBuf,
+    /// Time, milliseconds since 1970, if it is not that of the host.
+    pub now_ms: Option<u64>,
 }
 
 impl Host {
@@ -61,6 +65,8 @@ impl Host {
             dnsmasq: "/usr/sbin/dnsmasq".into(),
             name_server: None,
             tunnel: None,
+            timedatectl: reach::TIMEDATECTL.into(),
+            now_ms: None,
         }
     }
 }
@@ -79,7 +85,7 @@ pub async fn run(
         // The configuration is completed from pmxcfs, too, so nothing else of the node can be judged.
         let stuck = node::stuck(&pve);
         let is_root = nix::unistd::geteuid().is_root();
-        let clock = daemon::doctor::reach::clock(daemon::doctor::reach::is_synchronised().await);
+        let clock = reach::clock(reach::is_synchronised(&host.timedatectl).await);
         return Report::new(vec![stuck, node::privileges(is_root), clock]);
     }
     let config = file
@@ -94,7 +100,7 @@ fn checks(config: &Result<Config, config::Error>, facts: &Facts, host: &Host) ->
     let mut checks = configuration::check(config, facts, host);
     checks.push(node::privileges(facts.is_root));
     checks.push(node::quorum(&facts.cluster));
-    checks.push(daemon::doctor::reach::clock(facts.synchronised));
+    checks.push(reach::clock(facts.synchronised));
     if let (Ok(config), Some(node)) = (config, &facts.node) {
         checks.extend(node::programs(&node.programs));
         checks.extend(node::number(config.number, &facts.cluster));
@@ -109,6 +115,7 @@ fn checks(config: &Result<Config, config::Error>, facts: &Facts, host: &Host) ->
         checks.extend(own_certificate(config, node, facts.now_ms));
         checks.extend(ingress::caddy(config, node, facts.now_ms));
         checks.extend(of_tunnel(config, node, host));
+        checks.extend(node::edits(&node.edits, facts.now_ms));
         checks.push(node::room(&config.state_dir, node.room));
         checks.extend(node::agent(config, &node.agent));
         checks.extend(node::capabilities(&node.agent));

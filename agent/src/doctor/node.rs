@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    hand_edits::Edits,
     pve::{Cluster, HostPaths},
 };
 
@@ -51,6 +52,17 @@ pub(super) fn stuck(pve: &HostPaths) -> Check {
     let found = "pmxcfs does not answer within 3 s: it is stuck, so PVE and the agent can change nothing, and \
                  the rest of this node was not looked at";
     Check::failed("quorum", root, found, "systemctl restart pve-cluster; then run this again")
+}
+
+/// Says which configuration files were changed by hand, and were put back.
+pub(super) fn edits(edits: &Edits, now_ms: u64) -> Vec<Check> {
+    let told = edits.iter().map(|(file, at_ms)| {
+        let hours = now_ms.saturating_sub(*at_ms) / 3_600_000 + 1;
+        let found = format!("changed by hand, and put back by the agent less than {hours} h ago");
+        let remedy = "change agent.toml, or the settings of the tunnel: the agent writes this file from them";
+        Check::warning("hand-edit", file.clone(), found, remedy)
+    });
+    told.collect()
 }
 
 pub(super) fn quorum(cluster: &Cluster) -> Check {
@@ -139,7 +151,7 @@ pub(super) fn agent(config: &Config, agent: &Agent) -> Option<Check> {
             restart,
         ),
         Listener::Accepted(_) => {
-            let version = env!("CARGO_PKG_VERSION");
+            let version = daemon::version::get();
             Check::ok("agent", subject, format!("it answers; this program is {version}"))
         }
     })
@@ -192,6 +204,16 @@ mod tests {
         whole.members.values_mut().for_each(|member| member.online = true);
         let found = quorum(&whole);
         assert_eq!((found.state, found.found.as_str()), (State::Ok, "2 of 2 nodes are online"));
+    }
+
+    #[test]
+    fn change_by_hand_is_told_with_its_age() {
+        let edit = Edits::from([("/etc/pve-sandbox/caddy.json".to_owned(), 1000)]);
+        let found = edits(&edit, 1000 + 2 * 3_600_000);
+        assert_eq!((found.len(), found[0].state), (1, State::Warning));
+        assert_eq!(found[0].subject, "/etc/pve-sandbox/caddy.json");
+        assert!(found[0].found.contains("less than 3 h ago"), "{found:?}");
+        assert_eq!(edits(&Edits::new(), 0), []);
     }
 
     #[test]

@@ -3,17 +3,21 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use daemon::sync::Mutex;
-use proto::{sandbox::v1::NodeLoad, spec::Size};
+use proto::{
+    sandbox::v1::{ConfigEdit, NodeLoad},
+    spec::Size,
+};
 use tokio::sync::watch;
 
 use super::convert;
 use crate::{
+    hand_edits::HandEdits,
     journal::scheduling::SchedulingState,
     load::HostLoad,
     pve::StorageRoom,
@@ -27,11 +31,25 @@ pub struct Reporter {
     host: watch::Receiver<HostLoad>,
     seq: Arc<AtomicU64>,
     tally: Arc<Mutex<Tally>>,
+    /// Changes by hand of configuration files.
+    edits: Arc<OnceLock<Arc<HandEdits>>>,
 }
 
 impl Reporter {
     pub fn new(sandboxes: Arc<Sandboxes>, host: watch::Receiver<HostLoad>) -> Self {
-        Self { sandboxes, host, seq: Arc::default(), tally: Arc::default() }
+        let (seq, tally, edits) = (Arc::default(), Arc::default(), Arc::default());
+        Self { sandboxes, host, seq, tally, edits }
+    }
+
+    pub(super) fn report_edits(&self, edits: Arc<HandEdits>) {
+        drop(self.edits.set(edits));
+    }
+
+    fn config_edits(&self) -> Vec<ConfigEdit> {
+        let recent = self.edits.get().map(|edits| edits.recent(self.sandboxes.now_ms()));
+        let edit =
+            |(file, at_ms)| ConfigEdit { file, put_back_at: Some(convert::timestamp(at_ms)) };
+        recent.unwrap_or_default().into_iter().map(edit).collect()
     }
 
     pub(super) async fn report(&self) -> NodeLoad {
@@ -100,6 +118,7 @@ impl Reporter {
                 .map(|template| convert::default_ports(&template.ports))
                 .collect(),
             labels: options.labels.iter().map(ToString::to_string).collect(),
+            config_edits: self.config_edits(),
         }
     }
 

@@ -45,6 +45,7 @@ use tonic::{
 
 use crate::{
     certificates::Certificates,
+    hand_edits::HandEdits,
     name_directory::NameDirectory,
     revoked::Revoked,
     sandbox::{
@@ -117,6 +118,11 @@ impl Rpc {
             watches: Arc::new(Semaphore::new(WATCHES_MAX)),
             streams: exec::Streams::default(),
         }
+    }
+
+    /// Reports these changes by hand with the load. Called once; without it there are none.
+    pub fn report_edits(&self, edits: Arc<HandEdits>) {
+        self.reporter.report_edits(edits);
     }
 
     /// Adds a check to `fsck`. Called once.

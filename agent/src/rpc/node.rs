@@ -35,7 +35,7 @@ impl Rpc {
         let (first, last) = self.sandboxes.journal().vmids();
         Ok(HelloResponse {
             node: self.sandboxes.pve().node().to_string(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: daemon::version::get().to_owned(),
             journal_id: self.sandboxes.journal().id().to_owned(),
             epoch: self.sandboxes.epoch(),
             members: members.collect(),

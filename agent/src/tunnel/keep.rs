@@ -1,7 +1,7 @@
 //! Upkeep of cloudflared's configuration by the agent: what differs from the settings is put back, and the connector
 //! is restarted where it runs with another configuration. It reads its file at its start only, and dies of SIGHUP.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use daemon::{chain::Chain, text};
 use tokio::time::{MissedTickBehavior, interval};
@@ -11,6 +11,10 @@ use super::{
     UNIT,
     node::{self, Error, Node},
     render::{Origin, render},
+};
+use crate::{
+    clock::{Clock as _, SystemClock},
+    hand_edits::HandEdits,
 };
 
 /// Interval between two looks.
@@ -37,6 +41,10 @@ pub fn plan(wanted: &str, file: Option<&str>, running: Option<&str>, tried: Opti
 pub struct Keeper {
     node: Node,
     origin: Origin,
+    /// Changes by hand of the configuration that were put back.
+    edits: Arc<HandEdits>,
+    /// Configuration that this keeper has left in the file: from then on, another one was made by hand.
+    left: Option<String>,
     /// Configuration for which the connector was restarted last.
     tried: Option<String>,
     /// Configuration that cloudflared did not accept.
@@ -48,7 +56,15 @@ pub struct Keeper {
 impl Keeper {
     /// Makes a keeper.
     pub fn new(node: Node, origin: Origin) -> Self {
-        Self { node, origin, tried: None, refused: None, told: None }
+        let edits = Arc::default();
+        Self { node, origin, edits, left: None, tried: None, refused: None, told: None }
+    }
+
+    /// Records changes by hand here.
+    #[must_use]
+    pub fn recording(mut self, edits: Arc<HandEdits>) -> Self {
+        self.edits = edits;
+        self
     }
 
     /// Looks, now and every 30 s, until `stop`.
@@ -68,7 +84,11 @@ impl Keeper {
     /// When something cannot be read, written or run.
     pub async fn look(&mut self) -> Result<Work, Error> {
         let none = Work { writes: false, restarts: false };
-        let Some(settings) = node::settings(self.node.paths())? else { return Ok(none) };
+        let Some(settings) = node::settings(self.node.paths())? else {
+            // What a later setup writes is no change by hand.
+            self.left = None;
+            return Ok(none);
+        };
         self.tell_domain(settings.domain.as_str());
         let wanted = render(&settings, &self.origin);
         let path = self.node.paths().config();
@@ -76,7 +96,9 @@ impl Keeper {
         let running = self.node.paths().running_config();
         let work = plan(&wanted, file.as_deref(), running.as_deref(), self.tried.as_deref());
         if work.writes {
-            self.write(&wanted, file.is_some(), path).await?;
+            self.write(&wanted, file, path).await?;
+        } else {
+            self.left = Some(wanted.clone());
         }
         if work.restarts {
             self.tried = Some(wanted);
@@ -89,7 +111,12 @@ impl Keeper {
         Ok(work)
     }
 
-    async fn write(&mut self, wanted: &str, was_there: bool, path: PathBuf) -> Result<(), Error> {
+    async fn write(
+        &mut self,
+        wanted: &str,
+        found: Option<String>,
+        path: PathBuf,
+    ) -> Result<(), Error> {
         // Told once: nothing changes until the settings do.
         if self.refused.as_deref() == Some(wanted) {
             return Ok(());
@@ -106,12 +133,15 @@ impl Keeper {
             }
         }
         self.node.write_config(wanted)?;
-        let path = path.display();
-        match was_there {
-            true => {
-                tracing::warn!(%path, "cloudflared's configuration differed from the settings and was put back")
+        let is_edit = self.left.is_some() && self.left != found;
+        self.left = Some(wanted.to_owned());
+        let shown = path.display();
+        match found {
+            _ if is_edit => self.edits.put_back(&path, SystemClock::default().now_ms()),
+            Some(_) => {
+                tracing::warn!(path = %shown, "cloudflared's configuration differed from the settings and was put back")
             }
-            false => tracing::info!(%path, "wrote cloudflared's configuration"),
+            None => tracing::info!(path = %shown, "wrote cloudflared's configuration"),
         }
         Ok(())
     }

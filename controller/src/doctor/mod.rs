@@ -53,14 +53,14 @@ struct Facts {
     ssh: Option<ssh::Facts>,
 }
 
-/// Looks at everything.
-pub async fn run(path: &Path) -> Report {
+/// Looks at everything; asks the program `timedatectl` for the clock.
+pub async fn run(path: &Path, timedatectl: &Path) -> Report {
     let config = Config::load(path);
     if let Some(check) = privileges(unistd::Uid::effective(), &owners(&config)) {
         // Of what it may not read, it would say that it is not there.
         return Report::new(vec![check]);
     }
-    let synchronised = reach::is_synchronised().await;
+    let synchronised = reach::is_synchronised(timedatectl).await;
     let mut checks = configuration(path, &config);
     checks.push(reach::clock(synchronised));
     if let Ok(config) = &config {

@@ -1,10 +1,13 @@
 //! What nodes report of their sandboxes: into the inventory and the event log.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use proto::{
     id::{SandboxId, SandboxRef},
     name::{NodeName, Team},
-    sandbox::v1::{EventKind, Phase, Sandbox},
+    sandbox::v1::{ConfigEdit, EventKind, NodeLoad, Phase, Sandbox},
 };
+use tokio::time::Instant;
 
 use super::{Node, Nodes};
 use crate::{
@@ -12,6 +15,12 @@ use crate::{
     inventory::{Applied, Entry},
     store::{self, Event},
 };
+
+/// Most changes by hand that are taken from one report, and longest path of one, bytes.
+const EDITS_MAX: usize = 16;
+const FILE_MAX: usize = 512;
+/// Time in which changes by hand of one file of a node are one event. Something may write the file again and again.
+const EDITS_PAUSE: Duration = Duration::from_mins(10);
 
 impl Nodes {
     /// Applies a node's report of a sandbox, from the watch or from an answer.
@@ -30,8 +39,8 @@ impl Nodes {
             Applied::Changed | Applied::Known => {}
             Applied::StaleAttempt { node: holder, attempt } => {
                 tracing::warn!(node = %holder, sandbox_id = id, attempt, "node holds a stale attempt");
-                if let (Some(holder), Ok(id)) = (self.get(&holder), id.parse()) {
-                    holder.add_stale_attempt(id, attempt);
+                if let Ok(id) = id.parse() {
+                    self.cancel_stale_attempt(&holder, id, attempt);
                 }
             }
             Applied::Moved { left, to } => {
@@ -49,7 +58,8 @@ impl Nodes {
         }
     }
 
-    /// Ends a creation on this node and logs what the node has reported since.
+    /// Ends a creation on this node and logs what the node has reported since. If the node was forgotten meanwhile,
+    /// the sandbox ends, too: `forget` skips creations under way.
     pub fn settle(&self, id: &SandboxId, sandbox: Sandbox) {
         let since = |entry: &Entry, sandbox: &Sandbox| {
             let Some(node) = entry.node.as_ref().and_then(|name| self.get(name)) else { return };
@@ -58,11 +68,17 @@ impl Nodes {
                 Source { id: entry.id, team: &entry.team, node: &node.name, journal: &journal };
             self.log.observe(&source, Some(sandbox), &entry.sandbox);
         };
+        let node = sandbox.node.parse::<NodeName>();
         let later = self.cache.settle(id, sandbox, self.clock.now_ms(), since);
         if let Some(later) = later
             && let Ok(node) = later.node.parse()
         {
             self.apply(&node, *later);
+        }
+        if let Ok(node) = node
+            && self.is_forgotten(&node)
+        {
+            self.end_on(&node);
         }
     }
 
@@ -96,6 +112,43 @@ impl Nodes {
         self.log.append(Event { node, detail, ..self.log.event(kind, events::CONTROLLER) });
     }
 
+    /// Returns the changes by hand in a node's report that are to be logged: those that the report before did not
+    /// have, of files that are not in `logged`. The node's own times are not relied on.
+    pub(super) fn new_edits(
+        logged: &mut BTreeMap<String, Instant>,
+        before: Option<&NodeLoad>,
+        report: &NodeLoad,
+        now: Instant,
+    ) -> Vec<ConfigEdit> {
+        logged.retain(|_, at| now.duration_since(*at) < EDITS_PAUSE);
+        let edits = report.config_edits.iter().take(EDITS_MAX);
+        let edits = edits.filter(|edit| edit.file.len() <= FILE_MAX);
+        // Those of the first report may be old. The log skips the ones that it has.
+        let Some(before) = before else { return edits.cloned().collect() };
+        let mut new = Vec::new();
+        for edit in edits.filter(|edit| !before.config_edits.contains(edit)) {
+            if logged.len() < EDITS_MAX && !logged.contains_key(&edit.file) {
+                logged.insert(edit.file.clone(), now);
+                new.push(edit.clone());
+            }
+        }
+        new
+    }
+
+    /// Logs configuration files that a node's agent put back.
+    pub(super) fn log_put_back(&self, node: &Node, edits: Vec<ConfigEdit>) {
+        for ConfigEdit { file, put_back_at } in edits {
+            let at = put_back_at.unwrap_or_default();
+            self.log.append(Event {
+                // After a restart of the controller the node reports it again.
+                once: Some(format!("put back {} {file} {}.{}", node.name, at.seconds, at.nanos)),
+                detail: format!("{file} was changed by hand"),
+                node: Some(node.name.clone()),
+                ..self.log.event(EventKind::ConfigPutBack, events::CONTROLLER)
+            });
+        }
+    }
+
     /// Logs that a node has cancelled an attempt, before the pending cancel is removed.
     pub(super) async fn log_cancelled(
         &self,
@@ -106,12 +159,12 @@ impl Nodes {
     ) -> Result<(), store::Error> {
         let kind = EventKind::AttemptCancelled;
         let team = self.cache.get(&SandboxRef::Id(*id)).map(|entry| entry.team);
-        let left = if held.is_some() { "it is undone" } else { "the node had not heard of it" };
+        let outcome = if held.is_some() { "it is undone" } else { "the node had not heard of it" };
         self.log.append(Event {
             sandbox: Some(*id),
             team: team.or_else(|| held.and_then(|held| held.team.parse().ok())),
             node: Some(node.name.clone()),
-            detail: format!("attempt {attempt} was cancelled; {left}"),
+            detail: format!("attempt {attempt} was cancelled; {outcome}"),
             node_revision: held.map_or(0, |held| held.revision),
             once: Some(format!("{id} {attempt} {}", kind.as_str_name())),
             ..self.log.event(kind, events::CONTROLLER)

@@ -2,8 +2,8 @@
 
 use proto::{Reason, sandbox::v1::*};
 
-use super::*;
-use crate::node::calls::Call;
+use super::{events::settled, *};
+use crate::{node::calls::Call, store::Filter};
 
 #[tokio::test(start_paused = true)]
 async fn sandboxes_of_a_down_node_are_unreachable_and_not_gone() {
@@ -33,6 +33,147 @@ async fn sandboxes_of_a_down_node_are_unreachable_and_not_gone() {
     lab.api().delete_sandbox(delete).await.expect("deleted");
     let fsck = lab.operator().fsck(FsckRequest {}).await.expect("fsck").into_inner();
     assert_eq!((fsck.nodes, fsck.findings.len()), (3, 0), "{:?}", fsck.findings);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_by_hand_of_a_file_are_one_event_in_ten_minutes_also_over_a_restart() {
+    let mut lab = Lab::new().await;
+    let edit = |file: &str, seconds| ConfigEdit {
+        file: file.into(),
+        put_back_at: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+    };
+    let caddy = "/etc/pve-sandbox/caddy.json";
+    let logged = async |lab: &Lab| {
+        // Long enough for a report of every node.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        settled(lab).await;
+        let page = lab.store.events(0, Filter::default(), 1000).await.expect("read");
+        let events = page.events.into_iter().map(|(_, event)| event);
+        let put_back = events.filter(|event| event.kind == EventKind::ConfigPutBack);
+        let shown = |event: crate::store::Event| {
+            assert_eq!((event.team, event.sandbox), (None, None));
+            format!("{} {}", event.node.expect("a node"), event.detail)
+        };
+        put_back.map(shown).collect::<Vec<_>>()
+    };
+    assert_eq!(logged(&lab).await, [""; 0]);
+    lab.agents[0].load(|load| load.config_edits = vec![edit(caddy, 10)]);
+    let first = format!("n1 {caddy} was changed by hand");
+    assert_eq!(logged(&lab).await, [first.as_str()]);
+    lab.start().await;
+    assert_eq!(logged(&lab).await, [first.as_str()], "the new controller hears of it again");
+    // The same file once more, and one whose path is longer than any.
+    let long = "/".repeat(513);
+    lab.agents[0].load(|load| load.config_edits = vec![edit(caddy, 20), edit(&long, 20)]);
+    assert_eq!(logged(&lab).await, [first.as_str(), first.as_str()]);
+    // Something writes the file again and again.
+    for seconds in 30..40 {
+        lab.agents[0].load(|load| load.config_edits = vec![edit(caddy, seconds)]);
+        assert_eq!(logged(&lab).await.len(), 2);
+    }
+    // It goes on, and another file is changed in the same way.
+    tokio::time::sleep(Duration::from_mins(10)).await;
+    let other = "/etc/cloudflared/config.yml";
+    lab.agents[0].load(|load| load.config_edits = vec![edit(caddy, 40), edit(other, 40)]);
+    let last = logged(&lab).await.split_off(2);
+    assert_eq!(last, [first.clone(), format!("n1 {other} was changed by hand")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn creation_on_a_node_that_left_the_configuration_ends_when_the_node_is_forgotten() {
+    let mut lab = Lab::new().await;
+    for agent in &lab.agents[..2] {
+        agent.load(|load| load.memory_available = 1 << 30);
+    }
+    lab.agents[2].faults(|faults| faults.boot = Duration::from_hours(1));
+    // Long enough for a report of every node.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let wait = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    let asked = CreateSandboxRequest { wait, ..request("r1") };
+    let made = create(&mut lab.api(), asked).await.expect("accepted");
+    assert_eq!((made.phase(), made.node.as_str()), (Phase::Creating, "n3"), "the others are full");
+
+    lab.agents.pop().expect("the third").down();
+    lab.start().await;
+    lab.until_progress(&made.id, Progress::Queued).await;
+    // No other node had room in time, so the first one is asked again.
+    lab.until_seen(&made.id, |view| view.node == "n3").await;
+    let forget = ForgetNodeRequest { node: "n3".into(), lost: false, dry_run: false };
+    lab.operator().forget_node(forget).await.expect("forgotten");
+    let failed = lab.until(&made.id, Phase::Failed).await;
+    assert_eq!(failed.failure.expect("why").reason(), Reason::NoCapacity);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sandbox_whose_node_is_forgotten_just_before_its_creation_ends_is_not_left_alive() {
+    let lab = Lab::new().await;
+    let (nodes, n9) = (lab.domain().registry(), "n9".parse().expect("name"));
+    let id = proto::id::SandboxId::new(1, &[9; 10]);
+    let mut up = Sandbox {
+        id: id.to_string(),
+        node: "n9".into(),
+        team: "red".into(),
+        attempt: 1,
+        revision: 1,
+        ..Sandbox::default()
+    };
+    up.set_phase(Phase::Running);
+    nodes.cache.begin(id, "red".parse().expect("team"), up.clone());
+    nodes.forget(&n9).await.expect("forgotten");
+    let state = || nodes.cache.get(&SandboxRef::Id(id)).expect("known");
+    assert!(state().creating, "its task ends it");
+    nodes.settle(&id, up);
+    let sandbox = state().sandbox;
+    assert_eq!((sandbox.phase(), sandbox.cause()), (Phase::Deleted, proto::Cause::NodeLost));
+    assert_eq!(nodes.cache.count_on(&n9), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn forgotten_node_that_is_configured_again_is_not_forgotten_any_more() {
+    let store: Arc<dyn Store> = Arc::new(Memory::new());
+    let n1 = "n1".parse().expect("name");
+    store.forget_node(&n1).await.expect("forgotten");
+    let options = node::Options {
+        seeds: vec![(n1.clone(), "10.0.0.1:7445".into())],
+        discover: false,
+        agent_port: 7445,
+        limits: crate::placement::Limits::default(),
+    };
+    let clock = Arc::new(PausedClock(tokio::time::Instant::now()));
+    let nodes = node::registry::Nodes::start(
+        options,
+        Arc::new(Dialler(Net::new())),
+        store.clone(),
+        (clock, Arc::new(Seeded(AtomicU64::new(1)))),
+        (tokio_util::task::TaskTracker::new(), tokio_util::sync::CancellationToken::new()),
+    );
+    let nodes = nodes.await.expect("nodes");
+    assert!(nodes.get(&n1).is_some() && !nodes.is_forgotten(&n1));
+    assert_eq!(store.forgotten_nodes().await.expect("read"), [], "its pending cancels are kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_that_joins_with_another_address_is_known_at_every_moment() {
+    let lab = Lab::new().await;
+    let (nodes, n9) = (lab.domain().registry(), "n9".parse().expect("name"));
+    nodes.joined(&n9, "10.0.0.1:7445");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let gaps = std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut gaps = 0;
+            while !over.load(Ordering::Acquire) {
+                gaps += usize::from(nodes.get(&n9).is_none());
+            }
+            gaps
+        });
+        for port in 1..1000 {
+            nodes.joined(&n9, &format!("10.0.0.1:{port}"));
+        }
+        over.store(true, Ordering::Release);
+        watch.join().expect("it ended")
+    });
+    assert_eq!(gaps, 0);
+    assert_eq!(nodes.get(&n9).expect("known").address, "10.0.0.1:999");
 }
 
 #[tokio::test(start_paused = true)]

@@ -34,7 +34,11 @@ use super::{
     systemd::Services,
     version::Version,
 };
-use crate::{clock::SystemClock, sys::read};
+use crate::{
+    clock::{Clock as _, SystemClock},
+    hand_edits::HandEdits,
+    sys::read,
+};
 
 mod certificate;
 mod inputs;
@@ -90,6 +94,11 @@ pub struct Keeper {
     clock: SystemClock,
     /// Services that run Caddy; `None` where somebody else starts it.
     services: Option<Arc<dyn Services>>,
+    /// Changes by hand of the configuration that were put back.
+    edits: Arc<HandEdits>,
+    /// Configuration that this keeper has left in the file: from then on, another one was made by hand. What an
+    /// earlier agent has left may differ because of the settings.
+    left: Mutex<Option<String>>,
     /// Last problem that was logged.
     told: Mutex<Option<String>>,
     /// Last version that was seen.
@@ -137,7 +146,7 @@ struct Applied {
 impl Keeper {
     /// Makes a keeper of files alone.
     pub fn new(settings: Settings, files: Files, proof: Proof, caddy: Caddy) -> Self {
-        let (told, version) = (Mutex::default(), Mutex::default());
+        let (told, version, left) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (busy, rest) = (Mutex::default(), Mutex::default());
         let (clock, stop) = (SystemClock::default(), CancellationToken::new());
         Self {
@@ -147,6 +156,8 @@ impl Keeper {
             caddy,
             clock,
             services: None,
+            edits: Arc::default(),
+            left,
             told,
             version,
             busy,
@@ -159,6 +170,13 @@ impl Keeper {
     #[must_use]
     pub fn served_by(mut self, services: Arc<dyn Services>) -> Self {
         self.services = Some(services);
+        self
+    }
+
+    /// Records changes by hand here.
+    #[must_use]
+    pub fn recording(mut self, edits: Arc<HandEdits>) -> Self {
+        self.edits = edits;
         self
     }
 
@@ -310,10 +328,19 @@ impl Keeper {
             self.permit_low_ports(true).await?;
         }
         let text = caddy::text(settings, &self.proof);
-        let there = match read::whole(path, read::LARGE) {
-            Ok(there) if there == text.as_bytes() => return Ok(Looked::Current),
-            Ok(_) => true,
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        let found = match read::whole(path, read::LARGE) {
+            Ok(there) => Some(there),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            // Whatever it is, it is not ours.
+            Err(_) => Some(Vec::new()),
+        };
+        if found.as_deref() == Some(text.as_bytes()) {
+            *self.left.lock() = Some(text);
+            return Ok(Looked::Current);
+        }
+        let is_edit = {
+            let left = self.left.lock();
+            left.as_ref().is_some_and(|left| found.as_deref() != Some(left.as_bytes()))
         };
         self.make_log_dir().map_err(|error| format!("the directory of the access log: {error}"))?;
         let written = |error: io::Error| format!("{} was not written: {error}", path.display());
@@ -329,13 +356,16 @@ impl Keeper {
             })?;
         }
         caddy::put(path, &text, group).map_err(written)?;
-        let path = path.display();
-        if there {
-            tracing::warn!(%path, "replaced Caddy's configuration, which was another");
-            return Ok(Looked::Replaced);
+        *self.left.lock() = Some(text);
+        let shown = path.display();
+        match &found {
+            _ if is_edit => self.edits.put_back(path, self.clock.now_ms()),
+            Some(_) => {
+                tracing::warn!(path = %shown, "replaced Caddy's configuration, which was another")
+            }
+            None => tracing::info!(path = %shown, "wrote Caddy's configuration"),
         }
-        tracing::info!(%path, "wrote Caddy's configuration");
-        Ok(Looked::Written)
+        Ok(if found.is_some() { Looked::Replaced } else { Looked::Written })
     }
 
     async fn see_version(&self) -> Option<Version> {

@@ -2,7 +2,6 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use super::*;
 use crate::{
-    clock::Clock as _,
     ingress::{
         settings::{AcmeDns, Certificate, CertificateFiles, Peers, PlainPath, Secure},
         switch::Run,
@@ -170,11 +169,14 @@ async fn first_look_writes_the_configuration_and_starts_caddy() {
 }
 
 #[tokio::test]
-async fn change_by_hand_is_put_back_without_a_switch() {
-    let place = place();
+async fn change_by_hand_is_put_back_without_a_switch_and_recorded() {
+    let mut place = place();
+    let edits = Arc::new(HandEdits::default());
+    place.keeper = place.keeper.recording(Arc::clone(&edits));
     place.look().await;
     let written = place.text("caddy.json");
-    for other in ["{}", "", "not json"] {
+    for (before, other) in ["{}", "", "not json"].into_iter().enumerate() {
+        assert_eq!(edits.count(), before as u64);
         fs::write(place.path("caddy.json"), other).expect("written");
         assert_eq!(place.look().await, [""; 0], "what runs is as it should be");
         assert_eq!(place.text("caddy.json"), written);
@@ -182,6 +184,14 @@ async fn change_by_hand_is_put_back_without_a_switch() {
     fs::remove_file(place.path("caddy.json")).expect("removed");
     assert_eq!(place.look().await, [""; 0]);
     assert_eq!(place.text("caddy.json"), written);
+    assert_eq!(edits.count(), 4, "a removal is a change, too");
+    let told = edits.recent(SystemClock::default().now_ms());
+    assert_eq!(told.into_keys().map(PathBuf::from).collect::<Vec<_>>(), [place.path("caddy.json")]);
+    // Nobody has changed the file where the version of Caddy brings another form.
+    fs::write(place.path("version"), "v2.11.7 h1:x\n").expect("written");
+    place.look().await;
+    assert_ne!(place.text("caddy.json"), written);
+    assert_eq!(edits.count(), 4);
 }
 
 #[tokio::test]
