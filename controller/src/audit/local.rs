@@ -22,6 +22,7 @@ use daemon::audit::{Kind, LINE_MAX, Record, bounded, code_name};
 use nix::{
     fcntl::{OFlag, openat},
     sys::stat::Mode,
+    unistd::{Uid, User},
 };
 use tokio::{
     sync::oneshot,
@@ -40,6 +41,10 @@ const BYTES_MAX: u64 = 1 << 20;
 const LOOK: Duration = Duration::from_secs(1);
 /// Peer of the entries.
 const PEER: &str = "local";
+/// File with the kernel's login uid of this process: that of the login which it stems from. `sudo` and `su` keep it.
+const LOGIN_UID: &str = "/proc/self/loginuid";
+/// Login uid of a process that stems from no login, such as a service.
+const NO_LOGIN: u32 = u32::MAX;
 
 /// Failure to record a command.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +105,7 @@ impl LocalEntry {
         getrandom::fill(&mut number).expect("the kernel gives random bytes");
         let record = Record {
             method: bounded(command.method),
-            user: bounded(&operator()),
+            user: bounded(&operator(Uid::current(), login_uid(Path::new(LOGIN_UID)))),
             peer: PEER.to_owned(),
             object: bounded(command.object),
             owner: bounded(command.owner),
@@ -127,13 +132,27 @@ impl LocalEntry {
     }
 }
 
-/// Name of the user of this process, with the number; the number alone where no user has it.
-fn operator() -> String {
-    let uid = nix::unistd::getuid();
-    match nix::unistd::User::from_uid(uid) {
+/// Names the user of a process, and who had logged in, where that is known.
+fn operator(own: Uid, login: Option<Uid>) -> String {
+    let own = user(own);
+    match login {
+        Some(login) => format!("{own}, login {}", user(login)),
+        None => own,
+    }
+}
+
+/// Name of a user with the number; the number alone where no user has it.
+fn user(uid: Uid) -> String {
+    match User::from_uid(uid) {
         Ok(Some(user)) => format!("{} (uid {uid})", user.name),
         Ok(None) | Err(_) => format!("uid {uid}"),
     }
+}
+
+/// Reads a login uid; `None` where there is none, or the kernel keeps none.
+fn login_uid(path: &Path) -> Option<Uid> {
+    let uid = daemon::text::read(path).ok()?.trim().parse().ok()?;
+    (uid != NO_LOGIN).then(|| Uid::from_raw(uid))
 }
 
 async fn append(dir: &Path, record: &Record) -> Result<(), LocalError> {
@@ -326,4 +345,35 @@ fn empty(path: &Path, taken: u64) -> io::Result<bool> {
     file.set_len(0)?;
     file.sync_all()?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn login_uid_is_read_where_there_is_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("loginuid");
+        assert_eq!(login_uid(&path), None, "a kernel without it");
+        for (text, uid) in
+            [("0", Some(0)), ("1000\n", Some(1000)), ("4294967295", None), ("", None), ("x", None)]
+        {
+            fs::write(&path, text).expect("written");
+            assert_eq!(login_uid(&path), uid.map(Uid::from_raw), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_behind_sudo_is_named() {
+        let (root, nobody) = (Uid::from_raw(0), Uid::from_raw(4_000_000_000));
+        assert_eq!(operator(root, None), "root (uid 0)");
+        assert_eq!(operator(root, Some(root)), "root (uid 0), login root (uid 0)");
+        assert_eq!(operator(root, Some(nobody)), "root (uid 0), login uid 4000000000");
+        assert_eq!(operator(nobody, Some(root)), "uid 4000000000, login root (uid 0)");
+        // The longest names that Linux takes.
+        let name = "n".repeat(32);
+        let longest = format!("{name} (uid 4294967294), login {name} (uid 4294967294)");
+        assert_eq!(bounded(&longest), longest);
+    }
 }

@@ -72,6 +72,11 @@ async fn command_has_its_entries_beside_a_running_controller_and_without_one() {
         assert_eq!(record.method, "LocalTokenCreate");
         assert_eq!((record.object.as_str(), record.owner.as_str()), ("token:ci", "red"));
         assert!(record.user.contains(&format!("uid {}", nix::unistd::getuid())), "{record:?}");
+        // As on this machine: the tests may have been started by a login, or by a service.
+        let login = fs::read_to_string("/proc/self/loginuid").unwrap_or_default();
+        let has_login = !login.is_empty() && login.trim() != "4294967295";
+        assert_eq!(record.user.contains(", login "), has_login, "{record:?}");
+        assert!(!has_login || record.user.contains(&format!("uid {}", login.trim())), "{record:?}");
         assert_eq!((record.team.as_str(), record.token.as_str()), ("", ""));
         assert_eq!(record.request_id, begun.request_id);
     }
