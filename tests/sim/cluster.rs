@@ -10,7 +10,7 @@ use std::{
 
 use agent::{
     Agent, Parts,
-    firewall::{Grounds, memory::MemoryFirewall},
+    firewall::{Grounds, Rules, memory::MemoryFirewall},
     journal::{Feed, Phase, Pools, Record, memory::MemoryJournal},
     load::HostLoad,
     pve::{
@@ -265,6 +265,7 @@ impl Cluster {
                 self.watch.wrong(format!("I3: {} takes itself for another node", host.name));
             }
             let records = host.journal.all().await.expect("a journal");
+            let rules = host.firewall.rules();
             for record in records.into_iter().filter(|record| !record.phase.ended()) {
                 // PVE removes a container's volume before it checks whether it can remove the rest.
                 let whole = |guest: &&Guest| {
@@ -272,8 +273,17 @@ impl Cluster {
                         && guest.config.rootfs().is_some()
                         && guest.config.mark() == Some(record.mark())
                 };
-                let stands = guests.get(&record.vmid).filter(whole).is_some();
+                let standing = guests.get(&record.vmid).filter(whole);
+                let stands = standing.is_some();
                 let place = (host.name.clone(), record.vmid);
+                // Before that, the agent does not know whether the container is the sandbox's.
+                let is_made = !record.phase.is_creation() || record.progress.is_past_clone();
+                let runs = is_made && standing.is_some_and(|guest| guest.pid.is_some());
+                let has_it = |rules: &Rules| rules.sandboxes.contains_key(&record.vmid);
+                if runs && !rules.as_ref().is_some_and(has_it) {
+                    let (id, phase) = (record.id, record.phase);
+                    self.watch.wrong(format!("I5: {id} is {phase:?}, and runs without its rules"));
+                }
                 if stands && volumes.get(&place).is_none_or(BTreeSet::is_empty) {
                     self.watch.wrong(format!("I2: {} has lost its volume, and stands", record.id));
                 }
@@ -305,6 +315,9 @@ impl Cluster {
         let host = &mut self.hosts[index];
         if self.mutation == Some(Mutation::Reopened) {
             access::reopen(&host.journal).await;
+        }
+        if self.mutation == Some(Mutation::LateRules) {
+            host.firewall.set_late();
         }
         let load = HostLoad {
             cores: 8.0,

@@ -1,6 +1,6 @@
 //! The mutants: each leaves out, or does wrongly, one thing that an invariant depends on. Most are
-//! in the parts that the daemons are given here (journal, store, PVE, clock, options). Two are faults
-//! that the shipped code is told to make, because no given part can stand for them.
+//! in the parts that the daemons are given here (journal, store, PVE, firewall, clock, options). Two
+//! are faults that the shipped code is told to make, because no given part can stand for them.
 
 use agent::{journal::memory, pve::fake};
 use controller::store;
@@ -31,6 +31,8 @@ pub(crate) enum Mutation {
     GivenUp,
     /// A node has only a wall clock.
     WallAlone,
+    /// Isolation rules are in force up to a pass of the reconciler later than reported.
+    LateRules,
     /// An agent that starts opens ports to everybody that callers have hidden or guarded.
     Reopened,
 }
@@ -81,6 +83,7 @@ pub const ALL: &[Mutant] = &[
         Mutation::Store(store::memory::Mutation::Found)
     }),
     mutant("I5", "a container is entered unseen", Mutation::Pve(fake::Mutation::Entry)),
+    mutant("I5", "a sandbox starts before its rules are in force", Mutation::LateRules),
     mutant("I6", "the journal syncs intents only", Mutation::Journal(memory::Mutation::Sync)),
     mutant("I6", "a hidden port is open after a restart of the agent", Mutation::Reopened),
     mutant("I7", "an end leaves no tombstone", Mutation::Journal(memory::Mutation::Tombstones)),

@@ -19,10 +19,24 @@ struct State {
     /// Whether somebody else has removed the rules.
     flushed: bool,
     fails: bool,
+    /// Whether rules are in force only once `check` has compared them.
+    is_late: bool,
+    /// Rules that are not in force yet.
+    late: Option<Rules>,
     /// Whether the kernel cannot count connections.
     cannot_count: bool,
     book: Book,
     allowed: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
+}
+
+impl State {
+    fn put(&mut self, rules: Rules) {
+        self.book.follow(&rules);
+        self.rules = Some(rules);
+        let gone = self.book.gone().clone();
+        self.allowed.retain(|pair| !gone.contains(pair));
+        self.book.remove(&gone);
+    }
 }
 
 impl MemoryFirewall {
@@ -49,6 +63,11 @@ impl MemoryFirewall {
         self.state.lock().cannot_count = true;
     }
 
+    /// Activates a defect: rules are reported as applied, and are in force from the next comparison on.
+    pub fn set_late(&self) {
+        self.state.lock().is_late = true;
+    }
+
     /// Lets every change fail from now on, or succeed again.
     pub fn set_failing(&self, fails: bool) {
         self.state.lock().fails = fails;
@@ -66,11 +85,11 @@ impl Firewall for MemoryFirewall {
         if state.fails {
             return Err(Error::Refused("told to fail".to_owned()));
         }
-        state.rules = Some(rules.clone());
-        state.book.follow(rules);
-        let gone = state.book.gone().clone();
-        state.allowed.retain(|pair| !gone.contains(pair));
-        state.book.remove(&gone);
+        if state.is_late {
+            state.late = Some(rules.clone());
+        } else {
+            state.put(rules.clone());
+        }
         Ok(())
     }
 
@@ -91,7 +110,11 @@ impl Firewall for MemoryFirewall {
     }
 
     async fn check(&self) -> Result<Option<String>> {
-        let flushed = std::mem::take(&mut self.state.lock().flushed);
+        let mut state = self.state.lock();
+        if let Some(rules) = state.late.take() {
+            state.put(rules);
+        }
+        let flushed = std::mem::take(&mut state.flushed);
         Ok(flushed.then(|| "the tables are missing".to_owned()))
     }
 
