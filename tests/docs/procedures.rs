@@ -1,6 +1,6 @@
-//! Commands of docs/install.md and docs/operations.md that are run on a booted node of Debian: which blocks,
-//! what stands there for an example's name, and which commands one machine cannot run. `tests/docs` checks
-//! that nothing is left out, `tests/deb` runs them.
+//! Commands of docs/install.md and docs/operations.md that are run on a booted node of Debian: which blocks, and
+//! what stands there for an example's name. `tests/docs` checks that nothing is left out, `tests/deb` runs them. What
+//! needs a second node is run in the lab: in_the_lab.rs.
 
 use std::path::Path;
 
@@ -23,18 +23,6 @@ pub(crate) const RUN: &[(&str, &str, usize)] = &[
     ("operations.md", "Adopt a container, or give one back", 0),
     ("operations.md", "Uninstall", 0),
     ("operations.md", "Uninstall", 1),
-];
-
-/// Commands that are not run, and why.
-pub(crate) const ELSEWHERE: &[(&str, &str)] = &[
-    (
-        "sandboxctl node forget pve3 --dry-run",
-        "a lost machine needs a second one; of one node, `node forget` runs at the uninstallation",
-    ),
-    (
-        "sandboxctl node forget pve3 --lost",
-        "as above: the only node comes back, and `forget` refuses one that answers",
-    ),
 ];
 
 /// Replacements in a command of the docs for the node of the tests: nobody can be asked there, there is no
@@ -100,11 +88,7 @@ fn bare(line: &str) -> String {
     command.trim_end().to_owned()
 }
 
-/// Returns the command as the node of the tests runs it; `None` for one that is run elsewhere.
-pub(crate) fn on_the_node(command: &str) -> Option<String> {
-    if ELSEWHERE.iter().any(|(other, _)| *other == command) {
-        return None;
-    }
-    let replaced = FOR.iter().fold(command.to_owned(), |text, (from, to)| text.replace(from, to));
-    Some(replaced)
+/// Returns the command as the node of the tests runs it.
+pub(crate) fn on_the_node(command: &str) -> String {
+    FOR.iter().fold(command.to_owned(), |text, (from, to)| text.replace(from, to))
 }

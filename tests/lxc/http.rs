@@ -29,12 +29,20 @@ fn connect(node: &str) -> TcpStream {
 
 /// Returns the status of a GET through a node that may not answer.
 pub(crate) fn status(node: &str, host: &str) -> Option<u16> {
+    try_get(node, host, "/").map(|(status, _)| status)
+}
+
+/// Returns status and body of a GET through a node that may not answer, or may be killed in the middle of the body.
+pub(crate) fn try_get(node: &str, host: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", ingress_port(node))).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).ok()?;
-    String::from_utf8_lossy(&answer).split(' ').nth(1)?.parse().ok()
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.split(' ').nth(1)?.parse().ok()?;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    Some((status, body.to_owned()))
 }
 
 /// Returns status and body of a GET through a node.

@@ -1,6 +1,7 @@
 //! Kills everything that can be killed, repeatedly, under a load of callers: the agents, the
-//! controller, a worker of `pct`, Caddy, a container's init. Afterwards every answer that a caller
-//! got must be true, and nothing may be left behind.
+//! controller, a worker of `pct`, Caddy, a container's init. Web requests and SSH logins are answered
+//! again in time, each by the sandbox that it was for. Afterwards every answer that a caller got must
+//! be true, and nothing may be left behind.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,6 +20,7 @@ use standin::faults::{Action, Rule};
 use crate::{
     history::{History, Known, Sandbox},
     http,
+    login::Logins,
     world::{Caller, PATIENCE, World, unique, wait, world},
 };
 
@@ -26,6 +28,9 @@ use crate::{
 const KILLS: u32 = 50;
 /// Longest call of `sandboxctl`, in seconds.
 const CALL_S: u32 = 90;
+/// Longest time until a living sandbox answers a web request or a login, whatever is killed meanwhile. One attempt may
+/// last 15 s, and several must fit.
+const ANSWERED: Duration = PATIENCE.saturating_mul(2);
 /// Number of sandboxes that a creating caller keeps.
 const KEPT: usize = 2;
 /// Duration of a step of `pct`, in milliseconds, long enough to be hit by a kill.
@@ -66,6 +71,14 @@ impl Dice {
     fn pause(&mut self, ms_max: u64) {
         thread::sleep(Duration::from_millis(self.roll() % ms_max));
     }
+}
+
+/// Answers that a lane has got.
+#[derive(Debug, Default)]
+struct Answers {
+    count: u32,
+    /// Longest wait for one.
+    longest: Duration,
 }
 
 /// A caller in its own thread.
@@ -122,6 +135,74 @@ impl Lane<'_> {
         }
     }
 
+    /// Asks web servers of other callers' sandboxes, which answer with their ids, through any node.
+    fn ask_the_web(mut self) -> Answers {
+        let (mut answers, mut ready) = (Answers::default(), BTreeSet::new());
+        while self.goes_on() {
+            let roll = self.dice.roll();
+            if let Some((key, sandbox)) = self.history.living(roll) {
+                let (id, node) = (&sandbox.id, self.dice.node());
+                let write = ["exec", id, "--shell", "hostname > /srv/www/id"];
+                if ready.contains(id) || self.ctl(&write).0 == 0 {
+                    ready.insert(id.clone());
+                    let how = format!("a web request through {node}");
+                    self.ask(&key, id, &how, &mut answers, || page(node, id));
+                }
+            }
+            self.dice.pause(200);
+        }
+        answers
+    }
+
+    /// Logs in to other callers' sandboxes.
+    fn log_in(mut self, logins: &Logins) -> Answers {
+        let mut answers = Answers::default();
+        while self.goes_on() {
+            let roll = self.dice.roll();
+            if let Some((key, Sandbox { id, .. })) = self.history.living(roll) {
+                let once = || logins.run(&id, "hostname").map(|name| name.trim().to_owned());
+                self.ask(&key, &id, "a login", &mut answers, once);
+            }
+            self.dice.pause(500);
+        }
+        answers
+    }
+
+    /// Asks a sandbox for its id until it answers. It must answer in time, unless it is deleted or hit meanwhile, and
+    /// nobody else may answer for it.
+    fn ask(
+        &self,
+        key: &str,
+        id: &str,
+        how: &str,
+        answers: &mut Answers,
+        once: impl Fn() -> Option<String>,
+    ) {
+        let begun = Instant::now();
+        loop {
+            // Marked before: what was asked of it while it lived may fail from then on.
+            let answer = once();
+            let is_owed = !self.history.note(key, |known| known.delete_asked || known.hit);
+            match answer {
+                Some(answer) if answer == id => {
+                    answers.count += 1;
+                    answers.longest = answers.longest.max(begun.elapsed());
+                    return;
+                }
+                Some(other) => {
+                    self.history.broken(format!("I5: {how} for {id} is answered by {other:?}"));
+                    return;
+                }
+                None if !is_owed => return,
+                None if begun.elapsed() > ANSWERED => {
+                    self.history.broken(format!("I9: {how} for {id} is not answered"));
+                    return;
+                }
+                None => thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+
     /// Checks I2: an acked sandbox is found, whenever the controller answers.
     fn look(mut self) {
         while self.goes_on() {
@@ -139,6 +220,14 @@ impl Lane<'_> {
     }
 }
 
+/// Returns the id that the web server of a sandbox answers with; `None` without a whole answer.
+fn page(node: &str, id: &str) -> Option<String> {
+    let host = format!("port-8000-{id}.sandbox.localhost");
+    let (status, body) = http::try_get(node, &host, "/id")?;
+    // Without the end of the line, Caddy was killed in the middle.
+    body.strip_suffix('\n').filter(|_| status == 200).map(str::to_owned)
+}
+
 /// Repeats a creation until it is answered; returns whether the sandbox runs.
 fn create(lane: &Lane<'_>, key: &str) -> bool {
     let begun = Instant::now();
@@ -146,7 +235,8 @@ fn create(lane: &Lane<'_>, key: &str) -> bool {
     // Sometimes repeats a request that was answered already.
     let mut again = key.len() % 2;
     loop {
-        let (code, out, err) = lane.ctl(&["--json", "create", "--request-id", key]);
+        let create = ["--json", "create", "--request-id", key, "--expose", "web=8000:public"];
+        let (code, out, err) = lane.ctl(&create);
         let answer: Option<Value> = serde_json::from_str(&out).ok();
         let answer = answer.map(|one| one.as_array().map_or(one.clone(), |list| list[0].clone()));
         if let Some(answer) = answer.filter(|one| one["phase"] == "running") {
@@ -356,7 +446,7 @@ fn callers_get_true_answers_through_kills_of_everything() {
             &[slow("clone", "volume"), slow("start", "lxc-start"), slow("destroy", "volume")],
         );
     }
-    let (history, stop) = (History::default(), AtomicBool::new(false));
+    let (history, stop, logins) = (History::default(), AtomicBool::new(false), Logins::new(&world));
     let run = unique("chaos");
     let lane = |name: &str, number: u64| Lane {
         caller: world.caller(),
@@ -366,7 +456,7 @@ fn callers_get_true_answers_through_kills_of_everything() {
         dice: Dice(seed.wrapping_add(number)),
     };
     let mut hits: BTreeMap<Victim, u32> = BTreeMap::new();
-    thread::scope(|scope| {
+    let (pages, sessions) = thread::scope(|scope| {
         // Stops the callers even after a failure here; otherwise it would wait for them for ever.
         let stopping = Stop(&stop);
         for number in 0..2 {
@@ -376,6 +466,9 @@ fn callers_get_true_answers_through_kills_of_everything() {
         }
         let look = lane("look", 20);
         scope.spawn(move || look.look());
+        let (web, ssh, logins) = (lane("web", 30), lane("ssh", 31), &logins);
+        let web = scope.spawn(move || web.ask_the_web());
+        let ssh = scope.spawn(move || ssh.log_in(logins));
         let mut dice = Dice(seed);
         wait("the first sandboxes", || history.living(0).is_some());
         let turns = VICTIMS.iter().copied().cycle();
@@ -392,6 +485,7 @@ fn callers_get_true_answers_through_kills_of_everything() {
             }
         }
         drop(stopping);
+        (web.join().expect("no panic"), ssh.join().expect("no panic"))
     });
     for node in NODES {
         world.faults(node, &[]);
@@ -419,7 +513,9 @@ fn callers_get_true_answers_through_kills_of_everything() {
     );
     let ran: usize = all.values().flat_map(|known| known.ran.values()).flatten().count();
     println!("{hits:?}; {acked} created, {deleted} deleted, {ran} commands came to their code");
+    println!("web requests: {pages:?}, logins: {sessions:?}");
     assert!(acked > 3 && deleted > 0 && ran > 3, "a load without work proves nothing");
+    assert!(pages.count > 3 && sessions.count > 3, "{pages:?} and {sessions:?} prove nothing");
     for key in all.keys() {
         for sandbox in world.of_request(key) {
             if sandbox["phase"] != "deleted" && sandbox["phase"] != "failed" {
@@ -435,6 +531,7 @@ fn callers_get_true_answers_through_kills_of_everything() {
         });
     }
     history.judge();
+    drop(logins);
     world.finish();
 }
 

@@ -254,13 +254,13 @@ fn cordon_survives_an_agent_restart_and_drain_lists_what_is_left() {
 }
 
 /// Marks the nodes' own storage as shared for PVE, until this is dropped.
-struct Shared(PathBuf);
+pub(crate) struct Shared(PathBuf);
 
 impl Shared {
     const POOL: &str = "\tpool rpool/data\n";
     const MARK: &str = "\tshared 1\n";
 
-    fn of(world: &World) -> Self {
+    pub(crate) fn of(world: &World) -> Self {
         let root = world.node("node1").root().expect("a node that is up");
         let this = Self(root.join("etc/pve/storage.cfg"));
         this.write(&format!("{}{}", Self::POOL, Self::MARK));
@@ -281,7 +281,7 @@ impl Drop for Shared {
 }
 
 /// Copies the disk to the other node, which a shared storage would not need.
-fn carry(world: &World, vmid: u64, from: &str, to: &str) {
+pub(crate) fn carry(world: &World, vmid: u64, from: &str, to: &str) {
     let volume = |node: &str| {
         let name = format!("subvol-{vmid}-disk-0");
         disk::volume(world.lab.layout(), world.node(node).id(), &name)

@@ -17,43 +17,34 @@ use nix::{
     pty::{OpenptyResult, Winsize, openpty},
     unistd::ttyname,
 };
-use tempfile::TempDir;
 
-use crate::world::{PATIENCE, World, id, node, unique, wait, world};
+use crate::{
+    login::Key,
+    world::{PATIENCE, World, id, node, unique, wait, world},
+};
 
 /// Client with a key of its own, and a sandbox that it may enter.
 struct Client<'a> {
     world: &'a World,
-    home: TempDir,
-    key: String,
+    key: Key,
     name: String,
 }
 
 impl<'a> Client<'a> {
     fn new(world: &'a World, more: &[&str]) -> (Self, serde_json::Value) {
-        let (key, name) = (unique("key"), unique("ssh"));
+        let name = unique("ssh");
         let sandbox = world.create(&[&["--name", &name], more].concat());
-        let home = tempfile::tempdir().expect("a directory");
-        let client = Self { world, home, key, name };
-        let file = client.path("id_ed25519");
-        let made = Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-            .arg(&file)
-            .status()
-            .expect("openssh-client is installed");
-        assert!(made.success());
-        let public = file.with_extension("pub");
-        client.ctl(&["ssh-key", "add", &public.to_string_lossy(), "--name", &client.key]);
-        client.ctl(&["ssh-config", "--write", "--identity", &file.to_string_lossy()]);
+        let client = Self { world, key: Key::new(world), name };
+        client.ctl(&["ssh-config", "--write", "--identity", &client.key.file().to_string_lossy()]);
         (client, sandbox)
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.home.path().join(name)
+        self.key.home().join(name)
     }
 
     fn ctl(&self, args: &[&str]) -> String {
-        let ran = self.world.command(args).env("HOME", self.home.path()).output().expect("it runs");
+        let ran = self.world.command(args).env("HOME", self.key.home()).output().expect("it runs");
         assert!(ran.status.success(), "{args:?}: {}", String::from_utf8_lossy(&ran.stderr));
         String::from_utf8_lossy(&ran.stdout).into_owned()
     }
@@ -84,12 +75,6 @@ impl<'a> Client<'a> {
         let ran = self.run(line);
         assert!(ran.status.success(), "{line}: {}", String::from_utf8_lossy(&ran.stderr));
         String::from_utf8_lossy(&ran.stdout).trim().to_owned()
-    }
-}
-
-impl Drop for Client<'_> {
-    fn drop(&mut self) {
-        self.world.ctl(&["ssh-key", "rm", &self.key]);
     }
 }
 
@@ -131,11 +116,11 @@ fn openssh_enters_a_sandbox_that_has_no_server() {
     let tty = shell.expect("it runs");
     assert!(String::from_utf8_lossy(&tty.stdout).starts_with("/dev/pts/"), "{tty:?}");
 
-    let key = client.path("id_ed25519");
+    let key = client.key.file();
     let verb =
         ["ssh", "--identity", &key.to_string_lossy(), &client.name, "--", "-o", "BatchMode=yes"];
     let mut verb = world.command(&verb);
-    let ran = verb.env("HOME", client.home.path()).arg("exit 7").stdin(Stdio::null()).status();
+    let ran = verb.env("HOME", client.key.home()).arg("exit 7").stdin(Stdio::null()).status();
     assert_eq!(ran.expect("it runs").code(), Some(7), "by sandboxctl ssh");
 
     // Files both ways, and what sftp does to them.
@@ -410,7 +395,7 @@ fn ssh_session_goes_on_while_the_agent_is_killed_and_wakes_by_its_rule() {
     let child = client.client("ssh").args([&client.name, "sleep 60"]).spawn();
     let mut child = child.expect("it runs");
     wait("the command", || world.ctl(&["ps", id(&sandbox)]).text().contains("sleep 60"));
-    assert_eq!(world.ctl(&["ssh-key", "rm", &client.key]).code, 0);
+    assert_eq!(world.ctl(&["ssh-key", "rm", client.key.name()]).code, 0);
     wait("the end of the session", || child.try_wait().expect("asked").is_some());
     assert!(!client.run("true").status.success());
     drop(client);

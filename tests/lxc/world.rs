@@ -91,6 +91,18 @@ pub(crate) fn world() -> Option<World> {
             .as_array()
             .is_some_and(|nodes| nodes.len() == 3 && nodes.iter().all(|node| node["ready"] == true))
     });
+    wait("nodes that take work", || {
+        let nodes = world.json(&["nodes"]);
+        let mut all = true;
+        for node in nodes.as_array().expect("nodes") {
+            let load = &node["load"];
+            if load["cordoned"] == true || load["draining"] == true {
+                all = false;
+                assert_eq!(world.ctl(&["uncordon", id(node)]).code, 0, "{node}");
+            }
+        }
+        all
+    });
     Some(world)
 }
 

@@ -4,6 +4,7 @@
 
 mod inputs;
 mod search;
+mod ssh;
 mod world;
 
 use std::{path::Path, sync::atomic::Ordering, time::Duration};
@@ -248,6 +249,7 @@ async fn secrets_are_seen_only_where_the_table_says() {
     .await;
     look_around(&mut search, &world, &log);
     inputs::send(&mut search, &world, &log, &mut api, &id).await;
+    ssh::send(&mut search, &world, &log, &mut api, &id).await;
     api.delete_sandbox(DeleteSandboxRequest { id: id.clone() }).await.expect("deleted");
     until(&mut api, &id, |sandbox| sandbox.phase() == Phase::Deleted).await;
     look_around(&mut search, &world, &log);

@@ -27,6 +27,16 @@ pub(crate) enum Input {
     Archive,
     /// Bytes of a forward, both ways.
     Forward,
+    /// Variable of an SSH session.
+    SshEnv,
+    /// Command line of an SSH session.
+    SshLine,
+    /// Stdin of a command of an SSH session.
+    SshStdin,
+    /// Content of a file that is written by SFTP.
+    SftpFile,
+    /// Name of that file.
+    SftpName,
     /// Secret of a token. This and those below are made by the product itself.
     Token,
     /// Secret of a node's one-time token.
@@ -62,10 +72,12 @@ const ALLOWED: &[(Input, Place, &str)] = &[
     (Input::Metadata, Place::Lists, "callers put it there to see it in lists"),
     (Input::Argv, Place::CommandLines, "the command's own, as any process shows its own"),
     (Input::Argv, Place::Lists, "the list of commands says what runs"),
+    (Input::SshLine, Place::CommandLines, "the command's own, and its client's"),
+    (Input::SshLine, Place::Lists, "the list of commands says what runs"),
 ];
 
 impl Input {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 18] = [
         Self::EnvName,
         Self::Env,
         Self::FirstFile,
@@ -79,6 +91,11 @@ impl Input {
         Self::WrittenStdin,
         Self::Archive,
         Self::Forward,
+        Self::SshEnv,
+        Self::SshLine,
+        Self::SshStdin,
+        Self::SftpFile,
+        Self::SftpName,
     ];
 
     /// Text that only this input has.

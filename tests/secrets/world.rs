@@ -34,6 +34,7 @@ use controller::{
     clock::{SystemClock, SystemRandom},
     enrolment::Settings,
     node::Lane,
+    ssh,
     store::{AccessStore as _, sqlite::Sqlite},
     token,
 };
@@ -41,7 +42,7 @@ use daemon::{flow::Leg, peer::Peer};
 use proto::{id::Vmid, name::NodeName, scope::Scopes, spec::Size, token::Format};
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
-    net::{UnixListener, UnixStream},
+    net::{TcpListener, UnixListener, UnixStream},
     sync::mpsc,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -124,6 +125,16 @@ impl World {
                 Ok(near)
             }
         })
+    }
+
+    /// Serves SSH from now on; returns the port.
+    pub(crate) async fn serve_ssh(&self) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let settings = ssh::Settings { host: String::new(), port, connections_max: 8 };
+        let key = ssh::host_key::load_or_make(&self.dir.join("controller")).expect("a key");
+        tokio::spawn(self.controller.ssh(key, &settings).serve(listener));
+        port
     }
 
     /// Writes everything that waits to be written.

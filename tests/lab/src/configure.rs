@@ -51,8 +51,8 @@ pub fn controller(lab: &Lab, nodes: &[NodeId]) -> Result<()> {
     if let Some(node) = nodes.first() {
         write!(config, "\n[[node]]\nname = \"{node}\"\naddress = \"{}:7445\"\n", node.ip())?;
     }
-    // As the predecessor had it: what is exposed is open to everybody.
-    config.push_str("\n[ingress]\ndefault_visibility = \"public\"\n");
+    // As the predecessor had it: what is exposed is open to everybody. Host names by name are off by default.
+    config.push_str("\n[ingress]\ndefault_visibility = \"public\"\nnames = true\n");
     fs::write(layout.dir().join(CONTROLLER_CONFIG), config)?;
     environment(layout, &program, &data)
 }
