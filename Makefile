@@ -10,7 +10,7 @@ export LAB_DIR ?= $(CURDIR)/target/lab
 # So where the tests run anyway, the programs are built together with them.
 CARGO_BUILD := cargo build --release --locked
 BUILT ?= -p agent -p controller -p cli -p lab -p standin
-ci test test-lab test-root: export BUILT = --workspace --all-targets
+ci test test-deb test-lab test-root: export BUILT = --workspace --all-targets
 CARGO_DIST := cargo build --profile dist --locked
 NEXTEST := cargo nextest run --release --locked
 LAB := target/release/lab
@@ -61,7 +61,8 @@ test-fast: ## Unit tests, the simulation, the contract suite over the fake, gold
 
 # A small form for a second Caddy; PVE_SANDBOX_INGRESS_FULL=1 runs all of the suite on it.
 INGRESS_SMALL := test(/caddy_accepts|second_caddy|every_node_serves|revoked_node|only_peers_reach|hop_by_hop|access_log/) \
-	| test(/no_sandbox_ever_gets|no_spelling|forged_headers|link_begins|agent_restarts|name_leads_to|grpc_passes/)
+	| test(/no_sandbox_ever_gets|no_spelling|forged_headers|link_begins|agent_restarts|name_leads_to|grpc_passes/) \
+	| test(/odd_requests_by|upgrade_to_http_2|only_valid_host/)
 INGRESS_NEWEST := $(if $(filter 1,$(PVE_SANDBOX_INGRESS_FULL)),all(),$(INGRESS_SMALL))
 
 test-ingress: packages ## Real Caddy with the agent's ingress: Debian's, and a small form on the newest
@@ -108,10 +109,25 @@ baseline: clients ## After an addition to sandbox.v1: from then on `make lint` k
 	$(BUF_BREAKING)
 	$(BUF) build --path sandbox --exclude-source-info -o $(BASELINE)
 
-test-root: build ## The booted root of Debian 13, with packages of what the tests have built; a part of `make ci`
-	@PVE_LAB_PACKAGES="apt-utils dpkg-dev gpg" tests/lab/prepare
+# Of the checks of the packages as files, those that pack the daemons anew or compile a tool are left out.
+ROOT_TESTS := test(packages_make_a_node_of_debian_13) | test(two_packaged_nodes_make_a_cluster) \
+	| (test(/^packages::/) - test(/packages_of_the_daemons|bills_of_materials/))
+
+# The agent with another version, for the tests of upgrades: its last crate alone is compiled again, and then once more
+# for the first version.
+NEXT_AGENT := target/next/pve-sandbox-agent
+NEXT_VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1).1
+$(NEXT_AGENT): target/release/pve-sandbox-agent
+	PVE_SANDBOX_VERSION=$(NEXT_VERSION) $(CARGO_BUILD) $(BUILT)
+	install -D --strip $< $@
+	$(CARGO_BUILD) $(BUILT)
+	touch $@
+
+test-root: build ## The booted roots of Debian 13 and the packages, of what the tests have built; a part of `make ci`
+	@PVE_LAB_PACKAGES="apt-utils dpkg-dev gpg gpg-agent lintian" tests/lab/prepare
+	@$(MAKE) $(NEXT_AGENT)
 	PROFILE=release packaging/build-debs.sh
-	PVE_SANDBOX_DEB_TESTS=1 $(NEXTEST) --workspace --test deb -E 'test(packages_make_a_node_of_debian_13)'
+	PVE_SANDBOX_NEXT_AGENT=$(CURDIR)/$(NEXT_AGENT) PROFILE=release PVE_SANDBOX_DEB_TESTS=1 $(NEXTEST) --workspace --test deb -E '$(ROOT_TESTS)'
 
 test-versions: build ## Daemons of two versions in one lab, on demand: make test-versions BEFORE=commit (a release, or before the API grew)
 	tests/versions.sh "$(BEFORE)" $(if $(FILTER),'$(FILTER)')
@@ -139,7 +155,7 @@ bench: packages ## Measures what ships; writes target/bench/results.json. One pa
 	$(CARGO_DIST) -p agent -p controller -p cli -p lab -p standin -p tests --bins
 	@case "$(ONLY)" in recovery|placement|verdict|fleet|http) \
 	  ulimit -n $$(ulimit -Hn) && target/dist/bench $(ONLY);; install) \
-	  PVE_LAB_PACKAGES="apt-utils dpkg-dev gpg" tests/lab/prepare && packaging/build-debs.sh && \
+	  PVE_LAB_PACKAGES="apt-utils dpkg-dev gpg gpg-agent" tests/lab/prepare && packaging/build-debs.sh && \
 	  target/dist/bench install;; *) \
 	  PVE_LAB_PACKAGES=openssh-server tests/lab/prepare && \
 	  LAB_BUILT=target/dist tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/dist/bench $(ONLY);; esac
@@ -153,9 +169,11 @@ sbom: packages ## Writes what each program is made of (CycloneDX) beside its pac
 	packaging/build-sbom.sh
 
 repo: deb sbom ## Signed apt repository of the packages in target/repo: make repo KEY=fingerprint
-	@PVE_LAB_PACKAGES="apt-utils gpg" tests/lab/prepare
+	@PVE_LAB_PACKAGES="apt-utils gpg gpg-agent" tests/lab/prepare
 	packaging/build-repo.sh
 
-test-deb: deb ## Installs the packages in Debian 12 and 13 roots with their own systemd: from setup to purge
-	@PVE_LAB_PACKAGES="apt-utils gpg" tests/lab/prepare
-	PVE_SANDBOX_DEB_TESTS=1 $(NEXTEST) --workspace --test deb
+test-deb: deb sbom ## The packages: how they are built, and in Debian 12 and 13 roots with their own systemd from setup to purge
+	@PVE_LAB_PACKAGES="apt-utils gpg gpg-agent lintian" tests/lab/prepare
+	$(CARGO_BUILD) $(BUILT)
+	@$(MAKE) $(NEXT_AGENT)
+	PVE_SANDBOX_NEXT_AGENT=$(CURDIR)/$(NEXT_AGENT) PVE_SANDBOX_DEB_TESTS=1 $(NEXTEST) --workspace --test deb

@@ -45,10 +45,11 @@ if [ -x "target/$profile/sandboxctl" ]; then
   "target/$profile/sandboxctl" completion fish >target/completions/sandboxctl.fish
 fi
 
-# cargo-deb takes `target/release` in a list of assets for the folder of the profile.
+# cargo-deb takes `target/release` in a list of assets for the folder of the profile. It strips, because cargo leaves
+# the symbols in a program whose crate has settings of its own in `[profile.dist.package]`, whatever `strip` says.
 mkdir -p target/debian
 for package in "${packages[@]}"; do
   rm -f "target/debian/$(binary "$package")"_*.deb
-  cargo deb -p "$package" --profile "$profile" --no-build --locked --quiet --output target/debian/
+  cargo deb -p "$package" --profile "$profile" --no-build --strip --locked --quiet --output target/debian/
 done
 ls -l target/debian/*.deb

@@ -4,6 +4,8 @@
 # Versions that the repository has already are kept, so that a downgrade remains possible.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# A web server, which is another user, reads it all.
+umask 022
 
 KEY=${KEY:-}
 DEBS=${DEBS:-target/debian}
@@ -35,7 +37,7 @@ for package in "${packages[@]}"; do
     echo "$kept exists with other content: give the new packages another version" >&2
     exit 1
   fi
-  cp "$package" "$kept"
+  install -m 0644 "$package" "$kept"
 done
 
 for materials in "$DEBS"/*.cdx.json; do

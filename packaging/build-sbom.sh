@@ -21,6 +21,7 @@ cargo cyclonedx --quiet --format json --target "$(rustc -vV | sed -n 's/^host: /
 # It names our own crates by the folder that they were built in.
 top=$(pwd -P)
 for package in agent:pve-sandbox-agent controller:pve-sandbox-controller cli:sandboxctl; do
+  rm -f "target/debian/${package#*:}"_*.cdx.json
   made=target/debian/${package#*:}_$version.cdx.json
   packaging/without-path.sh "$top" <"${package%:*}/$name.json" >"$made"
 done

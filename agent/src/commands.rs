@@ -22,7 +22,7 @@ pub const CONFIG: &str = "/etc/pve-sandbox/agent.toml";
 
 /// Creates, runs and removes the sandboxes of one Proxmox VE node.
 #[derive(Debug, Parser)]
-#[command(name = "pve-sandbox-agent", version, max_term_width = 80)]
+#[command(name = "pve-sandbox-agent", version = daemon::version::get(), max_term_width = 80)]
 pub struct Cli {
     /// Sub-command.
     #[command(subcommand)]

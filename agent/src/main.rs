@@ -57,8 +57,15 @@ fn order(init: &TemplateInit, config: &Config) -> Result<Order> {
     })
 }
 
+/// Version of this program. Tests of upgrades build it a second time with another one.
+const VERSION: &str = match option_env!("PVE_SANDBOX_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
 fn main() -> ExitCode {
     agent::sys::heap::keep_small();
+    daemon::version::set(VERSION);
     // Also in the shims: they hold environments, input and output of commands.
     if let Err(error) = daemon::core_dumps::forbid() {
         eprintln!("pve-sandbox-agent: a crash may write secrets to the disk: {error}");

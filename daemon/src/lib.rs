@@ -28,4 +28,5 @@ pub mod sync;
 pub mod systemctl;
 pub mod text;
 pub mod tls;
+pub mod version;
 pub mod web;

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
@@ -12,7 +13,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use super::root::{Base, Root, said};
+use super::root::{Base, Root, said, target};
 
 /// Longest boot.
 const BOOT: Duration = Duration::from_secs(90);
@@ -21,7 +22,8 @@ const COMMAND_S: &str = "300";
 /// Cgroup on the machine below which the roots run.
 const CGROUP: &str = "pve-sandbox-deb";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const STORAGE: &str = "dir: local\n\tpath /var/lib/vz\n\tcontent iso,vztmpl,backup\n\n\
+/// Storages of a node: the templates' archives, and the pool.
+pub(crate) const STORAGE: &str = "dir: local\n\tpath /var/lib/vz\n\tcontent iso,vztmpl,backup\n\n\
      zfspool: local-zfs\n\tpool rpool/data\n\tsparse 1\n\tcontent images,rootdir\n";
 
 /// A root that has been booted; it ends with this.
@@ -36,17 +38,31 @@ pub(crate) struct Booted {
 }
 
 impl Booted {
-    /// Makes a node and boots it.
+    /// Makes a node that is in no cluster, and boots it.
     pub(crate) fn start(base: Base, name: &str) -> Self {
+        Self::boot(base, name, 1, None)
+    }
+
+    /// Makes the node `pveN` of a cluster and boots it. Its /etc/pve is what is mounted at `pve`.
+    pub(crate) fn of_cluster(base: Base, number: u8, pve: &Path) -> Self {
+        Self::boot(base, &format!("cluster-pve{number}"), number, Some(pve))
+    }
+
+    fn boot(base: Base, name: &str, number: u8, pve: Option<&Path>) -> Self {
+        let cgroup = cgroup_of(name);
+        // A machine of a run that was killed would hold the root.
+        end_cgroup(&cgroup);
         let root = Root::of(base, name);
-        furnish(&root);
+        furnish(&root, number);
+        if pve.is_none() {
+            stand_alone(&root, number);
+        }
         let pool = root.dir().with_extension("pool");
         let image = fs::File::create(&pool).expect("an image");
         image.set_len(8 << 30).expect("its size");
         let made = Command::new("mkfs.btrfs").args(["-q", "-f"]).arg(&pool).output();
         assert!(made.expect("btrfs-progs").status.success(), "a file system");
 
-        let cgroup = cgroup2().join(CGROUP).join(name);
         fs::create_dir_all(&cgroup).expect("a cgroup");
         // The process enters the cgroup before its namespace begins, so that it sees nothing above.
         let enter = "echo $$ >\"$1\"; shift; exec \"$@\"";
@@ -60,6 +76,8 @@ impl Booted {
             .args([include_str!("boot.sh"), "bash"])
             .arg(root.dir())
             .arg(&pool)
+            .arg(address(number))
+            .args(pve)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -115,6 +133,18 @@ impl Booted {
         command
     }
 
+    /// Prepares a program of this machine that runs in the node's network.
+    pub(crate) fn outside(&self, program: &str) -> Command {
+        let mut command = Command::new("timeout");
+        command
+            .args(["--signal=KILL", COMMAND_S, "nsenter", "--target", &self.init.to_string()])
+            .args(["--net", program])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
     /// Runs a command inside to its end; returns exit code and output.
     pub(crate) fn run(&self, argv: &[&str]) -> (Option<i32>, String) {
         said(&self.command(argv).output().expect("nsenter"))
@@ -161,35 +191,45 @@ impl Drop for Booted {
         drop(self.boot.kill());
         drop(self.boot.wait());
         // What left systemd's tree, as a container's monitor does.
-        drop(fs::write(self.cgroup.join("cgroup.kill"), "1"));
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while remove_tree(&self.cgroup).is_err() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        end_cgroup(&self.cgroup);
         drop(fs::remove_file(&self.pool));
     }
 }
 
-/// Puts into a root what a PVE node has and Debian has not.
-fn furnish(root: &Root) {
+/// Returns the address of a node by its number.
+pub(crate) fn address(number: u8) -> String {
+    format!("192.0.2.{}", 10 + number)
+}
+
+/// Gives a root the /etc/pve of a node that is in no cluster.
+fn stand_alone(root: &Root, number: u8) {
+    let (name, pve) = (format!("pve{number}"), root.path("/etc/pve"));
+    fs::create_dir_all(pve.join("nodes").join(&name).join("lxc")).expect("made");
+    let members = format!("{{\"nodename\":\"{name}\",\"version\":0}}");
+    fs::write(pve.join(".members"), members).expect("written");
+    fs::write(pve.join("storage.cfg"), STORAGE).expect("written");
+    symlink(format!("nodes/{name}"), pve.join("local")).expect("linked");
+    symlink("local/lxc", pve.join("lxc")).expect("linked");
+}
+
+/// Puts into a root what a PVE node has and Debian has not, but for /etc/pve.
+fn furnish(root: &Root, number: u8) {
     let write = |path: &str, text: &str| {
         let path = root.path(path);
         fs::create_dir_all(path.parent().expect("a folder")).expect("made");
         fs::write(path, text).expect("written");
     };
-    for dir in ["/etc/pve/nodes/pve1/lxc", "/rpool", "/var/log/pve/tasks", "/run"] {
+    for dir in ["/etc/pve", "/rpool", "/var/log/pve/tasks", "/run"] {
         fs::create_dir_all(root.path(dir)).expect("made");
     }
-    write("/etc/pve/.members", "{\"nodename\":\"pve1\",\"version\":0}");
-    write("/etc/pve/storage.cfg", STORAGE);
-    symlink("nodes/pve1", root.path("/etc/pve/local")).expect("linked");
-    symlink("local/lxc", root.path("/etc/pve/lxc")).expect("linked");
+    // udev gives the interfaces of two machines with one id the same addresses of Ethernet.
+    write("/etc/machine-id", &format!("{number:032x}\n"));
     write(
         "/etc/network/interfaces",
         "source /etc/network/interfaces.d/*\n\nauto lo\niface lo inet loopback\n",
     );
-    write("/etc/hostname", "pve1\n");
-    write("/etc/hosts", "127.0.0.1 localhost\n192.0.2.11 pve1\n");
+    write("/etc/hostname", &format!("pve{number}\n"));
+    write("/etc/hosts", &format!("127.0.0.1 localhost\n{} pve{number}\n", address(number)));
     write("/etc/resolv.conf", "nameserver 192.0.2.53\n");
     for file in ["/etc/subuid", "/etc/subgid"] {
         write(file, "root:100000:65536\n");
@@ -211,6 +251,22 @@ fn furnish(root: &Root) {
     for at in ["/usr/sbin/pct", "/usr/sbin/pvesm", "/usr/bin/lxc-attach"] {
         fs::copy(&standin, root.path(at)).expect("the stand-in: make build");
         fs::set_permissions(root.path(at), fs::Permissions::from_mode(0o755)).expect("executable");
+    }
+}
+
+/// Returns the cgroup of a root: the same in each run of this checkout, and another in each checkout of the machine.
+fn cgroup_of(name: &str) -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    target().hash(&mut hasher);
+    cgroup2().join(CGROUP).join(format!("{:016x}-{name}", hasher.finish()))
+}
+
+/// Kills the processes of a cgroup, if there is one, and removes it.
+fn end_cgroup(cgroup: &Path) {
+    drop(fs::write(cgroup.join("cgroup.kill"), "1"));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while cgroup.exists() && remove_tree(cgroup).is_err() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -2,6 +2,7 @@
 //! commands is read from the page and run as it stands there, but for the names of the examples.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fs, vec,
 };
@@ -11,8 +12,8 @@ use super::{
     procedures::{RUN, blocks, on_the_node},
     root::{Base, said},
     steps::{
-        AGENT, CLI, CONTROLLER, INGRESS, INGRESS_GREEN, UNTIL, first_sandbox,
-        hand_out_next_packages, offer_next_version, run, until_exec, wait,
+        AGENT, CLI, CONTROLLER, INGRESS, INGRESS_GREEN, first_sandbox, hand_out_next_packages,
+        next_version, offer_next_version, run, until, until_exec,
     },
     wanted,
 };
@@ -32,7 +33,7 @@ impl Pages {
         let all =
             pages.into_iter().flat_map(|page| blocks(page).into_iter().map(move |b| (page, b)));
         let commands = all.map(|(page, block)| {
-            let commands = block.commands.iter().filter_map(|command| on_the_node(command));
+            let commands = block.commands.iter().map(|command| on_the_node(command));
             ((page, block.heading, block.number), commands.collect())
         });
         Self { commands: commands.collect(), left: RUN.iter().copied().collect() }
@@ -76,10 +77,14 @@ impl Following<'_> {
     #[track_caller]
     fn next_until(&mut self) -> String {
         let command = self.commands.next().expect("another command");
-        let done = || self.node.run(&["sh", "-c", &command]);
-        let succeeds = || Some(done()).filter(|(code, _)| *code == Some(0)).map(|(_, text)| text);
-        let text = (0..UNTIL).find_map(|_| succeeds().or_else(|| wait().then(String::new)));
-        text.unwrap_or_else(|| panic!("`{command}` of the docs: {:?}", done()))
+        let last = RefCell::new(String::new());
+        let succeeds = || {
+            let (code, text) = self.node.run(&["sh", "-c", &command]);
+            *last.borrow_mut() = text;
+            code == Some(0)
+        };
+        until(&format!("`{command}` of the docs"), || last.take(), succeeds);
+        last.take()
     }
 
     /// Runs the other commands.
@@ -147,8 +152,8 @@ fn upgrade(node: &Booted, pages: &mut Pages, id: &str) {
     let waits = "echo begun; until [ -e /tmp/upgraded ]; do sleep 0.1; done; echo ended";
     let argv = [CLI, "exec", "--exec-id", "upgrade", id, "--", "sh", "-c", waits];
     let running = node.command(&argv).spawn().expect("nsenter");
-    let runs = || node.ok(&[CLI, "ps", id]).contains("upgrade");
-    assert!((0..UNTIL).any(|_| runs() || wait()), "the command runs");
+    let ps = || node.ok(&[CLI, "ps", id]);
+    until("the command", ps, || ps().contains("upgrade"));
 
     hand_out_next_packages(node);
     pages.operation(node, "Upgrade", 0);
@@ -156,7 +161,7 @@ fn upgrade(node: &Booted, pages: &mut Pages, id: &str) {
     let after = states();
     let lines = before.0.lines().zip(after.0.lines());
     assert!(before.0.lines().count() == 3, "{before:?}");
-    lines.for_each(|(old, new)| assert_eq!(format!("{old}.1"), new, "it was upgraded"));
+    lines.for_each(|(old, new)| assert_eq!(next_version(old), new, "it was upgraded"));
     for (old, new) in [(&before.1, &after.1), (&before.2, &after.2)] {
         assert!(old.0 != new.0 && new.1 == "active", "{old:?}: {new:?}");
     }
@@ -229,9 +234,9 @@ fn rotate(node: &Booted, pages: &mut Pages, id: &str) {
     pages.operation(node, "Rotate", 2);
     assert_eq!(node.unit(AGENT, "ActiveState"), "active");
     // Whichever took over from the other.
-    let active = |unit: &&str| node.unit(unit, "ActiveState") == "active";
-    let one_runs = || [INGRESS, INGRESS_GREEN].iter().filter(|unit| active(unit)).count() == 1;
-    assert!((0..UNTIL).any(|_| one_runs() || wait()), "one Caddy serves");
+    let states = || [INGRESS, INGRESS_GREEN].map(|unit| node.unit(unit, "ActiveState"));
+    let one_runs = || states().iter().filter(|state| *state == "active").count() == 1;
+    until("one Caddy alone", || states().join(", "), one_runs);
     until_exec(node, id);
 }
 

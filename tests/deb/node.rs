@@ -8,7 +8,7 @@ use std::fs;
 
 use super::{
     booted::Booted,
-    capabilities, removal,
+    capabilities, https, removal,
     root::{Base, said},
     steps::{
         AGENT, CLI, CONTROLLER, INGRESS, agent_is_replaced_under_load, created, install, join,
@@ -51,7 +51,9 @@ fn from_packages_to_a_sandbox_and_back(base: Base) {
     assert_eq!((outcome.lost, outcome.doubled), (0, 0), "{outcome:?}");
     let [id] = ids;
 
+    https::own_certificate_is_served_and_replaced(&node, &id);
     capabilities::each_is_missed(&node);
+    capabilities::each_of_the_name_server_is_missed(&node);
     removal::keeps_and_then_deletes(&node, &id);
     purge(&node);
 }
@@ -114,6 +116,7 @@ fn starts_nothing_with_its_own_limits(node: &Booted) {
     };
     let agent = look(&node.unit(AGENT, "MainPID"));
     assert!(agent.cgroup.ends_with("/pve-sandbox-agent.service"), "{agent:?}");
+    assert_eq!(node.unit(AGENT, "CPUWeight"), "1000");
     assert_eq!(node.unit(AGENT, "OOMScoreAdjust"), "-500");
     if may_spare() {
         assert_eq!(agent.score, -500);

@@ -3,7 +3,7 @@
 
 use super::{
     booted::Booted,
-    steps::{AGENT, CLI, UNTIL, join_line, wait},
+    steps::{AGENT, CLI, join_line, until, until_exec},
 };
 
 /// Unit of Debian's own Caddy.
@@ -37,8 +37,8 @@ pub(crate) fn keeps_and_then_deletes(node: &Booted, id: &str) {
     let tables = node.ok(&["nft", "list", "tables"]);
     assert!(!tables.contains("pve_sandbox"), "{tables}");
     // The controller did not hear of it: it is told.
-    let forget = || node.run(&[CLI, "node", "forget", "pve1", "--lost"]).0 == Some(0);
-    assert!((0..UNTIL).any(|_| forget() || wait()), "the node is not forgotten");
+    let forget = || node.run(&[CLI, "node", "forget", "pve1", "--lost"]);
+    until("the node to be forgotten", || forget().1, || forget().0 == Some(0));
     assert!(!node.ok(&[CLI, "ls", "-q"]).contains(id));
 }
 
@@ -84,6 +84,5 @@ fn kept_sandbox_is_taken_in_again(node: &Booted, id: &str) {
     node.ok(&["apt-get", "install", "--yes", "--no-install-recommends", &package]);
     let line = join_line(&node.ok(&[CLI, "node", "token", "pve1"]));
     node.ok(&["sh", "-c", &format!("{line} --no-template")]);
-    let works = || node.run(&[CLI, "exec", id, "--", "true"]).0 == Some(0);
-    assert!((0..UNTIL).any(|_| works() || wait()), "{}", node.ok(&[CLI, "ls"]));
+    until_exec(node, id);
 }

@@ -8,6 +8,8 @@ use std::{
     sync::Mutex,
 };
 
+use super::built;
+
 /// Longest time of a step, in seconds.
 const DEADLINE_S: &str = "600";
 /// Kinds of root. Each is built once, and copied for a test.
@@ -44,7 +46,7 @@ impl Base {
 
     const fn include(self) -> &'static str {
         match self {
-            Self::Bare => "systemd,caddy",
+            Self::Bare => "systemd,caddy,nftables",
             Self::Bookworm | Self::Trixie => BOOTED,
         }
     }
@@ -83,26 +85,19 @@ impl Root {
         self.dir.join(inside.trim_start_matches('/'))
     }
 
-    /// Returns the package that `make deb` built.
+    /// Copies a package of `make deb` into the root; returns its path inside.
     #[track_caller]
     pub(crate) fn package(&self, name: &str) -> String {
-        let dir = target().join("debian");
-        let found = fs::read_dir(&dir).into_iter().flatten().flatten().find(|entry| {
-            let file = entry.file_name().to_string_lossy().into_owned();
-            file.starts_with(&format!("{name}_")) && file.ends_with(".deb")
-        });
-        let found =
-            found.unwrap_or_else(|| panic!("no package {name} in {}: make deb", dir.display()));
         let inside = format!("/tmp/{name}.deb");
-        fs::copy(found.path(), self.path(&inside)).expect("copied");
+        let package = built::file(&built::dir(), name, ".deb");
+        fs::copy(package, self.path(&inside)).expect("copied");
         inside
     }
 
     /// Prepares a command in the root, in its own namespaces: processes that it starts end with it.
     pub(crate) fn command(&self, argv: &[&str]) -> Command {
-        let mut command = Command::new("timeout");
+        let mut command = limited(&["unshare", "--mount", "--net", "--ipc", "--uts"]);
         command
-            .args(["--signal=KILL", DEADLINE_S, "unshare", "--mount", "--net", "--ipc", "--uts"])
             .args(["--pid", "--fork", "--kill-child=KILL"])
             .arg(format!("--mount-proc={}", self.path("/proc").display()))
             .arg("chroot")
@@ -148,6 +143,14 @@ impl Drop for Root {
     }
 }
 
+/// Prepares a command with a deadline.
+pub(crate) fn limited(argv: &[&str]) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", DEADLINE_S]).args(argv);
+    command
+}
+
+/// Returns exit code and output of a program.
 pub(crate) fn said(output: &Output) -> (Option<i32>, String) {
     let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
@@ -175,8 +178,7 @@ fn ensure(base: Base, all: &Path) -> PathBuf {
     eprintln!("making a Debian root in {} (some minutes)", made.display());
     let mirror = lab::sources::mirror(Path::new("/etc/apt"));
     let include = format!("--include={}", base.include());
-    let output = Command::new("timeout")
-        .args(["--signal=KILL", DEADLINE_S, "debootstrap", "--variant=minbase", &include])
+    let output = limited(&["debootstrap", "--variant=minbase", &include])
         .arg(base.suite())
         .arg(&half)
         .arg(mirror)

@@ -2,7 +2,8 @@
 //! replacement of the agent while work goes on.
 
 use std::{
-    fs,
+    cell::RefCell,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -13,6 +14,7 @@ use lab::{image::MINIMAL, layout::Layout, template};
 
 use super::{
     booted::Booted,
+    ctl, repository,
     root::{said, target},
     streams::{self, Outcome},
 };
@@ -25,20 +27,31 @@ pub(crate) const INGRESS_GREEN: &str = "pve-sandbox-ingress-green";
 pub(crate) const CLI: &str = "sandboxctl";
 /// All packages, in the order of their upgrade.
 const PACKAGES: [&str; 3] = [CONTROLLER, AGENT, CLI];
-/// Looks, a tenth of a second apart at least, until something is up.
-pub(crate) const UNTIL: u32 = 600;
+/// Variable with the path of the agent's program of the next version, for the tests of upgrades.
+const NEXT_AGENT: &str = "PVE_SANDBOX_NEXT_AGENT";
+/// Longest wait for anything that has no limit of its own.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Installs the packages, which starts nothing.
 pub(crate) fn install(node: &Booted) {
-    let packages = [AGENT, CONTROLLER, CLI].map(|name| node.package(name));
-    let mut argv = vec!["apt-get", "install", "--yes", "--no-install-recommends"];
-    argv.extend(packages.iter().map(String::as_str));
-    node.ok(&argv);
+    install_packages(node, &PACKAGES);
     // What is not configured yet does not start by itself, now or at a boot.
     for unit in [AGENT, CONTROLLER, INGRESS] {
         assert_eq!(node.unit(unit, "ActiveState"), "inactive", "{unit}");
         assert_eq!(node.unit(unit, "UnitFileState"), "enabled", "{unit}");
     }
+}
+
+/// Installs the package of the agent alone.
+pub(crate) fn install_agent(node: &Booted) {
+    install_packages(node, &[AGENT]);
+}
+
+fn install_packages(node: &Booted, names: &[&str]) {
+    let packages: Vec<_> = names.iter().map(|name| node.package(name)).collect();
+    let mut argv = vec!["apt-get", "install", "--yes", "--no-install-recommends"];
+    argv.extend(packages.iter().map(String::as_str));
+    node.ok(&argv);
 }
 
 /// Joins the node by the line that `sandboxctl node token` prints; returns that line, and the time until
@@ -47,9 +60,8 @@ pub(crate) fn join(node: &Booted) -> (String, Duration) {
     let line = join_line(&node.ok(&[CLI, "node", "token", "pve1"]));
     let begun = Instant::now();
     node.ok(&["sh", "-c", &format!("{line} --no-template")]);
-    let nodes = || node.ok(&[CLI, "node", "ls", "--json"]).replace(": ", ":");
-    let ready = || nodes().contains("\"ready\":true");
-    assert!((0..UNTIL).any(|_| ready() || wait()), "{}", nodes());
+    let nodes = || node.ok(&[CLI, "node", "ls"]);
+    until("a ready node", nodes, || !ctl::ready_nodes(node).is_empty());
     (line, begun.elapsed())
 }
 
@@ -60,7 +72,15 @@ pub(crate) fn join_line(told: &str) -> String {
     told.lines().find(|line| line.contains(&start)).expect("a line to run").to_owned()
 }
 
+/// Makes a template on the node of the controller, and waits until it is offered.
 pub(crate) fn make_a_template(node: &Booted) {
+    template_from_archive(node);
+    let offered = || node.ok(&[CLI, "snapshot", "ls"]).contains("debian");
+    until("an offered template", || node.ok(&[CLI, "node", "ls"]), offered);
+}
+
+/// Makes a template from an archive, and restarts the agent, which offers it then.
+pub(crate) fn template_from_archive(node: &Booted) {
     let layout = Layout::new(&target().join("lab"));
     for dir in [layout.cache(), layout.logs()] {
         fs::create_dir_all(dir).expect("a folder");
@@ -73,8 +93,6 @@ pub(crate) fn make_a_template(node: &Booted) {
     let init = [AGENT, "template", "init", "--snapshot", "debian", "--archive", archive];
     node.ok(&init);
     node.ok(&["systemctl", "restart", AGENT]);
-    let offered = || node.ok(&[CLI, "snapshot", "ls"]).contains("debian");
-    assert!((0..100).any(|_| offered() || wait()), "{}", node.ok(&[CLI, "node", "ls"]));
 }
 
 /// Finds the sandbox in what `sandboxctl create` prints.
@@ -128,19 +146,36 @@ pub(crate) fn run(node: &Booted, command: &str) -> String {
 /// Waits until a command succeeds in the sandbox.
 #[track_caller]
 pub(crate) fn until_exec(node: &Booted, id: &str) {
-    let mut last = String::new();
-    let mut works = || {
+    let last = RefCell::new(String::new());
+    let works = || {
         let (code, text) = node.run(&[CLI, "exec", id, "--", "hostname"]);
-        last = text;
-        code == Some(0) && last.contains(id)
+        let works = code == Some(0) && text.contains(id);
+        *last.borrow_mut() = text;
+        works
     };
-    assert!((0..UNTIL).any(|_| works() || wait()), "no command runs in {id}: {last}");
+    until(&format!("a command in {id}"), || last.take(), works);
 }
 
-/// Waits a little; false, for use in a loop.
-pub(crate) fn wait() -> bool {
-    thread::sleep(Duration::from_millis(100));
-    false
+/// Waits until `is_so` returns true. At the deadline the test fails with the name of what it waited for, and with what
+/// `last` returns.
+#[track_caller]
+pub(crate) fn until(what: &str, last: impl FnOnce() -> String, is_so: impl FnMut() -> bool) {
+    until_within(PATIENCE, what, last, is_so);
+}
+
+/// Does the same with another deadline.
+#[track_caller]
+pub(crate) fn until_within(
+    limit: Duration,
+    what: &str,
+    last: impl FnOnce() -> String,
+    mut is_so: impl FnMut() -> bool,
+) {
+    let deadline = Instant::now() + limit;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited {limit:?} for {what}: {}", last());
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Installs the next version of the agent from a repository, and then this one again, while commands write
@@ -149,16 +184,52 @@ pub(crate) fn agent_is_replaced_under_load(node: &Booted, ids: &[String], count:
     let version = node.ok(&["dpkg-query", "--show", "--showformat", "${Version}", AGENT]);
     let next = offer_next_version(node);
     let (agent, caddy) = (node.unit(AGENT, "MainPID"), node.unit(INGRESS, "MainPID"));
+    let has_next = next_agent(&next).is_some();
+    assert_eq!(has_next, env::var_os(NEXT_AGENT).is_some(), "{NEXT_AGENT} is of {next}");
+    if !has_next {
+        eprintln!("NOT TESTED: two programs; without {NEXT_AGENT} both versions have the same one");
+    }
     let outcome = streams::run_through(node, ids, count, || {
         for version in [&next, &version] {
             let wanted = format!("{AGENT}={version}");
             apt(node, &["install", "--yes", "--allow-downgrades", &wanted]);
             assert_eq!(node.unit(AGENT, "ActiveState"), "active");
+            if has_next {
+                program_has_the_version_of_its_package(node, version);
+            }
         }
     });
     assert_ne!(node.unit(AGENT, "MainPID"), agent, "the agent was restarted");
     assert_eq!(node.unit(INGRESS, "MainPID"), caddy, "Caddy was not");
     outcome
+}
+
+/// Version of a package's program: what is before the revision.
+fn upstream(version: &str) -> &str {
+    version.rsplit_once('-').expect("a revision").0
+}
+
+/// Returns the version that comes after that of a package.
+pub(crate) fn next_version(version: &str) -> String {
+    let (upstream, revision) = version.rsplit_once('-').expect("a revision");
+    format!("{upstream}.1-{revision}")
+}
+
+/// Returns the agent's program for this version of the package, if the environment names it.
+fn next_agent(version: &str) -> Option<PathBuf> {
+    let program = PathBuf::from(env::var_os(NEXT_AGENT)?);
+    let told = done(Command::new(&program).arg("--version"));
+    (told.trim() == format!("{AGENT} {}", upstream(version))).then_some(program)
+}
+
+/// Checks that the agent's program says the version of its package, and tells it to the controller.
+#[track_caller]
+fn program_has_the_version_of_its_package(node: &Booted, version: &str) {
+    let wanted = upstream(version);
+    assert_eq!(node.ok(&[AGENT, "--version"]).trim(), format!("{AGENT} {wanted}"));
+    let nodes = || node.ok(&[CLI, "node", "ls", "-o", "wide"]);
+    let is_told = || ctl::ready_nodes(node).iter().any(|node| node["version"] == wanted);
+    until(&format!("a node of version {wanted}"), nodes, is_told);
 }
 
 /// Runs apt with our repository alone: the root has no network.
@@ -180,12 +251,12 @@ fn done(command: &mut Command) -> String {
     text
 }
 
-/// Builds the next version of a package, which has the same content: a program of another version would have
-/// to be built anew. Puts it into a folder; returns its path and both versions.
+/// Builds the next version of a package: with the agent's next program if the environment names it, else with the same
+/// content. Puts it into a folder; returns its path and both versions.
 fn next_package(deb: &Path, name: &str, into: &Path) -> (PathBuf, String, String) {
     let version = done(Command::new("dpkg-deb").arg("--field").arg(deb).arg("Version"));
     let version = version.trim().to_owned();
-    let next = format!("{version}.1");
+    let next = next_version(&version);
     let work = tempfile::tempdir().expect("a folder");
     let unpacked = work.path().join("unpacked");
     done(Command::new("dpkg-deb").arg("-R").arg(deb).arg(&unpacked));
@@ -194,6 +265,11 @@ fn next_package(deb: &Path, name: &str, into: &Path) -> (PathBuf, String, String
     let changed = text.replace(&format!("Version: {version}\n"), &format!("Version: {next}\n"));
     assert_ne!(text, changed, "the control file has the version");
     fs::write(&control, changed).expect("written");
+    if name == AGENT
+        && let Some(program) = next_agent(&next)
+    {
+        fs::copy(program, unpacked.join("usr/sbin").join(AGENT)).expect("copied");
+    }
     let built = into.join(format!("{name}_{next}_amd64.deb"));
     let flags = ["--root-owner-group", "-Zgzip", "-z1", "-b"];
     done(Command::new("dpkg-deb").args(flags).arg(&unpacked).arg(&built));
@@ -212,8 +288,8 @@ pub(crate) fn hand_out_next_packages(node: &Booted) {
     }
 }
 
-/// Makes a signed repository with this version of all packages and a next one of the same content, from
-/// which the node installs; returns the agent's next version.
+/// Makes a signed repository with this version of all packages and the next one, from which the node installs; returns
+/// the agent's next version.
 pub(crate) fn offer_next_version(node: &Booted) -> String {
     let work = tempfile::tempdir().expect("a folder");
     let at = |name: &str| work.path().join(name);
@@ -229,16 +305,10 @@ pub(crate) fn offer_next_version(node: &Booted) -> String {
         }
     }
 
-    let run = |command: &mut Command| done(command.env("GNUPGHOME", at("keys")));
-    let key = "repo@example.org";
-    run(Command::new("mkdir").args(["-m", "700"]).arg(at("keys")));
-    let make =
-        ["--batch", "--passphrase", "", "--quick-gen-key", key, "default", "default", "never"];
-    run(Command::new("gpg").args(make));
-    let top = target().parent().expect("the checkout").to_owned();
-    let mut build = Command::new(top.join("packaging/build-repo.sh"));
-    run(build.env("KEY", key).env("DEBS", at("debs")).env("REPO", at("repo")));
-    run(Command::new("cp").arg("-a").arg(at("repo")).arg(node.path("/srv/repo")));
+    let key = repository::signing_key(&at("keys"), "repo");
+    let (code, text) = repository::build(&at("repo"), &at("debs"), &at("keys"), &key);
+    assert_eq!(code, Some(0), "{text}");
+    done(Command::new("cp").arg("-a").arg(at("repo")).arg(node.path("/srv/repo")));
     let list = "deb [signed-by=/srv/repo/pve-sandbox.gpg] file:/srv/repo stable main\n";
     fs::write(node.path("/etc/apt/pve-sandbox.list"), list).expect("written");
     apt(node, &["update"]);

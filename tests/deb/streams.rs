@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::{
 
 use super::{
     booted::Booted,
-    steps::{CLI, UNTIL, wait},
+    steps::{CLI, until},
 };
 
 /// Number of streams of each kind.
@@ -172,8 +172,8 @@ fn serve(node: &Booted, id: &str) -> (Child, String) {
     let mut server = node.command(&[CLI, "exec", id, "--", "python3", "-c", SERVER]);
     let server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nsenter");
     let knock = "import socket; socket.create_connection((\"127.0.0.1\", 9000)).close()";
-    let knocks = || node.run(&[CLI, "exec", id, "--", "python3", "-c", knock]).0 == Some(0);
-    assert!((0..UNTIL).any(|_| knocks() || wait()), "the server in the sandbox does not start");
+    let knocks = || node.run(&[CLI, "exec", id, "--", "python3", "-c", knock]);
+    until("the server in the sandbox", || knocks().1, || knocks().0 == Some(0));
     let url = node.ok(&[CLI, "expose", id, "9000", "--public"]);
     let host = url.lines().find_map(|line| line.strip_prefix("https://")).expect("an address");
     (server, host.trim_end_matches('/').to_owned())

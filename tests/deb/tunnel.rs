@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     booted::Booted,
-    steps::{AGENT, INGRESS, UNTIL, wait},
+    steps::{AGENT, INGRESS, until},
 };
 use cloud::{Cloud, TOKEN};
 
@@ -97,8 +97,8 @@ fn until_active(node: &Booted, before: Option<&str>) {
         node.unit(UNIT, "ActiveState") == "active"
             && before.is_none_or(|before| node.unit(UNIT, "MainPID") != before)
     };
-    let is_active = (0..UNTIL).any(|_| is_active() || wait());
-    assert!(is_active, "{}", node.run(&["journalctl", "--no-pager", "-n", "30", "-u", UNIT]).1);
+    let log = || node.run(&["journalctl", "--no-pager", "-n", "30", "-u", UNIT]).1;
+    until("the connector", log, is_active);
 }
 
 /// Checks that neither the connector's user nor another one reads the files of root, and that no other user reads

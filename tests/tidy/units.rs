@@ -83,6 +83,13 @@ fn agent_is_spared_and_limited_and_its_children_are_neither() {
 }
 
 #[test]
+fn other_services_of_the_machine_wait_for_ours() {
+    for name in ["pve-sandbox-agent", "pve-sandbox-controller", "pve-sandbox-ingress"] {
+        assert_eq!(value(&unit(name), "CPUWeight").as_deref(), Some("1000"), "{name}");
+    }
+}
+
+#[test]
 fn agent_unit_has_only_the_capabilities_of_its_code() {
     let listed: BTreeSet<_> = value(&unit("pve-sandbox-agent"), "CapabilityBoundingSet")
         .expect("the unit bounds them")
@@ -145,7 +152,7 @@ fn name_server_of_the_sandboxes_is_locked_down() {
         ("DynamicUser", "yes"),
         ("NoNewPrivileges", "yes"),
         ("ProtectSystem", "strict"),
-        ("CapabilityBoundingSet", "CAP_NET_BIND_SERVICE CAP_NET_RAW"),
+        ("CapabilityBoundingSet", "CAP_NET_BIND_SERVICE"),
     ] {
         assert_eq!(value(&unit, key).as_deref(), Some(expected), "{key}");
     }

@@ -5,8 +5,14 @@
 
 #[path = "../../deb/booted.rs"]
 mod booted;
+#[path = "../../deb/built.rs"]
+mod built;
+#[path = "../../deb/ctl.rs"]
+mod ctl;
 #[path = "../../docs/procedures.rs"]
 mod procedures;
+#[path = "../../deb/repository.rs"]
+mod repository;
 #[path = "../../deb/root.rs"]
 mod root;
 #[path = "../../deb/steps.rs"]
@@ -42,7 +48,7 @@ fn first_sandbox(figures: &mut Figures) -> Result<()> {
     let mut blocks = procedures::blocks(page).into_iter();
     let block = blocks.find(|block| block.heading == heading).context("the page has changed")?;
     let commands: Vec<_> =
-        block.commands.iter().filter_map(|line| procedures::on_the_node(line)).collect();
+        block.commands.iter().map(|line| procedures::on_the_node(line)).collect();
     eprintln!("a bare node, and {} commands", commands.len());
     let node = Booted::start(Base::Trixie, "bench-first");
     steps::first_sandbox(&node, &commands);
