@@ -65,9 +65,9 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     // The first command makes the way in.
     ensure!(victim.exec_true(&other).await? == 0, "exec true did not exit with 0");
 
-    let quiet = slowest(&victim, &other).await?;
+    let quiet = slowest(&other).await?;
     let mut abuse = JoinSet::new();
-    renice_all(19)?;
+    yield_cpus(true)?;
     detach(world, &own, DEAF).await?;
     let listens = exec(world, &own, LISTENS, false).await?;
     ensure!(listens.exit.is_some_and(|exit| exit.code == 0), "nothing listens on {DEAF_PORT}");
@@ -78,11 +78,11 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     on_the_web(world, &mut abuse, &own).await?;
     detach(world, &bomb, INSIDE).await?;
     sleep(WARM_UP).await;
-    let abused = slowest(&victim, &other).await;
+    let abused = slowest(&other).await;
     let still = abuse.len();
     let (agent, controller) = (world.agent_peak_mib("node1")?, world.controller_peak_mib()?);
     abuse.shutdown().await;
-    renice_all(0)?;
+    yield_cpus(false)?;
     let abused = abused?;
 
     for (name, quiet, abused) in
@@ -119,29 +119,34 @@ struct Slowest {
 }
 
 /// Measures on a thread of its own, which does not wait for the callers of the abuse in this process.
-async fn slowest(team: &World, id: &str) -> Result<Slowest> {
-    let (team, id) = (team.clone(), id.to_owned());
+async fn slowest(id: &str) -> Result<Slowest> {
+    let id = id.to_owned();
     let measured = move || {
-        renice(0, [nix::unistd::gettid().to_string()])?;
+        schedule("--fifo", "1", &nix::unistd::gettid().to_string())?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(slowest_here(&team, &id))
+        // The connection too: the runtime in which it begins also moves its bytes.
+        runtime.block_on(async { slowest_here(&World::open()?.other_team()?, &id).await })
     };
     tokio::task::spawn_blocking(measured).await?
 }
 
 /// Has all threads of this process take what others leave of the CPUs, or their share again. Callers are on
-/// machines of their own: here, they are not to take the time of what they call.
-fn renice_all(nice: i8) -> Result<()> {
+/// machines of their own: here, they are not to take the time of what they call. A low priority is not enough:
+/// a thread with one still runs to the end of its slice while what it called waits.
+fn yield_cpus(yielding: bool) -> Result<()> {
     let threads = std::fs::read_dir("/proc/self/task")?;
-    let threads = threads.map(|thread| Ok(thread?.file_name().to_string_lossy().into_owned()));
-    renice(nice, threads.collect::<Result<Vec<_>>>()?)
+    for thread in threads {
+        let policy = if yielding { "--idle" } else { "--other" };
+        schedule(policy, "0", &thread?.file_name().to_string_lossy())?;
+    }
+    Ok(())
 }
 
 #[expect(clippy::disallowed_methods, reason = "a bench starts programs itself")]
-fn renice(nice: i8, threads: impl IntoIterator<Item = String>) -> Result<()> {
-    let mut renice = std::process::Command::new("renice");
-    let status = renice.args(["-n", &nice.to_string(), "-p"]).args(threads).output()?.status;
-    ensure!(status.success(), "renice failed: {status}");
+fn schedule(policy: &str, priority: &str, thread: &str) -> Result<()> {
+    let mut chrt = std::process::Command::new("chrt");
+    let status = chrt.args([policy, "--pid", priority, thread]).output()?.status;
+    ensure!(status.success(), "chrt failed: {status}");
     Ok(())
 }
 

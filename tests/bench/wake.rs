@@ -5,13 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use proto::{
     agent::v1::{
         ExposeHttpServiceRequest, HelloRequest, PauseSandboxRequest,
         agent_service_client::AgentServiceClient,
     },
-    sandbox::v1::{HttpService, Phase, Visibility},
+    sandbox::v1::{EventKind, HttpService, Phase, Sandbox, Visibility, WatchEventsRequest},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -71,7 +71,7 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     world.delete(&id).await
 }
 
-/// Sends many requests at once to one sandbox that runs, and to the same one paused.
+/// Sends many requests at once to one sandbox that runs, and to the same one paused, which they wake once.
 async fn burst(
     world: &World,
     agent: &mut Agent,
@@ -81,12 +81,41 @@ async fn burst(
 ) -> Result<()> {
     let host = host(world, id).await?;
     let running = all_at_once(&host).await?;
-    pause(agent, epoch, id).await?;
+    let asleep = pause(agent, epoch, id).await?.revision;
+    // The log has states: a pause that it does not have yet would hide the wake.
+    wakes(world, id, asleep, asleep).await?;
     let woken = all_at_once(&host).await?;
     let name = format!("wake_burst_{BURST}");
     figures.add(&name, woken, "ms", "the same requests while it runs", running);
     ensure!(world.get(id).await?.phase() == Phase::Running, "it did not wake");
+    let again = pause(agent, epoch, id).await?.revision;
+    let wakes = wakes(world, id, asleep, again).await?;
+    figures.alone(&format!("{name}_wakes"), f64::from(wakes), "wakes");
+    ensure!(wakes == 1, "{BURST} requests at once woke the sandbox {wakes} times");
     Ok(())
+}
+
+/// Waits until the controller's log has the pause at revision `until` of the node's journal; returns the number of
+/// wakes after revision `since`.
+async fn wakes(world: &World, id: &str, since: u64, until: u64) -> Result<u32> {
+    timeout(ANSWER, async {
+        let request =
+            WatchEventsRequest { id: id.to_owned(), follow: true, ..WatchEventsRequest::default() };
+        let request = world.authorised(request)?;
+        let mut events = world.client()?.watch_events(request).await?.into_inner();
+        let mut count = 0;
+        while let Some(answer) = events.message().await? {
+            let Some(event) = answer.event else { continue };
+            if event.kind() == EventKind::Resumed && event.node_revision > since {
+                count += 1;
+            } else if event.kind() == EventKind::Paused && event.node_revision >= until {
+                return Ok(count);
+            }
+        }
+        bail!("the events ended before the pause")
+    })
+    .await
+    .context("the controller does not hear of the pause")?
 }
 
 /// Time until all of the answers are there, ms.
@@ -107,11 +136,11 @@ async fn host(world: &World, id: &str) -> Result<String> {
     Ok(format!("port-{WEB}-vm-{}.sandbox.localhost", world.get(id).await?.vmid))
 }
 
-async fn pause(agent: &mut Agent, epoch: u64, id: &str) -> Result<()> {
+async fn pause(agent: &mut Agent, epoch: u64, id: &str) -> Result<Sandbox> {
     let request = PauseSandboxRequest { epoch, id: id.to_owned(), ..Default::default() };
     let sandbox = agent.pause_sandbox(request).await?.into_inner().sandbox.context("a sandbox")?;
     ensure!(sandbox.phase() == Phase::Paused, "{id} is {:?}", sandbox.phase());
-    Ok(())
+    Ok(sandbox)
 }
 
 /// Sends a GET and reads the first byte of the answer, which must be 200.

@@ -40,9 +40,12 @@ pub(super) struct State {
     /// Journal and revision from which a watch can resume.
     journal: Option<(String, u64)>,
     pub(super) report: Option<(NodeLoad, Instant)>,
+    /// Files whose change by hand became an event a short time ago, with the time of that.
+    pub(super) edits_logged: BTreeMap<String, Instant>,
     /// No report has come over this connection yet.
     pub(super) first_report: bool,
-    /// Stale attempts that it holds because the store with their pending cancels was lost.
+    /// Stale attempts to cancel with its next message: the store with their pending cancels was lost, or got them
+    /// when the node was connected already.
     stale_attempts: BTreeMap<SandboxId, u32>,
     /// Sandboxes that moved to other nodes, with the target: it must drop its records of them.
     moved: BTreeMap<SandboxId, NodeName>,
