@@ -135,10 +135,11 @@ fn flood_of_connections_reaches_the_limit_of_its_sandbox_and_no_other() {
         let ports = [from, from + 3 * limit].map(|port| port.to_string());
         python(&world, vmid(&flood), FLOOD, &ports);
     };
-    let others = 200;
+    // Closed connections are tracked for two minutes: those of earlier tests, and some that begin meanwhile.
+    let others = tracked() + 200;
     send(10_000);
     let bounded = tracked();
-    assert!((limit / 2..limit + others).contains(&bounded), "{bounded} of {limit}");
+    assert!((limit / 2..limit + others).contains(&bounded), "{bounded} of {limit}, and {others}");
     let public = BTreeMap::from([("public network", "203.0.113.2/80".to_owned())]);
     assert!(probe(&world, vmid(&other), &public)["public network"], "the neighbour");
     // What comes in is not counted.
@@ -149,7 +150,7 @@ fn flood_of_connections_reaches_the_limit_of_its_sandbox_and_no_other() {
     let held = Held::new(&world);
     world.shell("node1", "nft flush chain inet pve_sandbox connections");
     send(20_000);
-    assert!(tracked() > 2 * limit, "{} of {limit}", tracked());
+    assert!(tracked() > 2 * limit + others, "{} of {limit}, and {others}", tracked());
     drop(held);
     wait("the rule again", || rules().contains("ct count over"));
     drop(lan);
