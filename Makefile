@@ -116,6 +116,8 @@ ROOT_TESTS := test(packages_make_a_node_of_debian_13) | test(two_packaged_nodes_
 # The agent with another version, for the tests of upgrades: its last crate alone is compiled again, and then once more
 # for the first version.
 NEXT_AGENT := target/next/pve-sandbox-agent
+# Never from the environment: a release has the version of Cargo.toml.
+unexport PVE_SANDBOX_VERSION
 NEXT_VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1).1
 $(NEXT_AGENT): target/release/pve-sandbox-agent
 	PVE_SANDBOX_VERSION=$(NEXT_VERSION) $(CARGO_BUILD) $(BUILT)
@@ -127,7 +129,8 @@ test-root: build ## The booted roots of Debian 13 and the packages, of what the 
 	@PVE_LAB_PACKAGES="apt-utils dpkg-dev gpg gpg-agent lintian" tests/lab/prepare
 	@$(MAKE) $(NEXT_AGENT)
 	PROFILE=release packaging/build-debs.sh
-	PVE_SANDBOX_NEXT_AGENT=$(CURDIR)/$(NEXT_AGENT) PROFILE=release PVE_SANDBOX_DEB_TESTS=1 $(NEXTEST) --workspace --test deb -E '$(ROOT_TESTS)'
+	PVE_SANDBOX_NEXT_AGENT=$(CURDIR)/$(NEXT_AGENT) PROFILE=release PVE_SANDBOX_DEB_TESTS=1 \
+		$(NEXTEST) --workspace --test deb -E '$(ROOT_TESTS)'
 
 test-versions: build ## Daemons of two versions in one lab, on demand: make test-versions BEFORE=commit (a release, or before the API grew)
 	tests/versions.sh "$(BEFORE)" $(if $(FILTER),'$(FILTER)')

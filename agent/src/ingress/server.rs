@@ -63,7 +63,8 @@ const DRAIN: Duration = Duration::from_secs(4);
 /// Most headers of a question, which are the client's.
 const HEADERS_MAX: usize = 512;
 /// Refusal of a question beyond a bound.
-const TOO_MANY: &str = "too many requests wait for this sandbox, for others of its team, or for sandboxes of other nodes";
+const TOO_MANY: &str =
+    "too many requests wait for this sandbox, others of its team, or sandboxes of other nodes";
 
 #[derive(Debug)]
 pub struct Ingress {
@@ -287,8 +288,8 @@ impl Ingress {
         let mut answer = Answer::Open;
         if let Verdict::Local { upstream: probed, .. } = verdict {
             answer = self.probe.ask(probed).await;
-            // Again: a connect may take seconds, in which the port may have been hidden, this credential revoked, or the
-            // sandbox moved to another node.
+            // Again: a connect may take seconds, in which the port may have been hidden, this credential revoked, or
+            // the sandbox moved to another node.
             local = look();
             let owner = self.owner(sandbox, local.as_ref()).await;
             verdict = decide::decide(question, local.as_ref(), &owner);
@@ -437,49 +438,23 @@ mod tests {
     };
 
     /// A node with one sandbox.
+    /// A node with one sandbox, which may have been another one until the first look.
     #[derive(Debug)]
-    struct One(Target);
+    struct One {
+        before: Mutex<Option<Target>>,
+        now: Target,
+    }
 
     #[async_trait::async_trait]
     impl Routes for One {
         fn local(&self, sandbox: SandboxRef) -> Option<Target> {
-            let names = [SandboxRef::Id(self.0.id), SandboxRef::Vmid(self.0.vmid)];
-            names.contains(&sandbox).then(|| self.0.clone())
+            let names = [SandboxRef::Id(self.now.id), SandboxRef::Vmid(self.now.vmid)];
+            let look = || self.before.lock().take().unwrap_or_else(|| self.now.clone());
+            names.contains(&sandbox).then(look)
         }
 
         fn named(&self, name: &FullName) -> Option<SandboxId> {
-            (self.0.name.as_ref() == Some(name)).then_some(self.0.id)
-        }
-
-        async fn owner(&self, _: SandboxRef) -> Owner {
-            Owner::Nobody
-        }
-
-        fn used(&self, _: &SandboxId) {}
-
-        async fn on_loopback(&self, _: Vmid, _: u16) -> bool {
-            false
-        }
-
-        async fn wake(&self, _: SandboxRef) {}
-    }
-
-    /// A node with one sandbox, which is another one from the second look on.
-    #[derive(Debug)]
-    struct Changes {
-        first: Mutex<Option<Target>>,
-        then: Target,
-    }
-
-    #[async_trait::async_trait]
-    impl Routes for Changes {
-        fn local(&self, _: SandboxRef) -> Option<Target> {
-            let first = self.first.lock().take();
-            Some(first.unwrap_or_else(|| self.then.clone()))
-        }
-
-        fn named(&self, _: &FullName) -> Option<SandboxId> {
-            None
+            (self.now.name.as_ref() == Some(name)).then_some(self.now.id)
         }
 
         async fn owner(&self, _: SandboxRef) -> Owner {
@@ -517,9 +492,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let host = format!("{port}-vm-{vmid}.sbx.test");
         let asked = HeaderMap::from_iter([(HOST, HeaderValue::try_from(host).expect("a value"))]);
-        for (then, status) in [(open.clone(), 204), (hidden, 403)] {
+        for (now, status) in [(open.clone(), 204), (hidden, 403)] {
             let ingress = Ingress {
-                routes: Arc::new(Changes { first: Mutex::new(Some(open.clone())), then }),
+                routes: Arc::new(One { before: Mutex::new(Some(open.clone())), now }),
                 rules: Rules { domain: "sbx.test".parse().expect("a domain"), parents: Vec::new() },
                 clock: Arc::new(SystemClock::default()),
                 proof: Proof::ensure(&dir.path().join("caddy.json")).expect("a proof"),
@@ -538,7 +513,7 @@ mod tests {
     #[test]
     fn questions_about_one_sandbox_count_together_under_all_its_names() {
         let vmid = Vmid::try_from(100_001).expect("a vmid");
-        let one = One(Target {
+        let now = Target {
             id: SandboxId::new(1, &[1; 10]),
             vmid,
             team: "red".parse().expect("a team"),
@@ -548,8 +523,9 @@ mod tests {
             main: None,
             key: None,
             name: "box--red".parse().ok(),
-        });
-        let (asked, id) = (Asked::default(), SandboxRef::Id(one.0.id));
+        };
+        let one = One { before: Mutex::default(), now };
+        let (asked, id) = (Asked::default(), SandboxRef::Id(one.now.id));
         let ask = |host: &str| {
             let label = Label::parse(host).expect("a label");
             begin(&asked, subject(&one, labelled(&one, &label).expect("a sandbox")))

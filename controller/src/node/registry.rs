@@ -120,14 +120,17 @@ impl Nodes {
             stop,
         });
         for (name, address) in nodes.options.seeds.clone() {
-            nodes.remember(&name, &address).await?;
+            // One that was forgotten and is configured again: its pending cancels must be kept.
+            let was_forgotten = nodes.forgotten.lock().remove(&name);
+            if was_forgotten {
+                nodes.store.put_node(&name, &address).await?;
+            }
             nodes.add(&name, &address);
         }
         let enrolments = nodes.store.enrolments().await?;
         nodes.certificates.load(&enrolments);
         // A forgotten one has no address.
         for joined in enrolments.iter().filter(|enrolment| !enrolment.address.is_empty()) {
-            nodes.remember(&joined.node, &joined.address).await?;
             nodes.add(&joined.node, &joined.address);
         }
         if nodes.options.discover {
@@ -136,13 +139,6 @@ impl Nodes {
             }
         }
         Ok(nodes)
-    }
-
-    /// Takes a node that was forgotten, and is configured or has joined again, for one that is known: its pending
-    /// cancels must be kept.
-    async fn remember(&self, name: &NodeName, address: &str) -> Result<(), store::Error> {
-        let was_forgotten = self.forgotten.lock().remove(name);
-        if was_forgotten { self.store.put_node(name, address).await } else { Ok(()) }
     }
 
     fn add(self: &Arc<Self>, name: &NodeName, address: &str) {

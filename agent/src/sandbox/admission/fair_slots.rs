@@ -1,4 +1,4 @@
-//! Slots that the teams of a node share. Who waits for one gets it in turn with the other teams.
+//! Slots that the teams of a node share. Where they are all taken, the teams that wait take turns.
 
 use std::sync::Arc;
 
@@ -25,12 +25,12 @@ struct State {
     waiting: RoundRobin<Party, oneshot::Sender<Slot>>,
 }
 
-/// Slot that is held until it is dropped: then the next one has it.
+/// A slot that is taken. When it is dropped, the next waiter gets it.
 #[derive(Debug)]
 pub(crate) struct Slot(FairSlots);
 
-/// Place of one who waits. Dropped at any time, it leaves nothing behind, and a slot that it has been given
-/// meanwhile passes on.
+/// A waiter in the line of its team. It may be dropped at any time; a slot that it was given by then goes to the
+/// next waiter.
 #[derive(Debug)]
 struct Waiter {
     slots: FairSlots,
@@ -79,7 +79,7 @@ impl Drop for Slot {
             next
         };
         if let Some(next) = next {
-            // To one that has stopped waiting just now it is not given: dropped here, it goes to the next.
+            // A waiter that has just given up does not take it: dropped here, the slot goes to the next one.
             drop(next.send(Slot(self.0.clone())));
         }
     }
