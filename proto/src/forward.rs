@@ -1,6 +1,9 @@
 //! Targets of forwards, as controller and agent check them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use crate::{
     id::Invalid,
@@ -14,6 +17,11 @@ pub const UNIX_PATH_BYTES_MAX: usize = 107;
 pub const PORTS_MAX: usize = 1000;
 /// Number of bytes of a listener's name before it is written in hexadecimal digits.
 pub const LISTENER_BYTES: usize = 16;
+/// Most connections of a listener that may wait at its caller for a place: as many as the sandbox keeps. Root inside
+/// could tell of more.
+pub const ACCEPTED_WAITING_MAX: usize = 64;
+/// Longest wait for such a place: the sandbox closes a connection that nobody has taken for 30 s.
+pub const ACCEPTED_WAIT: Duration = Duration::from_secs(25);
 
 /// Target of a forward inside a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]

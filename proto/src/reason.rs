@@ -60,6 +60,7 @@ impl Reason {
             | Self::NotAdopted
             | Self::NotMovable
             | Self::NodeInUse
+            | Self::NodeRevoked
             | Self::ContainerGone
             | Self::SandboxPaused
             | Self::FreezeFailed
@@ -176,7 +177,7 @@ mod tests {
         }
         assert_eq!(
             Reason::all().last(),
-            Some(Reason::ForwardLost),
+            Some(Reason::NodeRevoked),
             "none is larger than NUMBERS_MAX"
         );
         assert_eq!((Reason::named("UNSPECIFIED"), Reason::named("")), (None, None));
