@@ -64,6 +64,7 @@ fn secure(config: &Config, own: &config::Certificate) -> Result<Secure> {
             email: acme.email.parse()?,
             token_field: acme.token_field.as_deref().unwrap_or(TOKEN_FIELD).parse()?,
             directory: acme.directory.as_deref().map(str::parse).transpose()?,
+            resolvers: acme.resolvers.clone(),
             token: acme.token_file.clone(),
             token_copy: copy(&token_copy)?,
         }),

@@ -25,7 +25,7 @@ pub(crate) fn now_s() -> u64 {
 }
 
 /// Signs a credential for port 8000, generation 1, that is good for some seconds.
-fn credential(purpose: Purpose, life_s: u64) -> String {
+pub(crate) fn credential(purpose: Purpose, life_s: u64) -> String {
     let made = Credential {
         purpose,
         port: Port::try_from(8000).expect("a port"),
@@ -97,7 +97,7 @@ async fn link_begins_a_session_that_hide_ends() {
     let answer = once(node.public, &page(&host, &target)).await.expect("an answer");
     assert_eq!(answer.status, 303, "{}", answer.text());
     assert_eq!(answer.head.get("location"), Some("/a%2Fb?x=1&y=%20"));
-    assert_eq!(answer.head.get("referrer-policy"), Some("no-referrer"));
+    assert_eq!(answer.head.get("referrer-policy"), Some("strict-origin"));
     let cookie = answer.head.get("set-cookie").expect("a session").to_owned();
     assert!(cookie.starts_with("__Host-sbx-8000=sbxs1_"), "{cookie}");
     for rule in ["Path=/", "Secure", "HttpOnly", "SameSite=None", "Partitioned"] {
@@ -133,6 +133,7 @@ async fn link_begins_a_session_that_hide_ends() {
     assert_eq!(once(node.public, &parent).await.expect("an answer").status, 200);
     let frame = page(&host, "/")
         .with("Cookie", &cookies)
+        .with("Referer", "https://other.test/")
         .with("Sec-Fetch-Site", "cross-site")
         .with("Sec-Fetch-Dest", "iframe");
     assert_eq!(once(node.public, &frame).await.expect("an answer").status, 200);

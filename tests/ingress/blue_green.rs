@@ -34,7 +34,8 @@ use tokio::{
 
 use crate::{
     http::{Client, Request, get},
-    node::{self, Node, at, caddy, host, need_caddy, run_caddy, settings},
+    node::{self, Node, at, caddy, host, need_caddy, settings},
+    program,
     sandbox::Sandbox,
 };
 
@@ -42,6 +43,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Two {
     dir: PathBuf,
+    /// Variables of Caddy beside those of the unit.
+    variables: Vec<(&'static str, String)>,
     runs: Mutex<Vec<(Colour, Child, Run)>>,
     /// Starts so far.
     pub(crate) started: AtomicUsize,
@@ -90,7 +93,10 @@ impl Services for Two {
 
     async fn start(&self, colour: Colour) -> io::Result<()> {
         let number = self.started.fetch_add(1, Ordering::Relaxed) + 1;
-        let child = run_caddy(&self.dir.join("caddy.json"), &self.dir);
+        let ours = self.variables.iter().map(|(name, value)| (*name, value.as_str()));
+        let all: Vec<_> = program::memory().into_iter().chain(ours).collect();
+        let caddy = caddy().expect("not skipped");
+        let child = program::run(&caddy, &self.dir.join("caddy.json"), &self.dir, &all);
         let started_ms = SystemClock::default().now_ms();
         let run = Run { invocation: number.to_string(), started_ms };
         self.runs.lock().expect("no panic").push((colour, child, run));
@@ -121,9 +127,19 @@ impl Drop for Two {
 
 /// Makes the keeper of a node whose Caddy was ended.
 pub(crate) fn keeper(node: &Node, settings: Settings) -> (Keeper, Arc<Two>) {
+    keeper_with(node, settings, Vec::new())
+}
+
+/// Makes the keeper of a node whose Caddy was ended; the next ones get these variables.
+pub(crate) fn keeper_with(
+    node: &Node,
+    settings: Settings,
+    variables: Vec<(&'static str, String)>,
+) -> (Keeper, Arc<Two>) {
     let path = |name: &str| node.dir.join(name);
     let services = Arc::new(Two {
         dir: node.dir.clone(),
+        variables,
         runs: Mutex::default(),
         started: AtomicUsize::new(0),
     });

@@ -118,7 +118,6 @@ impl Edge {
         let to = |handler: std::net::SocketAddr| {
             json!({
                 "handler": "reverse_proxy",
-                "flush_interval": -1,
                 "upstreams": [{ "dial": handler.to_string() }],
                 "transport": { "protocol": "http", "versions": ["h2c", "1.1"] },
             })

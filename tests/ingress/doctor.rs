@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Looks at the ingress of a node; returns what is wrong with it.
-async fn findings(node: &Node) -> Vec<Check> {
+pub(crate) async fn findings(node: &Node) -> Vec<Check> {
     let config = node.dir.join("agent.toml");
     let paths = bridge::Paths {
         interfaces: node.dir.join("interfaces"),
@@ -29,7 +29,8 @@ async fn findings(node: &Node) -> Vec<Check> {
         etc: node.dir.join("etc"),
         config: config.clone(),
     };
-    let host = Host { net: node.dir.join("net"), bridge: paths, ..Host::of_node(&config) };
+    let (net, caddy) = (node.dir.join("net"), node::caddy().expect("not skipped"));
+    let host = Host { net, caddy, bridge: paths, ..Host::of_node(&config) };
     let report = doctor::run(Some(&config), &Flags::default(), &|_| None, &host).await;
     let ours = [
         "configuration",
@@ -47,7 +48,8 @@ async fn findings(node: &Node) -> Vec<Check> {
     all.into_iter().filter(|check| check.state != State::Ok).collect()
 }
 
-fn settings(node: &Node) -> Settings {
+/// Returns the settings that the agent makes of its configuration.
+pub(crate) fn settings(node: &Node) -> Settings {
     let socket = node.dir.join("route.sock");
     Settings {
         domain: DOMAIN.parse().expect("a domain"),
@@ -71,7 +73,7 @@ fn put_back(node: &Node) {
 }
 
 /// Writes the agent's configuration, with more settings at its end.
-fn configure(node: &Node, more: &str) {
+pub(crate) fn configure(node: &Node, more: &str) {
     for dir in ["pve/nodes/n1/lxc", "net/vmbr1/bridge"] {
         fs::create_dir_all(node.dir.join(dir)).expect("made");
     }

@@ -128,7 +128,7 @@ async fn refused_request_is_answered_with_its_reason() {
         (100_002, 503, "is stopped"),
         (100_003, 503, "is booting"),
         (100_004, 410, "has been deleted"),
-        (100_005, 503, "node9, is down"),
+        (100_005, 503, "the node of this sandbox is down"),
         (100_006, 404, "no such sandbox"),
         (100_007, 404, "no such sandbox"),
     ] {
@@ -139,6 +139,7 @@ async fn refused_request_is_answered_with_its_reason() {
         assert_eq!(answer.head.get("access-control-allow-origin"), Some("*"));
         assert_eq!(answer.head.get("retry-after").is_some(), status == 503, "{number}");
         assert!(!answer.head.any("x-sbx-"), "{number}: {:?}", answer.head);
+        assert!(!answer.text().contains("node9"), "the names of nodes are for operators");
     }
     let answer = get(node.public, &host(9, 100_001), "/").await;
     assert_eq!(answer.status, 403);

@@ -108,6 +108,8 @@ pub(crate) struct Response {
     pub(crate) status: u16,
     /// Status line and headers.
     pub(crate) head: Head,
+    /// Answers with status 103 before it.
+    pub(crate) hints: Vec<Head>,
     /// Body without its encoding.
     pub(crate) body: Vec<u8>,
 }
@@ -142,22 +144,28 @@ impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
         self.0.get_mut().flush().await
     }
 
-    /// Reads a response and skips 100 Continue. `head`: the request was a HEAD request.
+    /// Reads a response with the hints before it, and skips 100 Continue. `head`: the request was a HEAD request.
     pub(crate) async fn response(&mut self, head: bool) -> io::Result<Response> {
         timeout(DEADLINE, self.read_response(head)).await?
     }
 
     async fn read_response(&mut self, to_head: bool) -> io::Result<Response> {
+        let mut hints = Vec::new();
         loop {
             let head = Head::read(&mut self.0).await?.ok_or_else(cut)?;
             let status =
                 head.line.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(cut)?;
-            if status == 100 {
-                continue;
+            match status {
+                100 => continue,
+                103 => {
+                    hints.push(head);
+                    continue;
+                }
+                _ => {}
             }
             let empty = to_head || matches!(status, 101 | 204 | 304);
             let body = if empty { Vec::new() } else { head.body(&mut self.0, true).await? };
-            return Ok(Response { status, head, body });
+            return Ok(Response { status, head, hints, body });
         }
     }
 

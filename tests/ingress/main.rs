@@ -7,6 +7,8 @@
 
 mod access;
 mod access_log;
+mod acme;
+mod answers;
 mod blue_green;
 mod bodies;
 mod browser;

@@ -165,7 +165,7 @@ pub(crate) fn key(number: u32) -> AccessKey {
     AccessKey::new([number.to_be_bytes()[3]; 32])
 }
 
-/// Pages that may use sessions, in every test.
+/// Page that may use sessions, unless a test names none.
 pub(crate) const PARENT: &str = "https://app.example.com";
 
 impl Table {
@@ -255,7 +255,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    fn start(dir: &Path, table: Arc<Table>, limits: &Limits) -> Self {
+    fn start(dir: &Path, table: Arc<Table>, limits: &Limits, parents: &[&str]) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -267,7 +267,7 @@ impl Agent {
             routes: table,
             rules: Rules {
                 domain: DOMAIN.parse().expect("a domain"),
-                parents: vec![PARENT.parse().expect("an origin")],
+                parents: parents.iter().map(|page| page.parse().expect("an origin")).collect(),
             },
             clock: Arc::new(SystemClock::default()),
             proof: Proof::read(&dir.join("caddy.json")).expect("a proof"),
@@ -313,6 +313,8 @@ pub(crate) struct Node {
     listen: Vec<SocketAddr>,
     /// Bounds of held requests.
     limits: Limits,
+    /// Pages that may use sessions.
+    parents: &'static [&'static str],
     agent: Agent,
     old: Vec<Agent>,
     caddy: Child,
@@ -367,13 +369,25 @@ impl Node {
         change(&mut json);
         std::fs::write(&config, json.to_string()).expect("writable");
         let table = Arc::new(Table::default());
-        let agent = Agent::start(&dir, Arc::clone(&table), &limits);
+        let parents = &[PARENT];
+        let agent = Agent::start(&dir, Arc::clone(&table), &limits, parents);
         let caddy = run_caddy(&config, &dir);
         let old = Vec::new();
         let secure = settings.secure.iter().flat_map(|secure| &secure.listen);
         let listen = settings.public.iter().chain(secure).copied().collect();
-        let node =
-            Self { public, peer, table, dir, listen, limits, agent, old, caddy, _temp: temp };
+        let node = Self {
+            public,
+            peer,
+            table,
+            dir,
+            listen,
+            limits,
+            parents,
+            agent,
+            old,
+            caddy,
+            _temp: temp,
+        };
         node.listens().await;
         node
     }
@@ -410,10 +424,16 @@ impl Node {
         self.table.put(number, ip, State::Running, &[address.port()]);
     }
 
+    /// Starts the route server again, with no page that may use sessions.
+    pub(crate) fn name_no_page(&mut self) {
+        self.parents = &[];
+        self.restart_agent();
+    }
+
     /// Stops the route server in an orderly way, and starts another one.
     pub(crate) fn restart_agent(&mut self) {
         self.agent.stop.cancel();
-        let fresh = Agent::start(&self.dir, Arc::clone(&self.table), &self.limits);
+        let fresh = Agent::start(&self.dir, Arc::clone(&self.table), &self.limits, self.parents);
         // The old one still finishes its requests.
         self.old.push(std::mem::replace(&mut self.agent, fresh));
     }
@@ -425,7 +445,7 @@ impl Node {
 
     /// Starts a route server again.
     pub(crate) fn start_agent(&mut self) {
-        self.agent = Agent::start(&self.dir, Arc::clone(&self.table), &self.limits);
+        self.agent = Agent::start(&self.dir, Arc::clone(&self.table), &self.limits, self.parents);
     }
 
     /// Ends Caddy.

@@ -64,18 +64,28 @@ impl Ca {
 
     /// Returns the settings of a client that trusts this CA and speaks this protocol.
     pub(crate) fn client(&self, protocol: &str) -> Arc<ClientConfig> {
-        let mut roots = RootCertStore::empty();
-        let root = CertificateDer::from_pem_slice(self.0.pem().as_bytes()).expect("a certificate");
-        roots.add(root).expect("a root");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
-        Arc::new(config)
+        trusting(&self.pem(), protocol)
     }
+
+    /// Returns its certificate, PEM.
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
+    }
+}
+
+/// Returns the settings of a client that trusts a CA (PEM) and speaks this protocol.
+pub(crate) fn trusting(ca: &str, protocol: &str) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    let root = CertificateDer::from_pem_slice(ca.as_bytes()).expect("a certificate");
+    roots.add(root).expect("a root");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+    Arc::new(config)
 }
 
 /// Address of the listener of the first node.
@@ -359,6 +369,7 @@ fn caddy_understands_all_of_acme_but_the_module_of_the_provider() {
         email: "ops@example.com".parse().expect("a text"),
         token_field: "api_token".parse().expect("a name"),
         directory: Some("https://acme.example.com/directory".parse().expect("a text")),
+        resolvers: vec![at(1, 53)],
         token: "/nonexistent".into(),
         token_copy: "/nonexistent".parse().expect("a path"),
     };

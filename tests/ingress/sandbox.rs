@@ -94,8 +94,12 @@ pub(crate) const CUT: &str = "cut";
 /// Value of `X-Answer` for a server that ends the connection instead.
 pub(crate) const NONE: &str = "none";
 
-/// Returns the answer that a client asks for: `X-Answer` is its status, [`CUT`] or [`NONE`], and `X-Answer-With` a
-/// header of it.
+/// Returns the headers of an answer that a client asks for, as lines: each `X-Answer-With` is one.
+fn asked_headers(head: &Head, name: &str) -> String {
+    head.all(name).iter().map(|header| format!("{header}\r\n")).collect()
+}
+
+/// Returns the answer that a client asks for: `X-Answer` is its status, [`CUT`] or [`NONE`].
 fn asked_for(head: &Head) -> Option<String> {
     let asked = head.get("x-answer")?;
     if asked == NONE {
@@ -103,7 +107,7 @@ fn asked_for(head: &Head) -> Option<String> {
     }
     let (status, body) =
         if asked == CUT { ("200", "Content-Length: 1000\r\n\r\nhalf") } else { (asked, NO_BODY) };
-    let with = head.get("x-answer-with").map(|header| format!("{header}\r\n")).unwrap_or_default();
+    let with = asked_headers(head, "x-answer-with");
     Some(format!("HTTP/1.1 {status} X\r\n{with}{body}"))
 }
 
@@ -126,12 +130,26 @@ async fn serve(
         let path = head.line.split(' ').nth(1).unwrap_or("");
         if let Some(key) = head.get("sec-websocket-key") {
             let accept = derive_accept_key(key.as_bytes());
+            let with = asked_headers(&head, "x-answer-with");
             let answer = format!(
                 "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                 Sec-WebSocket-Accept: {accept}\r\n\r\n"
+                 Sec-WebSocket-Accept: {accept}\r\n{with}\r\n"
             );
             stream.write_all(answer.as_bytes()).await?;
             return echo(stream).await;
+        }
+        if let Some(protocol) = head.get("upgrade") {
+            // Whatever protocol it is: what follows is read as requests, too.
+            let answer = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: {protocol}\r\nConnection: Upgrade\r\n\r\n"
+            );
+            stream.write_all(answer.as_bytes()).await?;
+            continue;
+        }
+        if head.any("x-hint") {
+            let hint =
+                format!("HTTP/1.1 103 Early Hints\r\n{}\r\n", asked_headers(&head, "x-hint"));
+            stream.write_all(hint.as_bytes()).await?;
         }
         if let Some(answer) = asked_for(&head) {
             stream.write_all(answer.as_bytes()).await?;

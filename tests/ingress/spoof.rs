@@ -37,11 +37,27 @@ const FORGED: &[&str] = &[
     "cf-connecting_ip",
     "Cf_Ipcountry",
     "Forwarded",
+    // Every other character that a name may have.
+    "X!Sbx!User",
+    "X#Sbx#User",
+    "X$Sbx$User",
+    "X%Sbx%User",
+    "X&Sbx&User",
+    "X'Sbx'User",
+    "X*Sbx*User",
+    "X+Sbx+User",
+    "X^Sbx^User",
+    "X`Sbx`User",
+    "X|Sbx|User",
+    "X~Sbx~User",
+    "X~Forwarded~For",
+    "CF|Access|Jwt|Assertion",
+    "X-Request'Id",
 ];
 
 /// Returns the header's name as a program behind CGI sees it.
 fn folded(name: &str) -> String {
-    name.to_ascii_lowercase().replace(['-', '.'], "_")
+    name.to_ascii_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_")
 }
 
 /// Checks that no forged header came through and no other header is missing.

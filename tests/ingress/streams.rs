@@ -122,20 +122,29 @@ impl NameService for Names {
     }
 }
 
-/// The status of an answer with a body is in its trailers: without them the client has no answer.
+/// The status of an answer with a body is in its trailers: without them the client has no answer. `make test-ingress`
+/// runs this on the newest Caddy alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn grpc_passes_with_its_trailers() {
+async fn grpc_passes_with_its_trailers_also_over_a_hop_on_a_caddy_with_a_route_for_it() {
     need_caddy!();
     if generation() != Generation::Fixed {
         eprintln!("skipped: this Caddy has no route for gRPC");
         return;
     }
-    let node = Node::start(1).await;
+    let pki = Pki::new();
+    let (edge, owner) = two(&pki).await;
     let address = at(10, 8000);
-    node.put(100_001, address);
+    owner.put(100_001, address);
+    edge.table.elsewhere(100_001, Owner::Peer(owner.peer));
     let incoming = TcpIncoming::bind(address).expect("a free address");
     let server = Server::builder().add_service(NameServiceServer::new(Names));
     let _server = AbortOnDropHandle::new(tokio::spawn(server.serve_with_incoming(incoming)));
+    for node in [&owner, &edge] {
+        assert_serves_grpc(node).await;
+    }
+}
+
+async fn assert_serves_grpc(node: &Node) {
     let origin = format!("http://{}", host(8000, 100_001)).parse().expect("a URI");
     let endpoint = Endpoint::from_shared(format!("http://{}", node.public)).expect("a URI");
     let endpoint = endpoint.origin(origin).timeout(DEADLINE);

@@ -15,6 +15,8 @@ const HTTPS: u16 = 443;
 const HTTP: u16 = 80;
 /// Most addresses of the listener.
 const LISTEN_MAX: usize = 4;
+/// Most name servers for the challenge.
+const RESOLVERS_MAX: usize = 4;
 
 /// Certificate, by files or by ACME, and where Caddy listens with it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -60,6 +62,9 @@ pub struct AcmeDns {
     /// Directory of the certificate authority; that of Caddy's default by default.
     #[serde(default)]
     pub directory: Option<String>,
+    /// Name servers by which Caddy finds the zone and sees the challenge in it; those of the node by default.
+    #[serde(default)]
+    pub resolvers: Vec<SocketAddr>,
 }
 
 /// Setting of the redirect: a switch, or an address.
@@ -98,6 +103,13 @@ pub(super) fn check(from: &mut Sources<'_>, ingress: &Ingress) {
         (Some(_), Some(_), None) | (None, None, Some(_)) => {}
         _ => from.mistake(NAME, "must have either cert and key, or acme_dns"),
     }
+    let resolvers = certificate.acme_dns.as_ref().map_or(&[][..], |acme| &acme.resolvers);
+    let is_fit = resolvers.len() <= RESOLVERS_MAX && resolvers.iter().all(|one| one.port() != 0);
+    from.must(
+        is_fit,
+        "ingress.certificate.acme_dns.resolvers",
+        "must be four addresses at most, with ports",
+    );
     let listen = &certificate.listen;
     let counted = (1..=LISTEN_MAX).contains(&listen.len());
     from.must(counted, "ingress.certificate.listen", "must be one to four addresses");

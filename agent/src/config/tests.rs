@@ -334,6 +334,11 @@ fn certificate_of_ones_own_has_files_or_acme_and_addresses_of_its_own() {
                 acme_dns = { provider = \"cloudflare\", email = \"a@b.test\", token_file = \"/t\" }\n";
     let own = of(acme).expect("complete").ingress.certificate.expect("a certificate");
     assert_eq!(own.redirects(), ["0.0.0.0:80".parse().expect("an address")]);
+    let with_resolver =
+        |address: &str| acme.replace(" }", &format!(", resolvers = [\"{address}\"] }}"));
+    let own = of(&with_resolver("192.0.2.53:53")).expect("complete").ingress.certificate;
+    let acme_dns = own.and_then(|own| own.acme_dns).expect("ACME");
+    assert_eq!(acme_dns.resolvers, ["192.0.2.53:53".parse().expect("an address")]);
 
     for (text, word) in [
         ("[ingress.certificate]\ncert = \"/c\"\nkey = \"/k\"\n".to_owned(), "needs ingress.domain"),
@@ -342,6 +347,7 @@ fn certificate_of_ones_own_has_files_or_acme_and_addresses_of_its_own() {
             format!("{files}{}", acme.lines().last().expect("a line")),
             "either cert and key, or acme_dns",
         ),
+        (with_resolver("192.0.2.53:0"), "four addresses at most, with ports"),
         (format!("{files}listen = []\n"), "one to four addresses"),
         (
             format!("{files}listen = [\"127.0.0.1:8480\"]\n"),

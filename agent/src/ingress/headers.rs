@@ -9,6 +9,10 @@ use super::decide::TOKENS;
 /// Separators that such programs treat as equal.
 const SEPARATORS: [char; 3] = ['-', '_', '.'];
 
+/// Other characters that a header name may have, which no application's has. Programs behind CGI may read each of them
+/// as `_`, too, so that a name with one takes the place of another.
+const ODD: &str = "!#$%&'*+^`|~";
+
 /// Prefixes of header names that belong to us or to the tunnel. Neither clients nor sandboxes may
 /// send them.
 const RESERVED: &[&str] = &["x-sbx", "cf-access", "cf-warp"];
@@ -16,8 +20,10 @@ const RESERVED: &[&str] = &["x-sbx", "cf-access", "cf-warp"];
 /// Headers that an agent says to its Caddy, in the spelling that it uses.
 const NAMED: &[&str] = &[
     "X-Sbx-Access",
+    "X-Sbx-Ancestors",
     "X-Sbx-Host",
     "X-Sbx-Kind",
+    "X-Sbx-Origin",
     "X-Sbx-Proof",
     "X-Sbx-Remove",
     "X-Sbx-Upstream",
@@ -38,8 +44,10 @@ pub(super) fn reserved() -> Vec<String> {
 pub(super) fn of_a_client() -> Vec<String> {
     let foreign = |name: &'static str| spellings(name).into_iter().filter(move |s| s != name);
     let said = SAID_FOR_THE_CLIENT.iter().copied().flat_map(foreign).map(pattern);
-    let mut all: Vec<_> =
-        reserved().into_iter().chain(["Forwarded".to_owned()]).chain(said).collect();
+    let odd = ODD.chars().map(|odd| format!("*{odd}*"));
+    // The second begins HTTP/2 on the connection, together with an upgrade, which is not passed on either.
+    let others = ["Forwarded", "HTTP2-Settings"].map(str::to_owned);
+    let mut all: Vec<_> = reserved().into_iter().chain(others).chain(odd).chain(said).collect();
     all.sort();
     all.dedup();
     all
@@ -85,9 +93,14 @@ mod tests {
 
     fn deleted_by(patterns: &[String], name: &str) -> bool {
         let name = name.to_ascii_lowercase();
-        patterns.iter().any(|pattern| match pattern.to_ascii_lowercase().strip_suffix('*') {
-            Some(beginning) => name.starts_with(beginning),
-            None => name == pattern.to_ascii_lowercase(),
+        patterns.iter().any(|pattern| {
+            let pattern = pattern.to_ascii_lowercase();
+            let inner = pattern.strip_prefix('*').and_then(|pattern| pattern.strip_suffix('*'));
+            match (inner, pattern.strip_suffix('*')) {
+                (Some(part), _) => name.contains(part),
+                (None, Some(beginning)) => name.starts_with(beginning),
+                (None, None) => name == pattern,
+            }
         })
     }
 
@@ -103,8 +116,23 @@ mod tests {
                 assert!(deleted(&name), "{name}");
             }
         }
-        for name in ["Forwarded", "Cf-Warp-Tag-Id", "cf-warp_tag_id", "x-SBX"] {
+        for name in ["Forwarded", "Cf-Warp-Tag-Id", "cf-warp_tag_id", "x-SBX", "http2-settings"] {
             assert!(deleted(name), "{name}");
+        }
+    }
+
+    /// A header name may have letters, digits and these characters (RFC 9110).
+    #[test]
+    fn no_separator_that_a_header_name_may_have_forges_one_of_ours() {
+        for odd in "!#$%&'*+-.^_`|~".chars() {
+            for name in ["X?Sbx?User", "CF?Access?Jwt?Assertion", "Cf?Warp?Tag?Id"] {
+                let name = name.replace('?', &odd.to_string());
+                assert!(deleted(&name) && deleted_by(&for_a_peer(), &name), "{name}");
+            }
+            for name in ["X?Forwarded?For", "X?Request?Id", "Cf?Connecting?Ip"] {
+                let name = name.replace('?', &odd.to_string());
+                assert_eq!(deleted(&name), odd != '-', "{name}");
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! HTTP requests from outside into the sandboxes of the cluster.
 //!
-//! Caddy runs one static configuration (`render`, `headers`, `caddy`) and asks the agent for the
+//! Caddy runs one static configuration (`render`, `headers`, `answers`, `caddy`) and asks the agent for the
 //! upstream of each request, over a unix socket (`server`). The answer is decided (`decide`, pure)
 //! from the request's host, this node's sandboxes, and the owners of sandboxes on other nodes
 //! (`peer_directory`, `owner_resolver`). A request for a sandbox that is paused or boots is held
@@ -13,6 +13,7 @@
 //!
 //! Depends on `sandbox` and `pve`, not on `rpc` or `reconcile`.
 
+mod answers;
 pub mod caddy;
 pub mod check;
 pub mod decide;

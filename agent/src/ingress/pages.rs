@@ -15,11 +15,19 @@ pub(super) fn frame_headers() -> Vec<String> {
     vec!["X-Frame-Options".to_owned()]
 }
 
-/// Renders the change to a policy that would forbid a frame in another site. The rest of the policy stays.
+/// Headers with policies of which one may forbid that.
+pub(super) const POLICIES: [&str; 2] =
+    ["Content-Security-Policy", "Content-Security-Policy-Report-Only"];
+
+/// Renders the change to a policy that would forbid a frame in another site. The rest of the policy stays, and so do
+/// others in the same header, behind a comma.
 pub(super) fn without_frame_ancestors() -> Value {
-    let strip = json!([{ "search_regexp": "(?i)frame-ancestors[^;]*(; *|$)", "replace": "" }]);
-    json!({ "Content-Security-Policy": strip, "Content-Security-Policy-Report-Only": strip })
+    let own = "(?i)(^|[;,])[[:space:]]*frame-ancestors[^;,]*";
+    json!([{ "search_regexp": own, "replace": "$1" }])
 }
+
+/// First digits of the statuses of a final answer. Caddy 2.6.2 would keep what is set in one before it, such as 103.
+pub(super) const FINAL: [u8; 4] = [2, 3, 4, 5];
 
 /// Header of an answer, inside Caddy alone, whose server allows some origins and not this one.
 const OWN_CORS: &str = "X-Sbx-Own-Cors";
@@ -35,12 +43,12 @@ pub(super) fn readable_by_all() -> [Value; 3] {
         change(json!({ "deferred": true, "delete": [OWN_CORS] })),
         change(json!({
             "deferred": true,
-            "require": { "headers": { ALLOW_ORIGIN: null, OWN_CORS: null } },
+            "require": { "status_code": FINAL, "headers": { ALLOW_ORIGIN: null, OWN_CORS: null } },
             "set": { ALLOW_ORIGIN: ["*"], "Access-Control-Expose-Headers": ["*"] },
         })),
         change(json!({
             "deferred": true,
-            "require": { "headers": { "Vary": OF_ORIGIN } },
+            "require": { "status_code": FINAL, "headers": { "Vary": OF_ORIGIN } },
             "set": { OWN_CORS: ["yes"] },
         })),
     ]

@@ -12,6 +12,7 @@
 //!   connection.
 //! - Connections to peers are kept alive, and never retried: a retry rewrites what a dial in the
 //!   background may still read. The peer server has no peer branch, so there is one hop at most.
+//! - Of upgrades, WebSocket alone passes: inside of HTTP/2 (`h2c`) requests would pass unseen.
 //! - The peer server accepts TLS 1.3 only, since Caddy's client has no such setting: so a hop never
 //!   uses anything older.
 //! - The headers of a route are copied into `vars` before the sandbox is asked: the sandbox's own
@@ -23,6 +24,7 @@
 use serde_json::{Value, json};
 
 use super::{
+    answers,
     decide::{Domain, Via},
     headers, pages, secure,
     settings::{Peers, PlainPath, Secure, Settings},
@@ -35,6 +37,9 @@ pub const PEER_NAME: &str = "ingress.pve-sandbox.internal";
 
 /// Header of a peer's question with the certificate that the other node's Caddy has shown: DER, base64.
 pub const PEER_CERTIFICATE: &str = "X-Sbx-Peer-Certificate";
+
+/// Kind of a route to another node.
+const PEER: &str = "peer";
 
 /// Name of Caddy's logger of requests.
 const ACCESS_LOGGER: &str = "http.log.access.access";
@@ -198,12 +203,22 @@ fn peer_server(settings: &Settings, peers: &Peers, proof: &str) -> Value {
 
 /// Renders the common part of all servers that lead to sandboxes.
 fn server(settings: &Settings, of: Server, proof: &str) -> Value {
-    let mut handle = vec![question(settings, of, proof)];
+    let mut handle = vec![only_websockets(), question(settings, of, proof)];
     if of == Server::Secure {
         handle.insert(0, secure::forget_claims());
     }
     if settings.access_log.is_some() {
         handle.insert(0, log_entry(of.via()));
+    }
+    let failed = |who: &str| {
+        let text = format!("{who} did not answer ({{http.error.status_code}})\n");
+        explanation("{http.error.status_code}", &text)
+    };
+    let mut failures = vec![json!({ "handle": [failed("the sandbox")] })];
+    if of.via() == Via::Edge && settings.peers.is_some() {
+        let to_peer = json!([{ "vars": { "sbx_kind": [PEER] } }]);
+        let node = failed("the node of this sandbox");
+        failures.insert(0, json!({ "match": to_peer, "terminal": true, "handle": [node] }));
     }
     let mut server = json!({
         "automatic_https": { "disable": true },
@@ -221,10 +236,7 @@ fn server(settings: &Settings, of: Server, proof: &str) -> Value {
             },
             { "handle": [explanation(404, "this host is no sandbox\n")] },
         ],
-        "errors": { "routes": [{ "handle": [explanation(
-            "{http.error.status_code}",
-            "the sandbox did not answer ({http.error.status_code})\n",
-        )] }] },
+        "errors": { "routes": failures },
     });
     if settings.access_log.is_some() {
         server["logs"] = json!({ "default_logger_name": "access" });
@@ -234,6 +246,20 @@ fn server(settings: &Settings, of: Server, proof: &str) -> Value {
         server["read_idle_timeout"] = json!("10m");
     }
     server
+}
+
+/// Ignores that a client asks for another protocol than WebSocket, as a server may. Requests inside of such a connection
+/// would be neither judged nor logged, and their headers would not be looked at. A client that asks for several gets
+/// none: which of them a server takes is not known here.
+fn only_websockets() -> Value {
+    let asked = json!({ "{http.request.header.Upgrade}": { "pattern": "(?i)^websocket$" } });
+    json!({
+        "handler": "subroute",
+        "routes": [{
+            "match": [{ "not": [{ "vars_regexp": asked }] }],
+            "handle": [{ "handler": "headers", "request": { "delete": ["Upgrade"] } }],
+        }],
+    })
 }
 
 /// Builds a coarse filter; the agent parses the host.
@@ -265,10 +291,13 @@ fn question(settings: &Settings, of: Server, proof: &str) -> Value {
             "handler": "vars",
             "sbx_upstream": "{http.reverse_proxy.header.X-Sbx-Upstream}",
             "sbx_host": "{http.reverse_proxy.header.X-Sbx-Host}",
+            "sbx_kind": "{http.reverse_proxy.header.X-Sbx-Kind}",
             "sbx_user": "{http.reverse_proxy.header.X-Sbx-User}",
             "sbx_access": "{http.reverse_proxy.header.X-Sbx-Access}",
             "sbx_remove": "{http.reverse_proxy.header.X-Sbx-Remove}",
             "sbx_sandbox": "{http.reverse_proxy.header.X-Sbx-Sandbox}",
+            "sbx_ancestors": "{http.reverse_proxy.header.X-Sbx-Ancestors}",
+            "sbx_origin": "{http.reverse_proxy.header.X-Sbx-Origin}",
         });
         let handlers = [vec![vars], then].concat();
         json!({
@@ -295,7 +324,7 @@ fn question(settings: &Settings, of: Server, proof: &str) -> Value {
     ];
     answers.push(route("preflight", vec![pages::preflight_of_a_guarded_port()]));
     if let (Via::Edge, Some(peers)) = (via, &settings.peers) {
-        answers.push(route("peer", vec![to_peer(peers, of)]));
+        answers.push(route(PEER, vec![to_peer(peers, of)]));
     }
     // A successful answer that is not a route is not the agent's.
     answers.push(json!({
@@ -387,14 +416,6 @@ fn to_sandbox(settings: &Settings, of: Server, visitor: Visitor) -> Vec<Value> {
         "handler": "headers",
         "request": { "delete": headers::for_a_sandbox() },
     });
-    let mut answer = json!({
-        "delete": of_a_response(),
-        "set": { "X-Robots-Tag": ["noindex, nofollow"] },
-    });
-    if settings.frames {
-        answer["delete"] = [of_a_response(), pages::frame_headers()].concat().into();
-        answer["replace"] = pages::without_frame_ancestors();
-    }
     let proxy = json!({
         "handler": "reverse_proxy",
         "upstreams": [{ "dial": "{http.vars.sbx_upstream}" }],
@@ -403,10 +424,13 @@ fn to_sandbox(settings: &Settings, of: Server, visitor: Visitor) -> Vec<Value> {
         "trusted_proxies": of.trusted(),
         "headers": {
             "request": { "replace": { "Cookie": cookies, "Referer": referer }, "set": set },
-            "response": answer,
+            "response": answers::changes(settings.frames, scheme(settings, of)),
         },
     });
-    let mut routes = Vec::new();
+    let mut routes = vec![json!({ "handle": [answers::interim_changes()] })];
+    if visitor == Visitor::Known {
+        routes.extend(answers::for_a_known_visitor());
+    }
     if settings.generation == Generation::Fixed {
         let mut grpc = proxy.clone();
         grpc["transport"] = pages::grpc_transport();
@@ -456,16 +480,19 @@ fn to_peer(peers: &Peers, of: Server) -> Value {
                     "X-Request-Id": ["{http.request.uuid}"],
                 },
             },
-            "response": { "delete": of_a_response() },
+            "response": { "delete": answers::of_a_response() },
         },
     })
 }
 
-/// Lists headers of a response that do not reach the client. Caddy adds a `Server` or a `Via` of its own: one is
-/// enough. What a sandbox runs is nobody's business, and neither is whether a request took a hop: a 404 with one `Via`
-/// more would tell that another node knows the name.
-fn of_a_response() -> Vec<String> {
-    [headers::reserved(), ["Server", "Via"].map(str::to_owned).to_vec()].concat()
+/// Returns the scheme that clients use. Only the edge of a hop knows it where the settings do not say it.
+fn scheme(settings: &Settings, of: Server) -> &'static str {
+    match of {
+        Server::Secure => "https",
+        Server::Public | Server::Peer if settings.https => "https",
+        Server::Public => "http",
+        Server::Peer => "{http.request.header.X-Forwarded-Proto}",
+    }
 }
 
 fn no_keep_alive() -> Value {

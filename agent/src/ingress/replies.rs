@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::{
     HeaderValue, Response, StatusCode,
     header::{
-        ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, HeaderName, LOCATION,
-        REFERRER_POLICY, SET_COOKIE, VARY, WWW_AUTHENTICATE,
+        ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE,
+        HeaderName, LOCATION, REFERRER_POLICY, SET_COOKIE, VARY, WWW_AUTHENTICATE,
     },
 };
 use http_body_util::Full;
@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::{
     caddy::Proof,
-    decide::{Grant, Redirect},
+    decide::{Grant, Question, Redirect},
 };
 
 /// Answer to a question.
@@ -34,6 +34,10 @@ const SANDBOX_HOST: HeaderName = HeaderName::from_static("x-sbx-host");
 const USER: HeaderName = HeaderName::from_static("x-sbx-user");
 /// Header with the visibility of the port; the sandbox gets it.
 const ACCESS: HeaderName = HeaderName::from_static("x-sbx-access");
+/// Header with the pages that may show the answer in a frame, as a policy lists them.
+const ANCESTORS: HeaderName = HeaderName::from_static("x-sbx-ancestors");
+/// Header with the origin of the page that may read the answer.
+const PAGE: HeaderName = HeaderName::from_static("x-sbx-origin");
 /// Header with the text to remove from the query.
 const REMOVE: HeaderName = HeaderName::from_static("x-sbx-remove");
 
@@ -83,6 +87,27 @@ pub(super) fn route(proof: &Proof, to: &Route<'_>) -> Reply {
     reply
 }
 
+/// Adds to the route of a known visitor what browsers let pages of other sites do with the answer.
+pub(super) fn tell_pages(route: &mut Reply, question: &Question<'_>) {
+    let headers = route.headers_mut();
+    if let Some(ancestors) = question.frame_ancestors() {
+        headers.insert(ANCESTORS, plain(ancestors));
+    }
+    if let Some(page) = question.parent() {
+        headers.insert(PAGE, plain(page));
+    }
+}
+
+/// Lets a page that the operator named read a refusal: with its user's session, `*` does not.
+pub(super) fn readable_by(reply: &mut Reply, page: &str) {
+    let headers = reply.headers_mut();
+    if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, plain(page));
+        headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        headers.append(VARY, HeaderValue::from_static("Origin"));
+    }
+}
+
 /// Lets Caddy answer a preflight itself, for an origin. Only an answer with the proof does.
 pub(super) fn preflight(proof: &Proof, allowed: &str) -> Reply {
     let mut reply = Response::new(Full::new(Bytes::new()));
@@ -106,7 +131,9 @@ pub(super) fn redirect(to: &Redirect) -> Reply {
     let headers = reply.headers_mut();
     headers.insert(LOCATION, plain(&to.location));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    // The referrer of the next request is the page that sent the browser here, never this URL. The answer is for frames
+    // of that page.
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("strict-origin"));
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     if let Some(cookie) = &to.cookie {
         headers.insert(SET_COOKIE, plain(cookie));

@@ -99,6 +99,10 @@ fn issuer(acme: &AcmeDns) -> Value {
     if let Some(directory) = &acme.directory {
         issuer["ca"] = directory.as_str().into();
     }
+    if !acme.resolvers.is_empty() {
+        let resolvers = acme.resolvers.iter().map(ToString::to_string);
+        issuer["challenges"]["dns"]["resolvers"] = resolvers.collect();
+    }
     issuer
 }
 
@@ -136,6 +140,7 @@ mod tests {
             email: "ops@example.com".parse().expect("a text"),
             token_field: "api_token".parse().expect("a name"),
             directory: directory.map(|text| text.parse().expect("a text")),
+            resolvers: directory.map(|_| address("192.0.2.53:53")).into_iter().collect(),
             token: "/root/token".into(),
             token_copy: "/etc/pve-sandbox/caddy-dns-token".parse().expect("a path"),
         });
@@ -160,7 +165,8 @@ mod tests {
     #[test]
     fn parts_of_a_certificate_by_acme_name_the_module_and_the_file_of_the_token() {
         insta::assert_snapshot!(all(&acme(Some("https://acme.example.com/directory"))));
-        assert!(!all(&acme(None)).contains("\"ca\""));
+        let plain = all(&acme(None));
+        assert!(!plain.contains("\"ca\"") && !plain.contains("\"resolvers\""), "{plain}");
     }
 
     #[test]

@@ -237,11 +237,14 @@ impl Ingress {
             return later(TOO_MANY);
         };
         let longest = DEADLINE + self.holds.longest();
-        let reply = match timeout(longest, self.route(&question, sandbox, request.headers())).await
-        {
-            Ok(reply) => reply,
-            Err(_) => later("the node did not find out where this sandbox is in time"),
-        };
+        let mut reply =
+            match timeout(longest, self.route(&question, sandbox, request.headers())).await {
+                Ok(reply) => reply,
+                Err(_) => later("the node did not find out where this sandbox is in time"),
+            };
+        if let Some(page) = question.parent() {
+            replies::readable_by(&mut reply, page);
+        }
         tracing::debug!(
             status = reply.status().as_u16(),
             host = ?request.headers().get(HOST),
@@ -306,6 +309,9 @@ impl Ingress {
                         self.routes.used(&target.id);
                     }
                     let mut reply = self.go(&Route { upstream, host: &host, grant: Some(&grant) });
+                    if grant.identity.is_some() {
+                        replies::tell_pages(&mut reply, question);
+                    }
                     if let Some(Target { id, vmid, .. }) = &local {
                         let port = upstream.port();
                         let entry = replies::plain(format_args!("{id} vmid={vmid} port={port}"));
@@ -348,7 +354,9 @@ impl Ingress {
             }
             Verdict::Unavailable(Unavailable::Stopped) => later("this sandbox is stopped"),
             Verdict::Unavailable(Unavailable::NodeDown(node)) => {
-                later(&format!("the node of this sandbox, {node}, is down"))
+                // Who asks is unknown yet, and the names of nodes are for operators.
+                tracing::debug!(%node, "a sandbox was asked for whose node is down");
+                later("the node of this sandbox is down")
             }
             Verdict::Unavailable(Unavailable::Blind) => {
                 later("this node cannot read the state of its cluster now")

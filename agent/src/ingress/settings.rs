@@ -116,6 +116,8 @@ pub struct AcmeDns {
     pub token_field: Word,
     /// Directory of the certificate authority, if it is not Caddy's default.
     pub directory: Option<Text>,
+    /// Name servers by which Caddy finds the zone and sees the challenge in it; none: those of the system.
+    pub resolvers: Vec<SocketAddr>,
     /// File with the token of the provider.
     pub token: PathBuf,
     /// Copy of the token, which Caddy reads.

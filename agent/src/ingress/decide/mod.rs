@@ -172,7 +172,7 @@ fn on_this_node(question: &Question<'_>, port: Port, target: &Target) -> Verdict
     match (target.state, target.ip) {
         (State::Running, Some(ip)) => Verdict::Local {
             upstream: SocketAddr::new(ip, port.get()),
-            host: format!("localhost:{port}"),
+            host: own_name(port),
             grant,
         },
         (State::Running | State::Booting, _) => Verdict::Unavailable(Unavailable::Booting),
@@ -181,6 +181,14 @@ fn on_this_node(question: &Question<'_>, port: Port, target: &Target) -> Verdict
         (State::Stopped, _) => Verdict::Unavailable(Unavailable::Stopped),
         (State::Gone, _) => Verdict::Gone,
     }
+}
+
+/// Port of HTTP, which clients do not write.
+const HTTP: u16 = 80;
+
+/// Returns the name and the port that a server is told it has.
+fn own_name(port: Port) -> String {
+    if port.get() == HTTP { "localhost".to_owned() } else { format!("localhost:{port}") }
 }
 
 #[cfg(test)]

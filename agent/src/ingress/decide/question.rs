@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use http::{
     HeaderMap, HeaderName,
-    header::{ACCEPT, ACCESS_CONTROL_REQUEST_METHOD, COOKIE, HOST, ORIGIN, SEC_WEBSOCKET_KEY},
+    header::{
+        ACCEPT, ACCESS_CONTROL_REQUEST_METHOD, COOKIE, HOST, ORIGIN, REFERER, SEC_WEBSOCKET_KEY,
+    },
 };
 use proto::{host::Label, id::Invalid, name::Port};
 
@@ -24,6 +26,9 @@ pub(in crate::ingress) const TOKENS: [HeaderName; 3] = [
 /// Headers in which a browser says where a request comes from; a page cannot set them.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+/// Values of `Sec-Fetch-Dest` of what is shown inside another page.
+const FRAMES: [&[u8]; 4] = [b"iframe", b"frame", b"embed", b"object"];
 
 /// Reasons why a request goes to no sandbox. Caddy sends the body of a CONNECT on without its length, and a target that
 /// is no path to the agent in place of the path of the question.
@@ -36,6 +41,13 @@ const SESSIONS_MAX: usize = 4;
 /// Origin of a page: `https://host` or `https://host:port`, in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin(String);
+
+impl Origin {
+    /// Returns the host, with its port if it is not the usual one.
+    fn host(&self) -> &str {
+        self.0.split_once("://").map_or("", |(_, host)| host)
+    }
+}
 
 impl FromStr for Origin {
     type Err = Invalid;
@@ -159,9 +171,66 @@ impl<'a> Question<'a> {
         accepted.any(|value| value.as_bytes().windows(9).any(|part| part == b"text/html"))
     }
 
+    /// Returns the page that sends the request, if the operator named it.
+    pub(in crate::ingress) fn parent(&self) -> Option<&'a str> {
+        let origin = self.value(&ORIGIN)?;
+        let mut parents = self.rules.parents.iter();
+        parents.find(|Origin(own)| own.as_bytes() == origin).map(|Origin(own)| own.as_str())
+    }
+
+    /// Returns the origin of the page that a browser says it comes from. A page may keep that to itself, but cannot
+    /// name another.
+    fn referrer(&self) -> Option<Origin> {
+        let referrer = std::str::from_utf8(self.value(&REFERER)?).ok()?;
+        let (scheme, rest) = referrer.split_once("://")?;
+        let host = rest.split(['/', '?', '#']).next()?;
+        format!("{scheme}://{host}").parse().ok()
+    }
+
+    /// True for a page of any sandbox, which may be hostile to all others.
+    fn is_of_a_sandbox(&self, page: &Origin) -> bool {
+        self.rules.domain.label_of(page.host()).is_some()
+    }
+
+    /// Lists the pages that may show the answer in a frame, as a policy says it: those of the same host, those that
+    /// the operator named, and the one that asks, unless it is a sandbox's. A browser wants each page around the frame
+    /// to be among them. `None` for a frame in a page of the same host: which pages are around that one is not known
+    /// here, and was judged when it came. What a script fetches is not that: a service worker may show it in any frame.
+    pub(in crate::ingress) fn frame_ancestors(&self) -> Option<String> {
+        let referrer = self.referrer();
+        let is_own =
+            |page: &Origin| page.host().as_bytes() == self.value(&HOST).unwrap_or_default();
+        let within = match self.value(&FETCH_SITE) {
+            Some(site) => site == b"same-origin" && self.loads_frame(),
+            None => referrer.as_ref().is_some_and(is_own),
+        };
+        if within {
+            return None;
+        }
+        let asks = referrer.filter(|page| !self.is_of_a_sandbox(page));
+        let mut all = "'self'".to_owned();
+        for Origin(page) in self.rules.parents.iter().chain(&asks) {
+            all.push(' ');
+            all.push_str(page);
+        }
+        Some(all)
+    }
+
+    fn loads_frame(&self) -> bool {
+        self.value(&FETCH_DEST).is_some_and(|dest| FRAMES.contains(&dest))
+    }
+
+    /// True when the page around a frame may show the sandbox, as far as is known. The answer names the pages that may.
+    fn may_be_framed(&self) -> bool {
+        match self.referrer() {
+            Some(page) => self.rules.parents.contains(&page) || !self.is_of_a_sandbox(&page),
+            None => !self.rules.parents.is_empty(),
+        }
+    }
+
     /// True when a browser's session counts for this request. All sandboxes are one site to a browser, so it sends
     /// the cookie with what another sandbox's page asks for, too: such a request counts only when it loads a
-    /// page or a frame, or comes from a page that the operator named.
+    /// page, or a frame of a page that is no sandbox's, or comes from a page that the operator named.
     pub(super) fn may_use_session(&self) -> bool {
         let origin = self.value(&ORIGIN);
         if origin.is_some_and(|origin| self.is_trusted(origin)) {
@@ -176,7 +245,10 @@ impl<'a> Question<'a> {
             // A browser always says the origin.
             return origin.is_none() && !is_foreign;
         }
-        !is_foreign || self.reads() && self.value(&FETCH_MODE) == Some(b"navigate")
+        let loads = self.reads() && self.value(&FETCH_MODE) == Some(b"navigate");
+        // Browsers say what they load for; a program that does not, such as an earlier sandboxctl, shows no frame.
+        let is_framed = self.value(&FETCH_DEST).is_some_and(|dest| dest != b"document");
+        !is_foreign || loads && (!is_framed || self.may_be_framed())
     }
 
     /// True for the origin of this host, or of a page that the operator named.
@@ -225,10 +297,11 @@ mod tests {
         let own = origin("https://port-80-vm-100001.sbx.test");
         let sibling = origin("https://port-80-vm-100002.sbx.test");
         let parent = origin("https://app.example.com");
+        let document = ("sec-fetch-dest", "document");
         for (allowed, method, more) in [
             (true, "GET", vec![site("none"), mode("navigate")]),
-            (true, "GET", vec![site("cross-site"), mode("navigate"), ("sec-fetch-dest", "iframe")]),
-            (true, "GET", vec![site("same-site"), mode("navigate")]),
+            (true, "GET", vec![site("cross-site"), mode("navigate"), document]),
+            (true, "GET", vec![site("same-site"), mode("navigate"), document]),
             (false, "POST", vec![site("same-site"), mode("navigate"), sibling]),
             (false, "POST", vec![site("cross-site"), mode("navigate"), origin("null")]),
             (true, "POST", vec![site("same-origin"), mode("cors"), own]),
@@ -258,6 +331,97 @@ mod tests {
         ] {
             assert_eq!(may_use_session("GET", &more), allowed, "{more:?}");
         }
+    }
+
+    /// Asks for a frame from a page of this site, with this referrer, where these pages are named. Returns whether the
+    /// session counts, and who may show the answer.
+    fn framed(site: &str, referrer: Option<&str>, parents: &[&str]) -> (bool, Option<String>) {
+        let mut all = vec![
+            ("host", "port-80-vm-100001.sbx.test"),
+            ("x-forwarded-method", "GET"),
+            ("sec-fetch-site", site),
+            ("sec-fetch-mode", "navigate"),
+            ("sec-fetch-dest", "iframe"),
+        ];
+        all.extend(referrer.map(|page| ("referer", page)));
+        let headers = headers(&all);
+        let parents = parents.iter().map(|page| page.parse().expect("an origin")).collect();
+        let rules = Rules { parents, ..rules() };
+        let question = Question::new(Via::Edge, &headers, &rules, 0);
+        (question.may_use_session(), question.frame_ancestors())
+    }
+
+    #[test]
+    fn frame_is_for_the_page_that_asks_and_for_no_sandbox_around_it() {
+        let to = |pages: &str| Some(format!("'self'{pages}"));
+        let app = Some("https://app.example.com/");
+        assert_eq!(framed("cross-site", app, &[]), (true, to(" https://app.example.com")));
+        // An application below the same domain is no sandbox.
+        let below = Some("https://app.sbx.test:8443/a?b#c");
+        assert_eq!(framed("same-site", below, &[]), (true, to(" https://app.sbx.test:8443")));
+        for sibling in [
+            "https://port-80-vm-100002.sbx.test/",
+            "https://port-80-vm-100002.sbx.test:8443/",
+            "https://box--blue.sbx.test/",
+        ] {
+            assert_eq!(framed("same-site", Some(sibling), &[]), (false, to("")), "{sibling}");
+        }
+        // Pages that do not say who they are, such as those without an origin, must be named in the settings.
+        for unsaid in [None, Some("null"), Some("https://*/"), Some("https://a.b; script-src c/")] {
+            assert_eq!(framed("cross-site", unsaid, &[]), (false, to("")), "{unsaid:?}");
+            let named = framed("cross-site", unsaid, &["https://a.b"]);
+            assert_eq!(named, (true, to(" https://a.b")), "{unsaid:?}");
+        }
+        // A sandbox's page that the operator named.
+        let named = "https://port-80-vm-100002.sbx.test";
+        let (counts, ancestors) = framed("same-site", Some(&format!("{named}/a")), &[named]);
+        assert_eq!((counts, ancestors), (true, to(&format!(" {named}"))));
+        // Frames in the frame's own pages stay in it.
+        let own = Some("https://port-80-vm-100001.sbx.test/");
+        assert_eq!(framed("same-origin", own, &[]), (true, None));
+        assert_eq!(framed("same-origin", None, &[]), (true, None));
+    }
+
+    #[test]
+    fn session_counts_for_a_program_that_loads_a_page_where_no_page_is_named() {
+        let rules = Rules { parents: Vec::new(), ..rules() };
+        let program = [
+            ("host", "port-80-vm-100001.sbx.test"),
+            ("x-forwarded-method", "GET"),
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-mode", "navigate"),
+        ];
+        for (counts, more) in [(true, &[][..]), (false, &[("sec-fetch-dest", "iframe")][..])] {
+            let headers = headers(&[&program, more].concat());
+            let question = Question::new(Via::Edge, &headers, &rules, 0);
+            assert_eq!(question.may_use_session(), counts, "{more:?}");
+            assert_eq!(question.frame_ancestors().as_deref(), Some("'self'"), "{more:?}");
+        }
+    }
+
+    #[test]
+    fn page_in_a_tab_is_later_shown_in_no_frame_of_a_sandbox_either() {
+        let ancestors = |more: &[(&str, &str)]| {
+            let all = [&[("host", "port-80-vm-100001.sbx.test")], more].concat();
+            Question::new(Via::Edge, &headers(&all), &rules(), 0).frame_ancestors()
+        };
+        let named = Some("'self' https://app.example.com".to_owned());
+        for site in ["none", "same-origin"] {
+            let tab = [("sec-fetch-site", site), ("sec-fetch-dest", "document")];
+            assert_eq!(ancestors(&tab), named, "{site}");
+        }
+        // A service worker keeps what it has fetched, and shows it in frames of other pages.
+        for (dest, expected) in
+            [("empty", &named), ("iframe", &None), ("embed", &None), ("object", &None)]
+        {
+            let own = [("sec-fetch-site", "same-origin"), ("sec-fetch-dest", dest)];
+            assert_eq!(&ancestors(&own), expected, "{dest}");
+        }
+        // A browser without these headers says the page around a frame, and then the frame's own.
+        assert_eq!(ancestors(&[("referer", "https://port-80-vm-100002.sbx.test/")]), named);
+        assert_eq!(ancestors(&[("referer", "https://port-80-vm-100001.sbx.test/")]), None);
+        // A page around it may keep to itself who it is.
+        assert_eq!(ancestors(&[]), named);
     }
 
     #[test]

@@ -431,6 +431,18 @@ fn connect_and_targets_that_are_no_path_go_to_no_sandbox() {
     }
 }
 
+/// Servers redirect to what they are told.
+#[test]
+fn server_is_told_its_port_unless_it_is_the_one_of_http() {
+    for (number, expected) in [(80, "localhost"), (8000, "localhost:8000")] {
+        let ports = BTreeMap::from([(port(number), OpenPort::PUBLIC)]);
+        let open = Target { ports, ..target(State::Running) };
+        let verdict = ask(number, Via::Edge, Some(open), Owner::Nobody);
+        let told = matches!(&verdict, Verdict::Local { host, .. } if host == expected);
+        assert!(told, "{verdict:?}");
+    }
+}
+
 #[test]
 fn verdicts_match_the_table() {
     use Verdict::{Gone, Local, Misdirected, NotExposed, NotFound, Peer};

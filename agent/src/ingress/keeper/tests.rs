@@ -543,6 +543,7 @@ fn place_with_acme() -> Place {
             email: "ops@example.com".parse().expect("a text"),
             token_field: "api_token".parse().expect("a name"),
             directory: None,
+            resolvers: Vec::new(),
             token: dir.join("token"),
             token_copy: plain(dir.join("token-copy")),
         })))

@@ -6,7 +6,8 @@
 //! triggers a poll at once, so a sandbox that was just created is found too.
 //!
 //! A deleted sandbox leaves no trace in pmxcfs. It is remembered (`seen`), across restarts in a
-//! small file: the request still goes to the owner, which answers 410.
+//! small file: the request still goes to the owner, which answers 410. Answers come from memory and
+//! do not wait for that file, whose disk may hang.
 
 use std::{
     collections::BTreeMap,
@@ -28,6 +29,7 @@ use proto::{
 };
 use tokio::{
     io::AsyncWriteExt,
+    task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -48,6 +50,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 const FRESH: Duration = Duration::from_millis(100);
 /// Time budget of a poll; pmxcfs answers within a millisecond, or hangs.
 const LOOK: Duration = Duration::from_secs(2);
+/// Longest wait for the memory file when the agent stops.
+const SAVE: Duration = Duration::from_secs(2);
 /// Most lines of the file beyond one for each sandbox to remember, before it is rewritten.
 const LINES_SPARE: usize = 10_000;
 /// Largest config that is read, in bytes; PVE's own limit.
@@ -88,8 +92,18 @@ struct State {
 #[derive(Debug)]
 struct Looked {
     at: Option<Instant>,
+    /// Lines of the memory file; more than any file has where that is not known.
     lines: usize,
+    /// Write of the memory file, until its end was seen.
+    write: Option<JoinHandle<io::Result<()>>>,
+    /// Polls that have found this write under way.
+    waited: u32,
 }
+
+/// Polls after which a write that is still under way is told.
+const SLOW: u32 = 10;
+/// Lines of a memory file that the next write replaces whole.
+const UNKNOWN: usize = usize::MAX;
 
 impl Owners {
     /// Reads the memory file. The cluster is not polled yet.
@@ -107,8 +121,8 @@ impl Owners {
         let remembered: BTreeMap<_, _> = remembered.lines().filter_map(from_line).collect();
         let seen = Seen::new(pve.node().clone(), remembered);
         let state = RwLock::new(State { seen, members: BTreeMap::new(), blind: true });
-        // More than any file has: the first poll rewrites it.
-        let looked = tokio::sync::Mutex::new(Looked { at: None, lines: usize::MAX });
+        let looked =
+            tokio::sync::Mutex::new(Looked { at: None, lines: UNKNOWN, write: None, waited: 0 });
         Self { pve, clock, sources, state, looked }
     }
 
@@ -118,6 +132,9 @@ impl Owners {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             self.look(Duration::ZERO).await;
+        }
+        if timeout(SAVE, self.saved()).await.is_err() {
+            tracing::warn!("sightings were not saved in time at shutdown");
         }
     }
 
@@ -155,11 +172,11 @@ impl Owners {
         if looked.at.is_some_and(|at| at.elapsed() < fresh) {
             return;
         }
-        let looking = timeout(LOOK, self.look_now(looked.lines)).await;
+        let looking = timeout(LOOK, self.look_now()).await;
         looked.at = Some(Instant::now());
         match looking {
-            Ok(Ok(lines)) => looked.lines = lines,
-            Ok(Err(error)) => tracing::warn!(%error, "sightings were not saved"),
+            Ok(None) => {}
+            Ok(Some(changes)) => self.save(&mut looked, changes).await,
             Err(_) => {
                 self.state.write().blind = true;
                 tracing::warn!("pmxcfs did not answer in time");
@@ -167,31 +184,68 @@ impl Owners {
         }
     }
 
-    /// Polls pmxcfs. Returns how many lines the memory file has.
-    async fn look_now(&self, lines: usize) -> io::Result<usize> {
+    /// Polls pmxcfs. Returns the lines that the memory file lacks; `None` when pmxcfs is down.
+    async fn look_now(&self) -> Option<String> {
         let cluster = self.pve.cluster().await;
         if cluster.members.is_empty() {
             self.state.write().blind = true;
-            return Ok(lines);
+            return None;
         }
         let now_ms = self.clock.now_ms();
         let marks = self.marks(&cluster, now_ms).await;
-        let (changes, kept) = {
-            let mut state = self.state.write();
-            state.members.clone_from(&cluster.members);
-            state.blind = false;
-            let changed = state.seen.update(cluster, &marks, now_ms);
-            let kept = state.seen.sightings().count();
-            let sightings = changed.iter().filter_map(|id| Some((id, state.seen.sighting(id)?)));
-            (to_lines(sightings), kept)
-        };
-        if lines > kept + LINES_SPARE {
-            let all = to_lines(self.state.read().seen.sightings());
-            rewrite(&self.sources.memory, all).await?;
-            return Ok(kept);
+        let mut state = self.state.write();
+        state.members.clone_from(&cluster.members);
+        state.blind = false;
+        let changed = state.seen.update(cluster, &marks, now_ms);
+        Some(to_lines(changed.iter().filter_map(|id| Some((id, state.seen.sighting(id)?)))))
+    }
+
+    /// Begins to write changes to the memory file. One write runs at a time: what comes meanwhile, and what failed, is
+    /// in the next one, which replaces the file.
+    async fn save(&self, looked: &mut Looked, changes: String) {
+        match looked.write.take_if(|write| write.is_finished()) {
+            Some(write) => note(looked, write.await),
+            None if looked.write.is_some() => {
+                looked.waited = looked.waited.saturating_add(1);
+                if looked.waited == SLOW {
+                    let path = self.sources.memory.display();
+                    tracing::warn!(%path, "sightings are not saved yet: the disk is slow, or hangs");
+                }
+                if !changes.is_empty() {
+                    looked.lines = UNKNOWN;
+                }
+                return;
+            }
+            None => {}
         }
-        append(&self.sources.memory, &changes).await?;
-        Ok(lines + changes.lines().count())
+        looked.waited = 0;
+        let path = self.sources.memory.clone();
+        let state = self.state.read();
+        let kept = state.seen.sightings().count();
+        looked.write = if looked.lines > kept + LINES_SPARE {
+            let all = to_lines(state.seen.sightings());
+            looked.lines = kept;
+            Some(tokio::spawn(async move { rewrite(&path, all).await }))
+        } else if changes.is_empty() {
+            None
+        } else {
+            looked.lines += changes.lines().count();
+            Some(tokio::spawn(async move { append(&path, &changes).await }))
+        };
+    }
+
+    /// Waits for the write that is under way, if there is one, and writes what came meanwhile or failed: once, since a
+    /// disk that fails twice may go on so.
+    async fn saved(&self) {
+        let mut looked = self.looked.lock().await;
+        let Some(write) = looked.write.take() else { return };
+        note(&mut looked, write.await);
+        if looked.lines == UNKNOWN {
+            self.save(&mut looked, String::new()).await;
+            if let Some(write) = looked.write.take() {
+                note(&mut looked, write.await);
+            }
+        }
     }
 
     async fn marks(&self, cluster: &Cluster, now_ms: u64) -> BTreeMap<Vmid, Option<SandboxId>> {
@@ -219,6 +273,14 @@ async fn mark(path: &Path, vmid: Vmid) -> io::Result<Option<SandboxId>> {
     tokio::fs::File::open(path).await?.take(CONFIG_BYTES_MAX).read_to_end(&mut bytes).await?;
     let mark = ContainerConfig::parse(&bytes).mark();
     Ok(mark.filter(|mark| mark.vmid == vmid).map(|mark| mark.sandbox_id))
+}
+
+/// Notes how a write of the memory file ended. After a failure the next one replaces the file.
+fn note(looked: &mut Looked, write: Result<io::Result<()>, tokio::task::JoinError>) {
+    if let Err(error) = write.unwrap_or_else(|gone| Err(gone.into())) {
+        looked.lines = UNKNOWN;
+        tracing::warn!(%error, "sightings were not saved");
+    }
 }
 
 fn to_lines<'a>(sightings: impl Iterator<Item = (&'a SandboxId, &'a Sighting)>) -> String {

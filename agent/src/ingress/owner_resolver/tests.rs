@@ -97,6 +97,7 @@ async fn deleted_sandbox_keeps_its_owner_for_a_day_across_restarts() {
     let owners = rig.owners();
     rig.put(200, 2, 200);
     owners.look(Duration::ZERO).await;
+    owners.saved().await;
     drop(owners);
     // Deleted while this agent was down.
     rig.cluster.remove(vmid(200));
@@ -105,6 +106,7 @@ async fn deleted_sandbox_keeps_its_owner_for_a_day_across_restarts() {
         for name in [SandboxRef::Id(id(2)), SandboxRef::Vmid(vmid(200))] {
             assert_eq!(owners.of(name).await, peer());
         }
+        owners.saved().await;
     }
     rig.clock.0.fetch_add(24 * 60 * 60 * 1000 + 1, Ordering::Relaxed);
     let owners = rig.owners();
@@ -126,6 +128,45 @@ async fn known_owners_are_kept_while_pmxcfs_is_down() {
     assert_eq!(owners.of(SandboxRef::Id(id(3))).await, Owner::Unknown);
     let blind_from_the_start = rig.owners();
     assert_eq!(blind_from_the_start.of(SandboxRef::Id(id(2))).await, Owner::Unknown);
+}
+
+/// A pipe that nobody reads stands for the disk that hangs: opening it for a write does not return.
+#[tokio::test]
+async fn memory_file_on_a_disk_that_hangs_delays_no_answer_and_is_written_later() {
+    let rig = Rig::new();
+    let owners = rig.owners();
+    owners.look(Duration::ZERO).await;
+    owners.saved().await;
+    let memory = rig.dir.path().join("owners");
+    std::fs::remove_file(&memory).expect("it was written");
+    nix::unistd::mkfifo(&memory, nix::sys::stat::Mode::S_IRWXU).expect("made");
+
+    for number in 2..4 {
+        rig.put(u32::from(number) + 198, number, u32::from(number) + 198);
+        let polled = timeout(LOOK / 2, owners.look(Duration::ZERO)).await;
+        let answer = owners.of(SandboxRef::Vmid(vmid(300))).await;
+        let found = owners.of(SandboxRef::Id(id(number))).await;
+        if polled.is_err() || answer != Owner::Nobody || found != peer() {
+            // Lets the write end, which the end of the test waits for.
+            std::fs::File::options().read(true).write(true).open(&memory).expect("opened");
+        }
+        assert_eq!((polled, answer, found), (Ok(()), Owner::Nobody, peer()));
+    }
+
+    for _ in 0..SLOW {
+        owners.look(Duration::ZERO).await;
+    }
+    assert!(owners.looked.lock().await.waited >= SLOW, "the write that hangs is told");
+
+    // Both ends, until it is done: the write that hangs goes on. What came meanwhile is written, too, before the end.
+    let both_ends = std::fs::File::options().read(true).write(true).open(&memory).expect("opened");
+    owners.saved().await;
+    drop(both_ends);
+    assert!(std::fs::metadata(&memory).expect("there").is_file(), "nothing more was written");
+    let written = std::fs::read_to_string(&memory).expect("a file again");
+    for number in 2..4 {
+        assert!(written.contains(&id(number).to_string()), "{written}");
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub(super) fn judge(service: &str, origin: &str, answers: &Answers) -> Vec<Check
     vec![
         state,
         across_origins(service, origin, &get.headers),
-        frame(service, &get.headers),
+        frame(service, origin, &get.headers),
         preflight(service, origin, &answers.preflight),
         websocket(service, &answers.websocket),
     ]
@@ -90,13 +90,20 @@ fn allowed(origin: &str, headers: &HeaderMap) -> Result<String, String> {
 }
 
 /// Judges whether a page of another site may show the service in a frame.
-fn frame(service: &str, headers: &HeaderMap) -> Check {
+fn frame(service: &str, origin: &str, headers: &HeaderMap) -> Check {
     let policies = headers.get_all(CONTENT_SECURITY_POLICY).iter();
-    let is_bound = policies.filter_map(|policy| policy.to_str().ok()).any(|policy| {
-        policy.split(';').any(|part| part.trim_start().starts_with("frame-ancestors"))
+    let mut rules = policies
+        .filter_map(|policy| policy.to_str().ok())
+        .flat_map(|policy| policy.split([';', ',']))
+        .map(str::split_ascii_whitespace);
+    // Each of them must allow it.
+    let is_bound = rules.any(|mut words| {
+        let is_about_frames =
+            words.next().is_some_and(|name| name.eq_ignore_ascii_case("frame-ancestors"));
+        is_about_frames && !words.any(|page| page == "*" || page.eq_ignore_ascii_case(origin))
     });
     if headers.contains_key(X_FRAME_OPTIONS) || is_bound {
-        let remedy = "ingress.frames = true in the agent's configuration";
+        let remedy = "ingress.frames = true, or name the page in ingress.parent_origins";
         return Check::warning("frame", service, "it may not be shown in a frame", remedy);
     }
     Check::ok("frame", service, "it may be shown in a frame")
@@ -211,6 +218,21 @@ mod tests {
         );
         let frame = framed.iter().find(|check| check.name == "frame").expect("it is judged");
         assert_eq!(frame.state, State::Warning);
+    }
+
+    #[test]
+    fn frame_is_right_where_each_policy_names_the_page() {
+        const OURS: (&str, &str) =
+            ("content-security-policy", "frame-ancestors 'self' https://app.test");
+        for (headers, state) in [
+            (vec![OURS], State::Ok),
+            (vec![("content-security-policy", "img-src *"), OURS], State::Ok),
+            (vec![OURS, ("content-security-policy", "Frame-Ancestors 'self'")], State::Warning),
+            (vec![("content-security-policy", "a b, frame-ancestors")], State::Warning),
+            (vec![OURS, ("x-frame-options", "DENY")], State::Warning),
+        ] {
+            assert_eq!(frame("web", ORIGIN, &reply(200, &headers).headers).state, state);
+        }
     }
 
     #[test]

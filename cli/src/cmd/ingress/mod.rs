@@ -32,6 +32,13 @@ const TOKEN: &str = "x-sbx-token";
 /// Key of a WebSocket's handshake: any 16 bytes.
 const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAA==";
 
+/// Headers of a browser that loads a frame in a page of another site.
+const FRAME: [(&str, &str); 3] = [
+    ("sec-fetch-site", "cross-site"),
+    ("sec-fetch-mode", "navigate"),
+    ("sec-fetch-dest", "iframe"),
+];
+
 /// Verbs about the way in from the web.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Ingress {
@@ -145,13 +152,13 @@ async fn look(
     let is_team = service.visibility() == Visibility::Team;
     let own = service.url.trim_end_matches('/');
     let from = ("origin", asker.origin.as_str());
-    let (page, page_of_socket) = if is_team {
-        (&[("sec-fetch-mode", "navigate"), ("sec-fetch-site", "cross-site")][..], ("origin", own))
-    } else {
-        (&[from][..], from)
-    };
+    let page_of_socket = if is_team { ("origin", own) } else { from };
+    // A browser says so which page asks, and the ingress lets that page show the answer.
+    let referrer = format!("{}/", asker.origin);
+    let mut page = vec![("referer", referrer.as_str())];
+    page.extend_from_slice(if is_team { &FRAME } else { std::slice::from_ref(&from) });
     let answers = Answers {
-        get: asker.ask(&service.url, Method::GET, access, page).await,
+        get: asker.ask(&service.url, Method::GET, access, &page).await,
         preflight: asker
             .ask(
                 &service.url,
