@@ -26,6 +26,15 @@ pub(crate) struct May {
     pub(crate) zones: bool,
 }
 
+/// Way in which a request fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing is done.
+    Refused,
+    /// All is done, and the answer is lost.
+    Lost,
+}
+
 /// State of the account.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -44,8 +53,14 @@ pub(crate) struct State {
     pub(crate) page_max: usize,
     /// Times that a deletion of a tunnel finds connections.
     pub(crate) lingers: usize,
+    /// Whether the token belongs to the account, and to no user.
+    pub(crate) token_of_account: bool,
     /// Tunnel that somebody makes just before our own creation.
     pub(crate) faster: Option<Value>,
+    /// DNS record that somebody makes just before our own creation.
+    pub(crate) rival: Option<Value>,
+    /// Number of requests that go well before the one that fails, and how that one fails. `None` once it has failed.
+    pub(crate) fault: Option<(usize, Fault)>,
     /// Method and path of each request.
     pub(crate) calls: Vec<String>,
     /// Faults of requests.
@@ -90,7 +105,10 @@ impl Cloud {
             busy: VecDeque::new(),
             page_max: 50,
             lingers: 0,
+            token_of_account: false,
             faster: None,
+            rival: None,
+            fault: None,
             calls: Vec::new(),
             wrong: Vec::new(),
             next: 1,
@@ -162,6 +180,14 @@ pub(crate) fn zone(id: &str, name: &str) -> Value {
     })
 }
 
+/// Returns a connector of another node.
+pub(crate) fn connector(id: &str) -> Value {
+    json!({
+        "id": id, "version": "2026.8.2", "arch": "linux_amd64", "run_at": "2026-11-30T10:00:00Z",
+        "conns": [{ "colo_name": "FRA", "origin_ip": "192.0.2.9" }],
+    })
+}
+
 async fn serve(stream: TcpStream, state: Arc<Mutex<State>>) {
     let mut stream = BufReader::new(stream);
     let Some((request, authorization, agent)) = read(&mut stream).await else { return };
@@ -170,9 +196,16 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>) {
         if !agent.starts_with("pve-sandbox-agent/") {
             state.wrong.push(format!("the user agent is {agent:?}"));
         }
-        match state.busy.pop_front() {
-            Some(after) => (429, Some(after), failure(10_429, "Too many requests")),
-            None => {
+        let fault = state.next_fault();
+        let lost = || (500, None, failure(10_001, "Internal error"));
+        match (state.busy.pop_front(), fault) {
+            (Some(after), _) => (429, Some(after), failure(10_429, "Too many requests")),
+            (None, Some(Fault::Refused)) => lost(),
+            (None, Some(Fault::Lost)) => {
+                state.answer(&request, &authorization);
+                lost()
+            }
+            (None, None) => {
                 let (status, body) = state.answer(&request, &authorization);
                 (status, None, body)
             }
@@ -245,6 +278,13 @@ impl State {
         self.next
     }
 
+    /// Counts a request; returns how it fails.
+    fn next_fault(&mut self) -> Option<Fault> {
+        let (left, fault) = self.fault?;
+        self.fault = left.checked_sub(1).map(|left| (left, fault));
+        (left == 0).then_some(fault)
+    }
+
     fn add_tunnel(&mut self, name: &str, config_src: &str, secret: &str) -> String {
         let id = format!("f70ff985-a4ef-4643-bbbc-4a0ed4fc{:04x}", self.id());
         self.tunnels.push(json!({
@@ -263,8 +303,12 @@ impl State {
             self.wrong.push(format!("{method} {path:?} without the token"));
         }
         let path: Vec<_> = path.iter().map(String::as_str).collect();
-        if let (["user", "tokens", "verify"], "GET") = (path.as_slice(), method.as_str()) {
-            return self.verify();
+        match (method.as_str(), path.as_slice()) {
+            ("GET", ["user", "tokens", "verify"]) => return self.verify(!self.token_of_account),
+            ("GET", ["accounts", account, "tokens", "verify"]) => {
+                return self.verify(self.token_of_account && *account == ACCOUNT);
+            }
+            _ => {}
         }
         if let Some(refusal) = self.refusal(&path) {
             return refusal;
@@ -286,8 +330,8 @@ impl State {
         }
     }
 
-    fn verify(&self) -> Answer {
-        match self.token {
+    fn verify(&self, is_here: bool) -> Answer {
+        match self.token.filter(|_| is_here) {
             Some(status) => {
                 success(json!({ "id": "ed17574386854bf78a67040be0a770b0", "status": status }))
             }
@@ -345,6 +389,7 @@ impl State {
                 self.page(&found, query, "RecordResponse")
             }
             ("POST", []) => {
+                records.extend(self.rival.take());
                 let is_taken = records.iter().any(|there| {
                     let kind = there["type"].as_str().unwrap_or_default();
                     there["name"] == body["name"] && ["A", "AAAA", "CNAME"].contains(&kind)

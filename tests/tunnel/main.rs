@@ -5,7 +5,9 @@ mod cloud;
 mod controller;
 mod doctor;
 mod documents;
+mod faults;
 mod keep;
+mod nodes;
 #[path = "../join/served.rs"]
 mod served;
 mod setup;

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::{
     cloud::{ACCOUNT, Cloud, ZONE, zone},
-    world::{World, host},
+    world::{NOW_MS, World, host},
 };
 
 #[tokio::test]
@@ -245,6 +245,18 @@ async fn secret_that_was_renewed_is_fetched_and_the_connector_restarted() {
 }
 
 #[tokio::test]
+async fn outdated_cloudflared_is_told() {
+    let (cloud, world) = (Cloud::start().await, World::new());
+    let now_ms = NOW_MS + 365 * 24 * 3_600_000;
+    let order = Order { start: false, now_ms, ..world.order() };
+    let (told, done) = world.setup(&cloud, &order).await;
+    done.expect("set up");
+    let first = told.first().expect("a line");
+    assert!(first.starts_with("note") && first.contains("15 months old"), "{first}");
+    assert!(first.contains("apt-get install cloudflared"), "{first}");
+}
+
+#[tokio::test]
 async fn node_without_cloudflared_is_told_how_to_install_it() {
     let (cloud, world) = (Cloud::start().await, World::new());
     let mut paths = world.node.paths().clone();
@@ -257,6 +269,24 @@ async fn node_without_cloudflared_is_told_how_to_install_it() {
     assert!(matches!(error, Error::Node(node::Error::Missing(_))), "{error}");
     assert!(error.to_string().contains("apt-get install cloudflared"), "{error}");
     assert_eq!(cloud.calls(), [""; 0], "nothing was asked before");
+}
+
+#[tokio::test]
+async fn unit_that_the_agent_would_start_is_told_where_nothing_is_to_be_started() {
+    let (cloud, world) = (Cloud::start().await, World::new());
+    let order = Order { start: false, ..world.order() };
+    let is_told = |told: &[String]| {
+        let line = told.iter().find(|line| line.contains("systemctl disable pve-sandbox-tunnel"));
+        line.is_some_and(|line| line.starts_with("note"))
+    };
+    let (told, done) = world.setup(&cloud, &order).await;
+    done.expect("set up");
+    assert!(!is_told(&told), "it is not enabled: {told:?}");
+    world.setup(&cloud, &world.order()).await.1.expect("started");
+    assert!(!is_told(&world.setup(&cloud, &order).await.0), "it runs");
+    world.node.systemctl(&["stop", "pve-sandbox-tunnel"]).await.expect("stopped");
+    let (told, _) = world.setup(&cloud, &order).await;
+    assert!(is_told(&told), "{told:?}");
 }
 
 #[tokio::test]

@@ -4,7 +4,8 @@ use agent::tunnel::teardown::{self, Error, Order};
 use serde_json::json;
 
 use crate::{
-    cloud::Cloud,
+    cloud::{ACCOUNT, Cloud, TOKEN, ZONE, connector},
+    documents::Installed,
     world::{World, api},
 };
 
@@ -16,18 +17,12 @@ async fn tear_down(
     order: Order,
 ) -> (Vec<String>, Result<(), Error>) {
     let (mut told, api) = (Vec::new(), cloud.map(api));
-    let domain = &world.origin.domain;
-    let cloud = api.as_ref().map(|api| (api, domain));
+    let domain = Some(&world.origin.domain);
+    let cloud =
+        api.as_ref().map(|api| teardown::CloudScope { api, domain, zone: None, account: None });
     let mut say = |line: &str| told.push(line.to_owned());
     let done = teardown::run(order, cloud, &world.node, &mut say).await;
     (told, done)
-}
-
-fn connector(id: &str) -> serde_json::Value {
-    json!({
-        "id": id, "version": "2026.8.2", "arch": "linux_amd64", "run_at": "2026-11-30T10:00:00Z",
-        "conns": [{ "colo_name": "FRA", "origin_ip": "192.0.2.9" }],
-    })
 }
 
 #[tokio::test]
@@ -49,7 +44,95 @@ async fn node_leaves_the_tunnel_and_cloudflare_is_not_asked() {
     // What stays is found by the domain.
     tear_down(&world, Some(&cloud), DO).await.1.expect("gone");
     assert_eq!((cloud.records().len(), cloud.state().tunnels.len()), (0, 0));
-    tear_down(&world, Some(&cloud), DO).await.1.expect("nothing is left");
+    let (told, done) = tear_down(&world, Some(&cloud), DO).await;
+    done.expect("nothing is left");
+    assert!(
+        told.iter().any(|line| line.starts_with("nothing was found at Cloudflare")),
+        "{told:?}"
+    );
+}
+
+#[tokio::test]
+async fn node_that_has_left_finds_a_tunnel_of_another_name_by_its_record() {
+    let (cloud, world) = (Cloud::start().await, World::new());
+    let order = agent::tunnel::setup::Order { name: "office".into(), ..world.order() };
+    world.setup(&cloud, &order).await.1.expect("set up");
+    let tunnel = world.settings().tunnel.to_string();
+    tear_down(&world, None, DO).await.1.expect("left");
+    // Other nodes are seen by it, too.
+    cloud.state().connectors.insert(tunnel.clone(), vec![connector("other-node")]);
+    let error = tear_down(&world, Some(&cloud), DO).await.1.expect_err("refused");
+    assert!(matches!(error, Error::Connected(_)), "{error}");
+    cloud.state().connectors.clear();
+    let (told, done) = tear_down(&world, Some(&cloud), DO).await;
+    done.expect("gone");
+    assert!(cloud.records().is_empty(), "{told:?}");
+    // Its name has no mark: it may have been there before.
+    assert_eq!(cloud.state().tunnels.len(), 1);
+    assert!(told.iter().any(|line| line.contains("the tunnel office stays")), "{told:?}");
+
+    // One of our names that is not the domain's goes, too.
+    let order = agent::tunnel::setup::Order { name: "pve-sandbox-2".into(), ..world.order() };
+    world.setup(&cloud, &order).await.1.expect("set up");
+    tear_down(&world, None, DO).await.1.expect("left");
+    tear_down(&world, Some(&cloud), DO).await.1.expect("gone");
+    let names: Vec<_> = cloud.state().tunnels.iter().map(|one| one["name"].clone()).collect();
+    assert_eq!((cloud.records().len(), names), (0, vec![json!("office")]));
+}
+
+#[tokio::test]
+async fn record_is_removed_whose_tunnel_is_gone_already() {
+    let (cloud, world) = (Cloud::start().await, World::new());
+    world.setup(&cloud, &world.order()).await.1.expect("set up");
+    tear_down(&world, None, DO).await.1.expect("left");
+    cloud.state().tunnels.clear();
+    tear_down(&world, Some(&cloud), DO).await.1.expect("gone");
+    assert!(cloud.records().is_empty());
+}
+
+/// Sets up on a node as its operator does.
+const SETUP: &str =
+    "pve-sandbox-agent tunnel setup --domain example.com --token-file /root/cloudflare-token";
+const EVERYTHING: &str =
+    "pve-sandbox-agent tunnel teardown --everything --token-file /root/cloudflare-token";
+
+#[tokio::test]
+async fn settings_of_the_node_are_enough_without_a_domain_in_the_configuration() {
+    let node = Installed::start().await;
+    node.run(SETUP).await.1.expect("set up");
+    let config = node.world.file("agent.toml");
+    let text = std::fs::read_to_string(&config).expect("read");
+    std::fs::write(&config, text.replace("domain = \"example.com\"\n", "")).expect("written");
+    let (said, done) = node.run(EVERYTHING).await;
+    assert!(done.expect("gone"), "{said}");
+    assert_eq!((node.cloud.records().len(), node.cloud.state().tunnels.len()), (0, 0), "{said}");
+    // Now nothing says which tunnel it was.
+    let (_, done) = node.run(EVERYTHING).await;
+    let told = format!("{:#}", done.expect_err("unknown"));
+    assert!(told.contains("no ingress.domain"), "{told}");
+}
+
+#[tokio::test]
+async fn zone_and_account_are_given_as_to_setup() {
+    let variables = |name: &str| match name {
+        "CF_API_TOKEN" => Some(TOKEN.to_owned()),
+        "CF_ZONE_ID" => Some(ZONE.to_owned()),
+        "CF_ACCOUNT_ID" => Some(ACCOUNT.to_owned()),
+        _ => None,
+    };
+    let flags = format!("{EVERYTHING} --zone-id {ZONE} --account-id {ACCOUNT}");
+    let everything = "pve-sandbox-agent tunnel teardown --everything".to_owned();
+    for (node, line) in
+        [(Installed::start().await, flags), (Installed::with(variables).await, everything)]
+    {
+        node.run(SETUP).await.1.expect("set up");
+        node.run("pve-sandbox-agent tunnel teardown").await.1.expect("left");
+        node.cloud.state().may.zones = false;
+        let (said, done) = node.run(&line).await;
+        done.unwrap_or_else(|error| panic!("{line}: {error:#}\n{said}"));
+        let left = (node.cloud.records().len(), node.cloud.state().tunnels.len());
+        assert_eq!(left, (0, 0), "{line}: {said}");
+    }
 }
 
 #[tokio::test]

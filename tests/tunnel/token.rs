@@ -6,7 +6,7 @@ use agent::tunnel::{
 };
 
 use crate::{
-    cloud::{Cloud, May},
+    cloud::{ACCOUNT, Cloud, May, ZONE},
     world::World,
 };
 
@@ -43,6 +43,42 @@ async fn missing_permission_is_named() {
         );
         assert!(error.to_string().contains(words), "{error}");
     }
+}
+
+#[tokio::test]
+async fn missing_permission_of_an_accounts_token_is_named() {
+    let all = May { tunnels: true, dns: true, zones: true };
+    for (may, expected) in [
+        (May { tunnels: false, ..all }, Permission::TunnelEdit),
+        (May { dns: false, ..all }, Permission::DnsEdit),
+    ] {
+        let (cloud, world) = (Cloud::start().await, World::new());
+        cloud.state().may = may;
+        cloud.state().token_of_account = true;
+        let error = world.setup(&cloud, &world.order()).await.1.expect_err("refused");
+        assert!(
+            matches!(&error, setup::Error::Api(Error::Lacks { permission, .. }) if *permission == expected),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn accounts_token_that_sees_no_zone_is_enough_with_both_ids() {
+    let (cloud, world) = (Cloud::start().await, World::new());
+    cloud.state().may.zones = false;
+    cloud.state().token_of_account = true;
+    // Without an account nobody can verify it: both reasons are told, and how to find out.
+    let error = world.setup(&cloud, &world.order()).await.1.expect_err("refused").to_string();
+    for word in ["it is unknown", "belongs to an account", "Zone > Zone > Read", "--account-id"] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    let account = Some(ACCOUNT.parse().expect("an id"));
+    let order = setup::Order { account, start: false, ..world.order() };
+    let error = world.setup(&cloud, &order).await.1.expect_err("no zone").to_string();
+    assert!(error.contains("lacks a permission: Zone > Zone > Read"), "{error}");
+    let order = setup::Order { zone: Some(ZONE.parse().expect("an id")), ..order };
+    world.setup(&cloud, &order).await.1.expect("set up");
 }
 
 #[tokio::test]

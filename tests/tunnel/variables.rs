@@ -50,6 +50,31 @@ async fn flags_count_before_variables() {
 }
 
 #[tokio::test]
+async fn account_in_the_variable_that_is_not_the_zones_is_refused_before_anything_is_made() {
+    let stale = |name: &str| of(&[("CF_ACCOUNT_ID", UNKNOWN)], name);
+    let node = Installed::with(stale).await;
+    let (_, done) = node.run(&format!("{SETUP} --domain example.com")).await;
+    let told = format!("{:#}", done.expect_err("another account"));
+    for word in [UNKNOWN, ACCOUNT, "CF_ACCOUNT_ID"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    assert_eq!(node.cloud.writes(), [""; 0]);
+}
+
+#[tokio::test]
+async fn name_of_the_tunnel_stays_in_a_later_call_without_it() {
+    let node = Installed::start().await;
+    let named = format!("{SETUP} --domain example.com --name office");
+    let (said, done) = node.run(&named).await;
+    done.unwrap_or_else(|error| panic!("{error:#}\n{said}"));
+    node.cloud.calls();
+    // As the remedies of `doctor` say it.
+    let (said, done) = node.run(SETUP).await;
+    done.unwrap_or_else(|error| panic!("{error:#}\n{said}"));
+    assert_eq!((node.cloud.writes(), node.world.settings().name), (vec![], "office".to_owned()));
+}
+
+#[tokio::test]
 async fn variable_of_this_project_counts_before_that_of_older_setups() {
     let both = |name: &str| {
         of(&[("PVE_PUBLIC_DOMAIN", "example.com"), ("CF_DOMAIN", "example.org")], name)

@@ -1,5 +1,6 @@
 //! A node for the tunnel, in a root of its own: the directories of the files, and small programs in place of systemctl
-//! and, where the machine has no cloudflared, of that.
+//! and of cloudflared. Nothing here connects to Cloudflare, so a real cloudflared only tells its version and checks
+//! configurations.
 
 use std::{
     fs,
@@ -32,6 +33,9 @@ const STANDIN: &str = env!("CARGO_BIN_EXE_cloudflared-standin");
 /// The real one.
 const REAL: &str = "/usr/bin/cloudflared";
 
+/// Reason of [`World::with_checker`]'s cloudflared.
+pub(crate) const REFUSAL: &str = "the reason of the test";
+
 /// Stands for systemd: gives the unit its files, starts and stops cloudflared, and notes what it was asked.
 const SYSTEMCTL: &str = r#"
 alive() { test -s $ROOT/pid && readlink /proc/$(cat $ROOT/pid)/exe >/dev/null; }
@@ -43,12 +47,26 @@ start() {
   echo $! > $ROOT/pid
 }
 stop() {
-  if alive; then kill -TERM $(cat $ROOT/pid); while alive; do sleep 0.02; done; fi
+  if alive; then
+    kill -TERM $(cat $ROOT/pid)
+    left=1500
+    while alive; do
+      left=$((left - 1))
+      if [ $left -eq 0 ]; then echo "cloudflared does not end on SIGTERM" >&2; exit 1; fi
+      sleep 0.02
+    done
+  fi
   rm -rf $ROOT/given $ROOT/pid
 }
-case "$1" in is-active) alive; exit;; is-enabled) test -e $ROOT/enabled; exit;; esac
+case "$1" in
+  is-active) if alive; then echo active; exit 0; fi; echo inactive; exit 3;;
+  is-enabled) test -e $ROOT/enabled; exit;;
+esac
 echo "$*" >> $ROOT/systemctl.log
+if test "$(cat $ROOT/fails 2>/dev/null)" = "$1"; then echo "Job failed" >&2; exit 1; fi
 case "$*" in
+  start*) if ! alive; then start; fi;;
+  stop*) stop;;
   enable*) touch $ROOT/enabled;;
   disable*) rm -f $ROOT/enabled; stop;;
   restart*) stop; start;;
@@ -73,10 +91,12 @@ impl World {
         Self::with(Path::new(STANDIN))
     }
 
-    /// Makes a node with the real cloudflared, or else with its stand-in, and says so.
+    /// Makes a node where the real cloudflared tells its version and checks configurations, or else its stand-in, and
+    /// says so. The stand-in is what connects.
     pub(crate) fn with_real() -> Self {
         let real = Path::new(REAL);
         if real.exists() {
+            eprintln!("NOT THE REAL cloudflared connects, but its stand-in: the real one checks");
             return Self::with(real);
         }
         eprintln!(
@@ -85,17 +105,32 @@ impl World {
         Self::with(Path::new(STANDIN))
     }
 
+    /// Makes a node whose cloudflared checks configurations and refuses to connect, as a real one does with a tunnel
+    /// that is not there. It refuses each configuration while the file `refuses` is there.
+    pub(crate) fn with_checker() -> Self {
+        let mut world = Self::new();
+        let (path, refuses) = (world.file("cloudflared"), world.file("refuses"));
+        let script = format!(
+            "#!/bin/sh\ncase \"$*\" in\n--version) exec {STANDIN} --version;;\n*\"tunnel ingress validate\")\n\
+             if [ -e {} ]; then echo 'Validation failed: {REFUSAL}' >&2; exit 1; fi\nexec {STANDIN} \"$@\";;\n\
+             *) echo 'Unauthorized: Invalid tunnel secret' >&2; exit 1;;\nesac\n",
+            refuses.display()
+        );
+        executable(&path, &script);
+        let paths = Paths { cloudflared: path, ..world.node.paths().clone() };
+        world.node = Node::new(paths, runner(&world.file("output-of-the-checker")));
+        world
+    }
+
     fn with(cloudflared: &Path) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let file = |name: &str| dir.path().join(name);
         let script = format!(
             "#!/bin/sh\nROOT={}\nCLOUDFLARED={}\n{SYSTEMCTL}",
             dir.path().display(),
-            cloudflared.display()
+            STANDIN
         );
-        fs::write(file("systemctl"), script).expect("written");
-        fs::set_permissions(file("systemctl"), fs::Permissions::from_mode(0o755))
-            .expect("executable");
+        executable(&file("systemctl"), &script);
         let paths = Paths {
             dir: file("tunnel"),
             cloudflared: cloudflared.to_owned(),
@@ -103,11 +138,10 @@ impl World {
             systemd: dir.path().to_owned(),
             given: file("given"),
         };
-        let runner = Runner::new(file("output"), "/proc".into(), |_| false, 1).expect("a runner");
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let metrics = free.local_addr().expect("bound");
         Self {
-            node: Node::new(paths, runner),
+            node: Node::new(paths, runner(&file("output"))),
             origin: Origin {
                 domain: host("example.com"),
                 caddy: ([127, 0, 0, 1], 8480).into(),
@@ -132,6 +166,7 @@ impl World {
             replace_record: false,
             dry_run: false,
             start: true,
+            now_ms: NOW_MS,
         }
     }
 
@@ -200,9 +235,23 @@ impl Drop for World {
     }
 }
 
+fn executable(path: &Path, script: &str) {
+    fs::write(path, script).expect("written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("executable");
+}
+
+fn runner(output: &Path) -> Runner {
+    Runner::new(output.to_owned(), "/proc".into(), |_| false, 1).expect("a runner")
+}
+
 /// Sets a tunnel up, with nothing wrong.
 pub(crate) async fn set_up() -> (Cloud, World) {
-    let (cloud, world) = (Cloud::start().await, World::new());
+    set_up_in(World::new()).await
+}
+
+/// Sets a tunnel up on this node, with nothing wrong.
+pub(crate) async fn set_up_in(world: World) -> (Cloud, World) {
+    let cloud = Cloud::start().await;
     world.setup(&cloud, &world.order()).await.1.expect("set up");
     world.systemctl();
     (cloud, world)

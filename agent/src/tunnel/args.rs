@@ -57,7 +57,10 @@ const TEARDOWN_HELP: &str = "\
 Examples:
   pve-sandbox-agent tunnel teardown --dry-run
   pve-sandbox-agent tunnel teardown
-  pve-sandbox-agent tunnel teardown --everything --token-file token";
+  pve-sandbox-agent tunnel teardown --everything --token-file token
+
+The settings of this node name the tunnel, its zone and its account. A node that
+has left already finds them by ingress.domain, --zone-id and --account-id.";
 
 const TEST_HELP: &str = "\
 Examples:
@@ -86,6 +89,17 @@ pub struct Account {
     pub api: String,
 }
 
+/// Zone and account.
+#[derive(Debug, Clone, Args)]
+pub struct ZoneFlags {
+    /// Zone of the domain [default: the variable CF_ZONE_ID, else looked up]
+    #[arg(long)]
+    pub zone_id: Option<CloudId>,
+    /// Account [default: the variable CF_ACCOUNT_ID, else that of the zone]
+    #[arg(long)]
+    pub account_id: Option<CloudId>,
+}
+
 /// Arguments of `setup`.
 #[derive(Debug, Args)]
 pub struct Setup {
@@ -95,15 +109,11 @@ pub struct Setup {
     /// PVE_PUBLIC_DOMAIN, else CF_DOMAIN]
     #[arg(long)]
     pub domain: Option<Hostname>,
-    /// Name of the tunnel [default: pve-sandbox- and the domain]
+    /// Name of the tunnel [default: that of an earlier call, else pve-sandbox- and the domain]
     #[arg(long, value_parser = name)]
     pub name: Option<String>,
-    /// Zone of the domain [default: the variable CF_ZONE_ID, else looked up]
-    #[arg(long)]
-    pub zone_id: Option<CloudId>,
-    /// Account [default: the variable CF_ACCOUNT_ID, else that of the zone]
-    #[arg(long)]
-    pub account_id: Option<CloudId>,
+    #[command(flatten)]
+    pub zone: ZoneFlags,
     /// Replace DNS records of these names that somebody else has made
     #[arg(long)]
     pub replace_record: bool,
@@ -149,6 +159,8 @@ pub struct Teardown {
     /// Cut off other nodes that are connected
     #[arg(long, requires = "everything")]
     pub force: bool,
+    #[command(flatten)]
+    pub zone: ZoneFlags,
     /// Only say what would be done
     #[arg(long)]
     pub dry_run: bool,

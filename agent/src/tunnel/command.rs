@@ -15,12 +15,12 @@ use futures_util::{StreamExt as _, stream};
 use super::{
     UNIT,
     api::Api,
-    args::{self, Account, Common, Setup, Status, Teardown, Test, TunnelCommand},
+    args::{self, Account, Common, Setup, Status, Teardown, Test, TunnelCommand, ZoneFlags},
     ids::CloudId,
     judge, look,
     node::{self, Node, Paths},
     probe::{Probe, Service},
-    settings::{self, Controller, Hostname},
+    settings::{self, Controller, Hostname, Settings},
     setup, teardown,
 };
 use crate::{
@@ -118,7 +118,7 @@ pub async fn execute(command: &TunnelCommand, host: &Host, say: Say<'_>) -> Resu
     match command {
         TunnelCommand::Setup(args) => Box::pin(set_up(args, host, say)).await,
         TunnelCommand::Status(args) => Box::pin(status(args, host, say)).await,
-        TunnelCommand::Teardown(args) => tear_down(args, host, say).await,
+        TunnelCommand::Teardown(args) => Box::pin(tear_down(args, host, say)).await,
         TunnelCommand::Test(args) => test(args, host, say).await,
     }
 }
@@ -132,15 +132,18 @@ async fn set_up(args: &Setup, host: &Host, say: Say<'_>) -> Result<bool> {
     let domain = domain(args, host)?;
     let config = host.load(&args.common, Some(&domain))?;
     let origin = node::origin(&config).context("ingress.public of the configuration is empty")?;
+    let (zone, account) = zone_and_account(&args.zone, host)?;
+    let before = node::settings(&host.paths(&config))?;
     let order = setup::Order {
-        name: args.name.clone().unwrap_or_else(|| settings::name_of(&domain)),
-        zone: identifier(args.zone_id.as_ref(), "CF_ZONE_ID", host)?,
-        account: identifier(args.account_id.as_ref(), "CF_ACCOUNT_ID", host)?,
+        name: name(args, before.as_ref(), &domain),
+        zone,
+        account,
         controller: controller(args, &config, &domain)?,
         metrics: args.metrics,
         replace_record: args.replace_record,
         dry_run: args.dry_run,
         start: !args.no_start,
+        now_ms: SystemClock::new(&config.boot_id).now_ms(),
     };
     let api = host.needed_api(&args.account)?;
     let (done, domain_is_new) = host
@@ -162,6 +165,21 @@ async fn set_up(args: &Setup, host: &Host, say: Say<'_>) -> Result<bool> {
         ));
     }
     Ok(is_connected)
+}
+
+/// Chooses the tunnel's name: the given one, else one that an earlier call was given, else that of the domain.
+fn name(args: &Setup, before: Option<&Settings>, domain: &Hostname) -> String {
+    let chosen = before.filter(|before| before.name != settings::name_of(&before.domain));
+    let kept = chosen.map(|before| before.name.clone());
+    args.name.clone().or(kept).unwrap_or_else(|| settings::name_of(domain))
+}
+
+/// Returns zone and account, where they are given.
+fn zone_and_account(args: &ZoneFlags, host: &Host) -> Result<(Option<CloudId>, Option<CloudId>)> {
+    Ok((
+        identifier(args.zone_id.as_ref(), "CF_ZONE_ID", host)?,
+        identifier(args.account_id.as_ref(), "CF_ACCOUNT_ID", host)?,
+    ))
 }
 
 /// Returns the identifier that a flag gives, or else a variable of the environment.
@@ -279,14 +297,13 @@ async fn tear_down(args: &Teardown, host: &Host, say: Say<'_>) -> Result<bool> {
     let api = if args.everything { Some(host.needed_api(&args.account)?) } else { None };
     let order = teardown::Order { force: args.force, dry_run: args.dry_run };
     let origin = node::origin(&config);
-    let domain = origin.as_ref().map(|origin| &origin.domain);
-    let cloud = match (&api, domain) {
-        (Some(api), Some(domain)) => Some((api, domain)),
-        (Some(_), None) => {
-            anyhow::bail!("agent.toml has no ingress.domain: the tunnel cannot be found")
-        }
-        (None, _) => None,
-    };
+    let (zone, account) = zone_and_account(&args.zone, host)?;
+    let cloud = api.as_ref().map(|api| teardown::CloudScope {
+        api,
+        domain: origin.as_ref().map(|origin| &origin.domain),
+        zone: zone.as_ref(),
+        account: account.as_ref(),
+    });
     host.with_node(&config, async |node| Ok(teardown::run(order, cloud, node, say).await?)).await?;
     if !args.everything {
         say("the tunnel and its DNS records stay at Cloudflare: --everything removes them");

@@ -1,6 +1,6 @@
 //! Credentials of the tunnel: what a connector proves itself with. Each node has the same.
 
-use std::{io, path::Path};
+use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use daemon::{
@@ -65,6 +65,14 @@ impl Credentials {
     }
 }
 
+/// Returns true when others than root can read a file, or write to it.
+///
+/// # Errors
+/// When it is not there.
+pub fn is_open(path: &Path) -> io::Result<bool> {
+    Ok(fs::metadata(path)?.permissions().mode() & 0o077 != 0)
+}
+
 /// Makes the secret of a new tunnel, base64.
 ///
 /// # Errors
@@ -77,8 +85,6 @@ pub fn fresh_secret() -> io::Result<Secret<String>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     const ACCOUNT: &str = "699d98642c564d2e855e9661899b7252";

@@ -14,6 +14,8 @@ use super::{
 const SETUP: &str = "pve-sandbox-agent tunnel setup --token-file FILE";
 /// Command that lets the agent write cloudflared's configuration at once; it looks every 30 s anyway.
 const AGENT: &str = "systemctl restart pve-sandbox-agent";
+/// Command that shows the agent's log.
+const LOG: &str = "journalctl -u pve-sandbox-agent";
 /// Age of a cloudflared that Cloudflare does not support any more, months.
 const OLD_MONTHS: u32 = 12;
 /// Most connectors that one tunnel has, by Cloudflare's limits.
@@ -42,6 +44,10 @@ pub fn checks(facts: &Facts, paths: &Paths) -> Vec<Check> {
             "give another token, or try again later",
         )),
         Some(Ok(cloud)) => checks.extend(of_cloud(facts, cloud)),
+    }
+    if let Some(problem) = facts.problem.as_ref().filter(|problem| !problem.is_refusal) {
+        let found = format!("the agent cannot look after the connector: {}", problem.text);
+        checks.push(Check::failed("tunnel", facts.settings.name.clone(), found, LOG));
     }
     checks
 }
@@ -74,6 +80,10 @@ fn domain(facts: &Facts) -> Check {
 
 fn config(facts: &Facts, paths: &Paths) -> Check {
     let path = paths.config().display().to_string();
+    if let Some(problem) = facts.problem.as_ref().filter(|problem| problem.is_refusal) {
+        let remedy = format!("change what it names, or upgrade cloudflared; the log: {LOG}");
+        return Check::failed("tunnel-config", path, problem.text.clone(), remedy);
+    }
     match (facts.file, facts.runs_wanted) {
         (Written::Missing, _) => {
             Check::failed("tunnel-config", path, "missing: the agent writes it", AGENT)
@@ -102,7 +112,8 @@ fn credentials(facts: &Facts, paths: &Paths) -> Check {
         Secrets::Other => Check::failed(NAME, path, "those of another tunnel", SETUP),
         Secrets::Open => {
             let remedy = format!("chmod 600 {path}");
-            Check::failed(NAME, path, "others than root can read them", remedy)
+            let found = "others than root can read them: the agent sets mode 0600";
+            Check::failed(NAME, path, found, remedy)
         }
         Secrets::Private => Check::ok(NAME, path, "those of the tunnel, for root alone"),
     }
@@ -117,23 +128,26 @@ fn version(facts: &Facts) -> Check {
             "not there, or it does not run",
             "apt-get install cloudflared; it is in Cloudflare's apt repository: docs/tunnel.md",
         ),
-        Some(version) => {
-            let age = age(version, facts.now_ms);
-            match age > OLD_MONTHS {
-                true => Check::warning(
-                    NAME,
-                    version.to_string(),
-                    format!("{age} months old: Cloudflare supports versions of the last year"),
-                    format!("apt-get update; apt-get install cloudflared; {}", restart()),
-                ),
-                false => Check::ok(NAME, version.to_string(), "supported by Cloudflare"),
-            }
-        }
+        Some(version) => match outdated(version, facts.now_ms) {
+            Some(found) => Check::warning(
+                NAME,
+                version.to_string(),
+                found,
+                format!("{UPGRADE}; {}", restart()),
+            ),
+            None => Check::ok(NAME, version.to_string(), "supported by Cloudflare"),
+        },
     }
 }
 
-fn age(version: Version, now_ms: u64) -> u32 {
-    version.months_before(now_ms)
+/// Commands that upgrade cloudflared.
+pub(super) const UPGRADE: &str = "apt-get update; apt-get install cloudflared";
+
+/// Says that Cloudflare does not support a version any more; `None` where it does.
+pub(super) fn outdated(version: Version, now_ms: u64) -> Option<String> {
+    let age = version.months_before(now_ms);
+    let found = format!("{age} months old: Cloudflare supports versions of the last year");
+    (age > OLD_MONTHS).then_some(found)
 }
 
 fn unit(unit: Option<UnitState>) -> Check {
@@ -216,6 +230,17 @@ fn of_cloud(facts: &Facts, cloud: &Cloud) -> Vec<Check> {
     }
     let of_name = |(name, records): &(String, Vec<Record>)| of_record(facts, name, records);
     checks.extend(cloud.records.iter().map(of_name));
+    checks.extend(cloud.without_rule.iter().map(|name| {
+        Check::failed(
+            "tunnel-record",
+            name.clone(),
+            "it leads to this tunnel, and this node has no rule for it: what Cloudflare gives to this node gets 404",
+            format!(
+                "{SETUP} --controller-host {name} --controller-address HOST:PORT, as on the other nodes; or delete \
+                 the record, if nobody needs it"
+            ),
+        )
+    }));
     checks
 }
 
@@ -223,7 +248,7 @@ fn connector(one: &Connector, own: Option<&str>) -> Check {
     let mut colos: Vec<_> = one.conns.iter().map(|conn| conn.colo_name.as_str()).collect();
     colos.sort_unstable();
     colos.dedup();
-    let from = one.conns.first().map(|conn| conn.origin_ip.as_str()).unwrap_or_default();
+    let from = one.origin().unwrap_or_default();
     let place = match own == Some(one.id.as_str()) {
         true => "this node".to_owned(),
         false => format!("another node, from {from}"),
@@ -261,7 +286,11 @@ pub fn is_fine(checks: &[Check]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{api::model, node::Ready, render::tests::settings},
+        super::{
+            api::model,
+            node::{Problem, Ready},
+            render::tests::settings,
+        },
         *,
     };
 
@@ -272,6 +301,7 @@ mod tests {
             settings: settings(),
             domain: Some("example.com".into()),
             file: Written::Current,
+            problem: None,
             runs_wanted: Some(true),
             credentials: Secrets::Private,
             version: Some(Version { year: 2026, month: 8, patch: 2 }),
@@ -311,6 +341,7 @@ mod tests {
             }),
             connectors: vec![connector("c1"), connector("c2")],
             records: vec![("*.example.com".into(), vec![record])],
+            without_rule: Vec::new(),
         }
     }
 
@@ -346,11 +377,19 @@ mod tests {
         let late = UnitState { is_active: true, is_enabled: false };
         let alone = Ready { connections: 0, connector: "c1".into() };
         let old = Version { year: 2025, month: 8, patch: 0 };
+        let problem = |is_refusal| Some(Problem { text: "the reason".into(), is_refusal });
         for (broken, name, remedy) in [
             (Facts { domain: None, ..facts() }, "tunnel", "domain = \"example.com\""),
             (Facts { domain: Some("b.test".into()), ..facts() }, "tunnel", SETUP),
             (Facts { file: Written::Missing, ..facts() }, "tunnel-config", AGENT),
             (Facts { file: Written::Other, ..facts() }, "tunnel-config", AGENT),
+            // The reason, and not the difference that it leaves.
+            (
+                Facts { file: Written::Other, problem: problem(true), ..facts() },
+                "tunnel-config",
+                "upgrade cloudflared",
+            ),
+            (Facts { problem: problem(false), ..facts() }, "tunnel", LOG),
             (
                 Facts { runs_wanted: Some(false), ..facts() },
                 "tunnel-config",
@@ -402,6 +441,8 @@ mod tests {
         let mut none = cloud();
         none.records[0].1.clear();
         assert!(told(none).contains("there is no such record"));
+        let told_name = told(Cloud { without_rule: vec!["api.example.com".into()], ..cloud() });
+        assert!(told_name.contains("--controller-host api.example.com"), "{told_name}");
         let mut many = cloud();
         many.connectors = vec![many.connectors[1].clone(); 25];
         assert!(told(many).contains("25 connectors"));

@@ -1,15 +1,17 @@
-//! Upkeep of cloudflared's configuration by the agent: what differs from the settings is put back, and the connector
-//! is restarted where it runs with another configuration. It reads its file at its start only, and dies of SIGHUP.
+//! Upkeep of the connector by the agent: what differs of cloudflared's configuration from the settings is put back, and
+//! the connector is restarted where it runs with another configuration. It reads its file at its start only, and dies
+//! of SIGHUP. A connector that is stopped is started again, unless its unit is disabled.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
-use daemon::{chain::Chain, text};
+use daemon::{chain::Chain, replace::Access, text};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     UNIT,
-    node::{self, Error, Node},
+    credentials::is_open,
+    node::{self, Error, Node, Problem},
     render::{Origin, render},
 };
 use crate::{
@@ -20,20 +22,27 @@ use crate::{
 /// Interval between two looks.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// Work that one look finds. Pure: see [`plan`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Work that one look finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Work {
     /// Whether the file is written anew.
     pub writes: bool,
     /// Whether the connector is restarted.
     pub restarts: bool,
+    /// Whether the connector was stopped, and is started.
+    pub starts: bool,
 }
 
-/// Decides. `file` is the configuration on the disk, `running` that of the connector that runs, where it is known.
-/// `tried` is the configuration for which a restart was tried already: one that does not help is not repeated.
+/// Decides what becomes of the file, and whether the connector is restarted. Pure. `file` is the configuration on the
+/// disk, `running` that of the connector that runs, where it is known. `tried` is the configuration for which a restart
+/// was tried already: one that does not help is not repeated.
 pub fn plan(wanted: &str, file: Option<&str>, running: Option<&str>, tried: Option<&str>) -> Work {
     let runs_another = running.is_some_and(|running| running != wanted);
-    Work { writes: file != Some(wanted), restarts: runs_another && tried != Some(wanted) }
+    Work {
+        writes: file != Some(wanted),
+        restarts: runs_another && tried != Some(wanted),
+        starts: false,
+    }
 }
 
 /// Keeper of this node's configuration.
@@ -47,8 +56,8 @@ pub struct Keeper {
     left: Option<String>,
     /// Configuration for which the connector was restarted last.
     tried: Option<String>,
-    /// Configuration that cloudflared did not accept.
-    refused: Option<String>,
+    /// Problem that was logged last.
+    problem: Option<Problem>,
     /// Domain that was told to have no record.
     told: Option<String>,
 }
@@ -57,7 +66,7 @@ impl Keeper {
     /// Makes a keeper.
     pub fn new(node: Node, origin: Origin) -> Self {
         let edits = Arc::default();
-        Self { node, origin, edits, left: None, tried: None, refused: None, told: None }
+        Self { node, origin, edits, left: None, tried: None, problem: None, told: None }
     }
 
     /// Records changes by hand here.
@@ -72,35 +81,42 @@ impl Keeper {
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            if let Some(Err(error)) = stop.run_until_cancelled(self.look()).await {
-                tracing::warn!(error = %Chain(&error), "the tunnel was not looked after");
-            }
+            // What is wrong is told by the look itself, and looked at again by the next one.
+            drop(stop.run_until_cancelled(self.look()).await);
         }
     }
 
-    /// Looks once, and does what is to be done; returns that.
+    /// Looks once, and does what is to be done; returns that. A failure is logged once, and left for `doctor`.
     ///
     /// # Errors
     /// When something cannot be read, written or run.
     pub async fn look(&mut self) -> Result<Work, Error> {
-        let none = Work { writes: false, restarts: false };
+        let done = self.work().await;
+        self.tell(done.as_ref().err().map(Problem::of));
+        done
+    }
+
+    async fn work(&mut self) -> Result<Work, Error> {
         let Some(settings) = node::settings(self.node.paths())? else {
             // What a later setup writes is no change by hand.
             self.left = None;
-            return Ok(none);
+            return Ok(Work::default());
         };
+        self.close_credentials()?;
         self.tell_domain(settings.domain.as_str());
         let wanted = render(&settings, &self.origin);
         let path = self.node.paths().config();
         let file = text::read_if_there(&path).map_err(|error| Error::File(path.clone(), error))?;
         let running = self.node.paths().running_config();
-        let work = plan(&wanted, file.as_deref(), running.as_deref(), self.tried.as_deref());
-        if work.writes {
-            self.write(&wanted, file, path).await?;
+        let mut work = plan(&wanted, file.as_deref(), running.as_deref(), self.tried.as_deref());
+        let written = if work.writes {
+            self.write(&wanted, file, path.clone()).await
         } else {
             self.left = Some(wanted.clone());
-        }
-        if work.restarts {
+            Ok(())
+        };
+        // A restart would read the file of before. A connector that is stopped starts with it.
+        if work.restarts && written.is_ok() {
             self.tried = Some(wanted);
             tracing::warn!(
                 unit = UNIT,
@@ -108,7 +124,27 @@ impl Keeper {
             );
             self.node.systemctl(&["try-restart", "--no-block", UNIT]).await?;
         }
-        Ok(work)
+        // A unit that runs has its files, so most looks ask systemd nothing. Without both it cannot start.
+        let has_files = path.exists() && self.node.paths().credentials().exists();
+        let can_start = running.is_none() && has_files;
+        if can_start && self.node.is_stopped().await? {
+            work.starts = true;
+            tracing::warn!(unit = UNIT, "cloudflared is stopped, and enabled: it is started");
+            self.node.systemctl(&["start", "--no-block", UNIT]).await?;
+        }
+        written.map(|()| work)
+    }
+
+    /// Takes the file of the secret from others than root, where they can read it.
+    fn close_credentials(&self) -> Result<(), Error> {
+        let path = self.node.paths().credentials();
+        // One that is missing is for `setup`.
+        if is_open(&path).unwrap_or(false) {
+            let private = fs::Permissions::from_mode(Access::PRIVATE.mode);
+            tracing::warn!(path = %path.display(), "others than root could read the tunnel's secret: set mode 0600");
+            fs::set_permissions(&path, private).map_err(|error| Error::File(path, error))?;
+        }
+        Ok(())
     }
 
     async fn write(
@@ -117,20 +153,10 @@ impl Keeper {
         found: Option<String>,
         path: PathBuf,
     ) -> Result<(), Error> {
-        // Told once: nothing changes until the settings do.
-        if self.refused.as_deref() == Some(wanted) {
-            return Ok(());
-        }
         match self.node.validate(wanted).await {
-            Ok(()) => {}
             // Without the program nothing runs with it either.
-            Err(Error::Missing(_)) => {}
-            Err(error) => {
-                if matches!(error, Error::Invalid(_)) {
-                    self.refused = Some(wanted.to_owned());
-                }
-                return Err(error);
-            }
+            Ok(()) | Err(Error::Missing(_)) => {}
+            Err(error) => return Err(error),
         }
         self.node.write_config(wanted)?;
         let is_edit = self.left.is_some() && self.left != found;
@@ -144,6 +170,22 @@ impl Keeper {
             None => tracing::info!(path = %shown, "wrote cloudflared's configuration"),
         }
         Ok(())
+    }
+
+    /// Logs a problem once, and leaves it for `doctor`.
+    fn tell(&mut self, problem: Option<Problem>) {
+        match &problem {
+            Some(problem) if self.problem.as_ref() != Some(problem) => {
+                tracing::error!(problem = problem.text, "the tunnel is not as it should be");
+            }
+            None if self.problem.is_some() => tracing::info!("the tunnel is as it should be again"),
+            Some(_) | None => {}
+        }
+        if let Err(error) = node::leave_problem(self.node.paths(), problem.as_ref()) {
+            let error = Chain(&error);
+            tracing::warn!(%error, "the tunnel's problem, or its end, could not be left for doctor");
+        }
+        self.problem = problem;
     }
 
     /// Says once that the record of DNS is still that of another domain.
@@ -168,7 +210,7 @@ mod tests {
     #[test]
     fn only_what_differs_is_written_or_restarted() {
         let work = |file, running, tried| {
-            let Work { writes, restarts } = plan("new", file, running, tried);
+            let Work { writes, restarts, .. } = plan("new", file, running, tried);
             (writes, restarts)
         };
         assert_eq!(work(Some("new"), Some("new"), None), (false, false));

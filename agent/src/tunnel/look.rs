@@ -1,13 +1,15 @@
 //! Sees the tunnel: this node's files, its unit and, with a token, what Cloudflare has. Changes nothing.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::net::SocketAddr;
 
 use daemon::text;
 
 use super::{
     api::{self, Api, model},
-    credentials::Credentials,
-    node::{self, Error, Paths, Ready, UnitState, Version},
+    credentials::{Credentials, is_open},
+    ids::{CloudId, TunnelId},
+    node::{self, Error, Paths, Problem, Ready, UnitState, Version},
+    record,
     render::{Origin, render},
     settings::Settings,
 };
@@ -23,6 +25,8 @@ pub struct Facts {
     pub file: Written,
     /// Whether the connector that runs was started with the wanted one; `None` where that is not known.
     pub runs_wanted: Option<bool>,
+    /// Problem that the agent has left; `None` where all went well.
+    pub problem: Option<Problem>,
     /// File of the secret.
     pub credentials: Secrets,
     /// Version of cloudflared; `None` where there is none.
@@ -70,6 +74,8 @@ pub struct Cloud {
     pub connectors: Vec<model::Connector>,
     /// Records of each name that leads to the tunnel.
     pub records: Vec<(String, Vec<model::Record>)>,
+    /// Names by which other nodes publish the controller, and for which this node has no rule.
+    pub without_rule: Vec<String>,
 }
 
 /// Sees everything; `None` where no tunnel was set up.
@@ -106,6 +112,8 @@ pub async fn look(
     Ok(Some(Facts {
         domain: origin.map(|origin| origin.domain.to_string()),
         file,
+        // Without a domain the agent does not look after the connector: what it has left is old.
+        problem: origin.and_then(|_| Problem::read(paths)),
         runs_wanted: running.map(|running| wanted.as_ref() == Some(&running)),
         credentials: secrets(paths, &settings),
         version: version.ok(),
@@ -124,10 +132,9 @@ fn chain(error: &api::Error) -> String {
 fn secrets(paths: &Paths, settings: &Settings) -> Secrets {
     let path = paths.credentials();
     let Some(credentials) = Credentials::read(&path) else { return Secrets::Missing };
-    let mode = std::fs::metadata(&path).map(|about| about.permissions().mode()).unwrap_or(0o777);
     match credentials.tunnel == settings.tunnel {
         false => Secrets::Other,
-        true if mode & 0o077 != 0 => Secrets::Open,
+        true if is_open(&path).unwrap_or(true) => Secrets::Open,
         true => Secrets::Private,
     }
 }
@@ -140,15 +147,37 @@ pub(super) fn names(settings: &Settings) -> Vec<String> {
 
 async fn cloud(api: &Api, settings: &Settings) -> Result<Cloud, api::Error> {
     let Settings { account, zone, name, .. } = settings;
+    api.know_account(account);
     let tunnel = api.tunnel(account, name).await?;
     let connectors = match &tunnel {
         Some(tunnel) => api.connectors(account, &tunnel.id).await?,
         None => Vec::new(),
     };
-    let mut records = Vec::new();
-    for name in names(settings) {
+    let (mut records, names) = (Vec::new(), names(settings));
+    let leading = api.records_to(zone, &settings.tunnel).await?;
+    let of_controller =
+        leading.iter().filter(|one| record::is_of_controller(one, &settings.tunnel));
+    let without_rule = of_controller.map(|one| one.name.clone());
+    let without_rule = without_rule.filter(|name| !names.contains(name)).collect();
+    for name in names {
         let found = api.records(zone, &name).await?;
         records.push((name, found));
     }
-    Ok(Cloud { tunnel, connectors, records })
+    Ok(Cloud { tunnel, connectors, records, without_rule })
+}
+
+/// Lists the connectors of a tunnel but for this node's, which tells its name at `metrics`.
+///
+/// # Errors
+/// When a call fails.
+pub(super) async fn other_connectors(
+    api: &Api,
+    account: &CloudId,
+    tunnel: &TunnelId,
+    metrics: SocketAddr,
+) -> Result<Vec<model::Connector>, api::Error> {
+    let own = node::ready(metrics).await.map(|ready| ready.connector);
+    let mut connectors = api.connectors(account, tunnel).await?;
+    connectors.retain(|one| Some(&one.id) != own.as_ref());
+    Ok(connectors)
 }

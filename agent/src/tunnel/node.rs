@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use daemon::{
+    chain::Chain,
     replace::{Access, replace},
     systemctl, text,
     web::Client,
@@ -19,7 +20,7 @@ use http::Request;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use super::{UNIT, settings::Settings};
+use super::{UNIT, credentials::Credentials, settings::Settings};
 use crate::{
     config::Config,
     run::{Exit, Finished, Program, Runner},
@@ -77,7 +78,18 @@ impl Paths {
 
     /// Returns the file of the tunnel's secret.
     pub fn credentials(&self) -> PathBuf {
-        self.dir.join("credentials.json")
+        self.dir.join(CREDENTIALS)
+    }
+
+    /// Returns the file where the agent says why the connector is not as it should be; absent when it is.
+    pub fn problem(&self) -> PathBuf {
+        self.dir.join("problem")
+    }
+
+    /// Returns true when a connector runs, and with another secret than this. Where that is not known, it does not.
+    pub fn runs_other_secret(&self, credentials: &Credentials) -> bool {
+        let running = Credentials::read(&self.given.join(CREDENTIALS));
+        running.is_some_and(|running| running != *credentials)
     }
 
     /// Reads the configuration that the running connector was started with; `None` where that is not known.
@@ -88,6 +100,8 @@ impl Paths {
 
 /// Name of cloudflared's configuration.
 const CONFIG: &str = "config.yml";
+/// Name of the file of the tunnel's secret.
+const CREDENTIALS: &str = "credentials.json";
 
 /// Reason why a step on this node failed.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +126,46 @@ pub enum Error {
     /// cloudflared refuses the configuration.
     #[error("cloudflared does not accept the configuration: {0}")]
     Invalid(String),
+}
+
+/// Problem of the connector that the agent leaves for `doctor`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Reason.
+    pub text: String,
+    /// Whether cloudflared refuses the configuration.
+    pub is_refusal: bool,
+}
+
+impl Problem {
+    /// Describes an error.
+    pub fn of(error: &Error) -> Self {
+        let is_refusal = matches!(error, Error::Invalid(_));
+        Self { text: Chain(error).to_string(), is_refusal }
+    }
+
+    /// Reads the one that was left; `None` where all went well.
+    pub fn read(paths: &Paths) -> Option<Self> {
+        let text = text::read_if_there(&paths.problem()).ok().flatten()?;
+        serde_json::from_str(&text).ok()
+    }
+}
+
+/// Leaves a problem for `doctor`, or removes the one before.
+///
+/// # Errors
+/// When its file cannot be written or removed.
+pub fn leave_problem(paths: &Paths, problem: Option<&Problem>) -> Result<(), Error> {
+    let path = paths.problem();
+    let done = match problem.map(serde_json::to_vec) {
+        Some(Ok(text)) => replace(&path, &text, Access::PRIVATE),
+        Some(Err(error)) => Err(error.into()),
+        None => match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        },
+    };
+    done.map_err(|error| Error::File(path, error))
 }
 
 /// Commands that install cloudflared.
@@ -202,6 +256,22 @@ impl Node {
         }
     }
 
+    /// Returns true when the unit starts with the machine, and neither runs nor is about to: somebody has stopped it.
+    ///
+    /// # Errors
+    /// When systemd cannot be asked.
+    pub async fn is_stopped(&self) -> Result<bool, Error> {
+        if !has_systemd(&self.paths) {
+            return Ok(false);
+        }
+        let active = self.run(&self.paths.systemctl, &["is-active", UNIT]).await?;
+        if !["inactive", "failed"].contains(&active.stdout.trim()) {
+            return Ok(false);
+        }
+        let enabled = self.run(&self.paths.systemctl, &["is-enabled", "--quiet", UNIT]).await?;
+        Ok(enabled.exit == Exit::Code(0))
+    }
+
     async fn cloudflared(&self, words: &[&str]) -> Result<Finished, Error> {
         if !self.paths.cloudflared.exists() {
             return Err(Error::Missing(self.paths.cloudflared.clone()));
@@ -269,7 +339,7 @@ pub async fn version(paths: &Paths) -> Result<Version, Error> {
 pub fn remove_files(paths: &Paths) -> Result<Vec<PathBuf>, Error> {
     let draft = paths.dir.join("draft.yml");
     let mut gone = Vec::new();
-    for path in [draft, paths.config(), paths.credentials(), paths.settings()] {
+    for path in [draft, paths.problem(), paths.config(), paths.credentials(), paths.settings()] {
         match fs::remove_file(&path) {
             Ok(()) => gone.push(path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -47,8 +47,14 @@ pub fn is_ours(record: &Record) -> bool {
 
 /// Returns true for a record that leads to the tunnel.
 pub fn is_right(record: &Record, tunnel: &TunnelId) -> bool {
-    let content = record.content.trim_end_matches('.');
-    record.kind == "CNAME" && record.proxied && content.eq_ignore_ascii_case(&tunnel.target())
+    record.proxied && tunnel_of(record).as_ref() == Some(tunnel)
+}
+
+/// Returns the tunnel that a record leads to; `None` for any other record.
+pub fn tunnel_of(record: &Record) -> Option<TunnelId> {
+    let content = record.content.trim_end_matches('.').to_ascii_lowercase();
+    let id = content.strip_suffix(TARGETS)?.strip_suffix('.')?;
+    id.parse().ok().filter(|_| record.kind == "CNAME")
 }
 
 /// Decides. `tunnel` is `None` while it is still to be made: then no record is right.
@@ -76,8 +82,13 @@ pub fn shown(record: &Record) -> String {
 
 /// Decides whether a teardown removes a record: it carries our mark, and leads to this tunnel.
 pub fn is_removed(record: &Record, tunnel: &TunnelId) -> bool {
-    let content = record.content.trim_end_matches('.');
-    is_ours(record) && record.kind == "CNAME" && content.eq_ignore_ascii_case(&tunnel.target())
+    is_ours(record) && tunnel_of(record).as_ref() == Some(tunnel)
+}
+
+/// Returns true for a record by which a node publishes the controller through the tunnel: ours, and not that of the
+/// sandboxes.
+pub fn is_of_controller(record: &Record, tunnel: &TunnelId) -> bool {
+    is_removed(record, tunnel) && !record.name.starts_with("*.")
 }
 
 #[cfg(test)]

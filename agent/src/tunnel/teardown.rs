@@ -8,9 +8,12 @@ use tokio::time::sleep;
 use super::{
     UNIT,
     api::{self, Api, model::Connector},
+    ids::CloudId,
+    look,
     node::{self, Node},
     record,
     settings::{Hostname, METRICS, Settings, is_ours, name_of},
+    setup::{self, place},
 };
 
 /// Times that a tunnel with connections is tried again: Cloudflare notices a connector's end some seconds late.
@@ -36,6 +39,15 @@ pub enum Error {
     /// A step on this node failed.
     #[error(transparent)]
     Node(#[from] node::Error),
+    /// Zone or account are not found.
+    #[error(transparent)]
+    Place(#[from] setup::Error),
+    /// Nothing says which tunnel it is.
+    #[error(
+        "no tunnel is set up on this node, and agent.toml has no ingress.domain: nothing says which tunnel is to go; \
+         set domain below [ingress], or run this on a node of the tunnel"
+    )]
+    NoDomain,
     /// Other nodes are connected.
     #[error(
         "other nodes are connected to this tunnel ({0}): run `pve-sandbox-agent tunnel teardown` on them first, or use \
@@ -44,14 +56,26 @@ pub enum Error {
     Connected(String),
 }
 
-/// Removes. `cloud` is there where everything is to go: the API, and the domain by which the tunnel is found on a
-/// node that has left it already.
+/// Cloudflare, and what the tunnel is found by on a node that has left it already.
+#[derive(Debug, Clone, Copy)]
+pub struct CloudScope<'a> {
+    /// API.
+    pub api: &'a Api,
+    /// Domain of the sandboxes.
+    pub domain: Option<&'a Hostname>,
+    /// Zone; looked up where it is not given.
+    pub zone: Option<&'a CloudId>,
+    /// Account; that of the zone where it is not given.
+    pub account: Option<&'a CloudId>,
+}
+
+/// Removes. `cloud` is there where everything is to go.
 ///
 /// # Errors
 /// When other nodes are connected, or something fails. A repeated call goes on where this one ended.
 pub async fn run(
     order: Order,
-    cloud: Option<(&Api, &Hostname)>,
+    cloud: Option<CloudScope<'_>>,
     node: &Node,
     say: &mut dyn FnMut(&str),
 ) -> Result<(), Error> {
@@ -60,8 +84,14 @@ pub async fn run(
         say("this node is no connector of a tunnel");
     }
     let cloud = match (cloud, own) {
-        (Some((api, _)), Some(settings)) => Some((api, settings)),
-        (Some((api, domain)), None) => find(api, domain).await?.map(|found| (api, found)),
+        (Some(cloud), Some(settings)) => {
+            cloud.api.know_account(&settings.account);
+            Some((cloud.api, settings))
+        }
+        (Some(cloud), None) => {
+            let found = find(&cloud, say).await?;
+            found.map(|found| (cloud.api, found))
+        }
         (None, _) => None,
     };
     if let Some((api, settings)) = &cloud {
@@ -75,27 +105,57 @@ pub async fn run(
     if (state.is_active || state.is_enabled) && removes(&format!("stop and disable {UNIT}")) {
         node.systemctl(&["disable", "--now", "--quiet", UNIT]).await?;
     }
+    let mut stays = None;
     if let Some((api, settings)) = &cloud {
         records(api, settings, &mut removes).await?;
-        tunnel(api, settings, &mut removes).await?;
+        if !tunnel(api, settings, &mut removes).await? {
+            stays = Some(&settings.name);
+        }
     }
     if node.paths().dir.exists() && removes(&format!("remove {}", node.paths().dir.display())) {
         node::remove_files(node.paths())?;
     }
+    if let Some(name) = stays {
+        say(&format!(
+            "note   the tunnel {name} stays: its name is not one that pve-sandbox gives; delete it in Cloudflare's \
+             dashboard, if nobody needs it"
+        ));
+    }
     Ok(())
 }
 
-/// Finds the tunnel of a domain by the name that `setup` gives it.
-async fn find(api: &Api, domain: &Hostname) -> Result<Option<Settings>, api::Error> {
-    let Some(zone) = api.zone_of(domain).await? else { return Ok(None) };
-    let name = name_of(domain);
-    let found = api.tunnel(&zone.account.id, &name).await?;
-    Ok(found.map(|tunnel| Settings {
+/// Finds the tunnel that our record leads to, or else the one with the name that `setup` gives it. Says where there is
+/// none.
+async fn find(
+    cloud: &CloudScope<'_>,
+    say: &mut dyn FnMut(&str),
+) -> Result<Option<Settings>, Error> {
+    let CloudScope { api, domain, zone, account } = *cloud;
+    let domain = domain.ok_or(Error::NoDomain)?;
+    let place = place::find(api, domain, zone, account).await?;
+    let (account, usual) = (place.account, name_of(domain));
+    let records = api.records(&place.zone, &domain.wildcard()).await?;
+    let target = records.iter().filter(|one| record::is_ours(one)).find_map(record::tunnel_of);
+    let found = match target {
+        // The record is to go, too, where its tunnel is gone already.
+        Some(id) => {
+            let tunnel = api.tunnel_of(&account, &id).await?;
+            Some((tunnel.map_or(usual, |tunnel| tunnel.name), id))
+        }
+        None => api.tunnel(&account, &usual).await?.map(|tunnel| (usual, tunnel.id)),
+    };
+    if found.is_none() {
+        say(&format!(
+            "nothing was found at Cloudflare: no record of ours for {}, and no tunnel of its name",
+            domain.wildcard()
+        ));
+    }
+    Ok(found.map(|(name, tunnel)| Settings {
         name,
-        tunnel: tunnel.id,
-        account: zone.account.id,
-        zone: zone.id,
-        zone_name: Some(zone.name),
+        tunnel,
+        account,
+        zone: place.zone,
+        zone_name: place.zone_name,
         domain: domain.clone(),
         controller: None,
         metrics: METRICS,
@@ -104,18 +164,14 @@ async fn find(api: &Api, domain: &Hostname) -> Result<Option<Settings>, api::Err
 
 /// Refuses to cut off other nodes.
 async fn others(order: Order, api: &Api, settings: &Settings) -> Result<(), Error> {
-    let own = node::ready(settings.metrics).await.map(|ready| ready.connector);
-    let connectors = match api.connectors(&settings.account, &settings.tunnel).await {
-        Err(error) if error.is_missing() => Vec::new(),
-        found => found?,
-    };
-    let others: Vec<_> =
-        connectors.iter().filter(|one| Some(&one.id) != own.as_ref()).map(shown).collect();
+    let Settings { account, tunnel, metrics, .. } = settings;
+    let others = look::other_connectors(api, account, tunnel, *metrics).await?;
+    let others: Vec<_> = others.iter().map(shown).collect();
     if others.is_empty() || order.force { Ok(()) } else { Err(Error::Connected(others.join(", "))) }
 }
 
 fn shown(connector: &Connector) -> String {
-    let from = connector.conns.first().map(|conn| format!(" from {}", conn.origin_ip));
+    let from = connector.origin().map(|from| format!(" from {from}"));
     format!("{}{}", connector.id, from.unwrap_or_default())
 }
 
@@ -133,25 +189,30 @@ async fn records(
     Ok(())
 }
 
+/// Deletes the tunnel. Returns false where it stays: a name that is not of ours was given by an operator, and the
+/// tunnel may have been there before.
 async fn tunnel(
     api: &Api,
     settings: &Settings,
     removes: &mut dyn FnMut(&str) -> bool,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let Settings { name, account, tunnel, .. } = settings;
-    let found = api.tunnel(account, name).await?;
-    let is_there = found.is_some_and(|found| found.id == *tunnel);
-    // A name that is not of ours was given by an operator: the tunnel may have been there before.
-    if !is_there || !is_ours(name) || !removes(&format!("delete the tunnel {name} ({tunnel})")) {
-        return Ok(());
+    if api.tunnel_of(account, tunnel).await?.is_none() {
+        return Ok(true);
+    }
+    if !is_ours(name) {
+        return Ok(false);
+    }
+    if !removes(&format!("delete the tunnel {name} ({tunnel})")) {
+        return Ok(true);
     }
     for left in (0..TRIES).rev() {
         api.disconnect(account, tunnel).await?;
         match api.delete_tunnel(account, tunnel).await {
-            Err(error) if error.is_missing() => return Ok(()),
+            Err(error) if error.is_missing() => return Ok(true),
             Err(error) if error.is_still_connected() && left > 0 => sleep(PAUSE).await,
-            done => return Ok(done?),
+            done => return Ok(done.map(|()| true)?),
         }
     }
-    Ok(())
+    Ok(true)
 }

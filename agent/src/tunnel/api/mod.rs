@@ -6,7 +6,7 @@ pub mod model;
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::OnceLock, time::Duration};
 
 use bytes::Bytes;
 use daemon::web::{Answer, Client};
@@ -46,6 +46,8 @@ pub struct Api {
     web: Client,
     base: String,
     authorization: HeaderValue,
+    /// Account of the calls, where it is known; see [`Api::know_account`].
+    account: OnceLock<CloudId>,
 }
 
 /// Call, without the token.
@@ -99,7 +101,14 @@ impl Api {
             Some("http") if is_here => Client::without_tls(LIMIT, BODY_MAX),
             Some(_) | None => return Err(Error::Base(base.to_owned())),
         };
-        Ok(Self { web, base: base.trim_end_matches('/').to_owned(), authorization })
+        let base = base.trim_end_matches('/').to_owned();
+        Ok(Self { web, base, authorization, account: OnceLock::new() })
+    }
+
+    /// Names the account of the calls. A token that belongs to an account, and to no user, is verified there: without
+    /// it, such a token that lacks a permission is not told from one that nobody knows. The first one counts.
+    pub fn know_account(&self, account: &CloudId) {
+        self.account.get_or_init(|| account.clone());
     }
 
     /// Finds the zone of a host: the longest suffix of it that is one. `None` when the token sees none.
@@ -140,6 +149,22 @@ impl Api {
         Ok(tunnels.find(|tunnel| tunnel.name == name && tunnel.deleted_at.is_none()))
     }
 
+    /// Reads a tunnel; `None` when it is there no more.
+    ///
+    /// # Errors
+    /// When the call fails.
+    pub async fn tunnel_of(
+        &self,
+        account: &CloudId,
+        id: &TunnelId,
+    ) -> Result<Option<Tunnel>, Error> {
+        let path = format!("/accounts/{account}/cfd_tunnel/{id}");
+        match self.one::<Tunnel>(Call::get(path, Permission::TunnelEdit)).await {
+            Err(error) if error.is_missing() => Ok(None),
+            found => Ok(Some(found?).filter(|tunnel| tunnel.deleted_at.is_none())),
+        }
+    }
+
     /// Makes a tunnel that is configured by a file beside each connector.
     ///
     /// # Errors
@@ -168,7 +193,7 @@ impl Api {
         self.one(Call::get(path, Permission::TunnelEdit)).await
     }
 
-    /// Lists the connectors of a tunnel that are connected.
+    /// Lists the connectors of a tunnel that are connected: none of a tunnel that is not there.
     ///
     /// # Errors
     /// When a call fails.
@@ -178,9 +203,10 @@ impl Api {
         id: &TunnelId,
     ) -> Result<Vec<Connector>, Error> {
         let path = format!("/accounts/{account}/cfd_tunnel/{id}/connections");
-        let found: Option<Vec<Connector>> =
-            self.one(Call::get(path, Permission::TunnelEdit)).await?;
-        Ok(found.unwrap_or_default())
+        match self.one::<Option<_>>(Call::get(path, Permission::TunnelEdit)).await {
+            Err(error) if error.is_missing() => Ok(Vec::new()),
+            found => Ok(found?.unwrap_or_default()),
+        }
     }
 
     /// Ends all connections of a tunnel.
@@ -345,27 +371,31 @@ impl Api {
 
     /// Finds out whether a token that was refused is worth nothing, or lacks a permission.
     async fn weak(&self, call: &Call) -> Error {
-        let state = match self.send(&Method::GET, "/user/tokens/verify", Bytes::new()).await {
-            Ok(answer) => token_state(&answer),
-            Err(error) => return error,
-        };
-        match state.as_deref() {
-            Some("active") => Error::Lacks { permission: call.permission, call: call.name() },
-            // A token of an account is verified elsewhere; that it is known at all is not told here.
-            None if call.path.starts_with("/accounts/") => {
-                let account = call.path.split('/').nth(2).unwrap_or_default();
-                let path = format!("/accounts/{account}/tokens/verify");
-                match self.send(&Method::GET, &path, Bytes::new()).await {
-                    Ok(answer) if token_state(&answer).as_deref() == Some("active") => {
-                        Error::Lacks { permission: call.permission, call: call.name() }
-                    }
-                    Ok(_) => Error::Token("unknown".to_owned()),
-                    Err(error) => error,
-                }
+        let of_call = call.path.strip_prefix("/accounts/").and_then(|path| path.split('/').next());
+        let known = self.account.get().map(ToString::to_string);
+        let account = of_call.map(str::to_owned).or(known);
+        match self.token_state(account.as_deref()).await {
+            Err(error) => error,
+            Ok(Some(state)) if state == "active" => {
+                Error::Lacks { permission: call.permission, call: call.name() }
             }
-            None => Error::Token("unknown".to_owned()),
-            Some(other) => Error::Token(other.to_owned()),
+            Ok(Some(other)) => Error::Token(other),
+            Ok(None) if account.is_some() => Error::Token("unknown".to_owned()),
+            Ok(None) => Error::Token(format!(
+                "unknown, or it belongs to an account and lacks {} ({}; --account-id lets this command tell which)",
+                call.permission,
+                call.name()
+            )),
         }
+    }
+
+    /// Asks for the state of the token, first as a user's and then as that of an account; `None` when neither knows it.
+    async fn token_state(&self, account: Option<&str>) -> Result<Option<String>, Error> {
+        let user = self.send(&Method::GET, "/user/tokens/verify", Bytes::new()).await?;
+        let state = token_state(&user);
+        let Some(account) = account.filter(|_| state.is_none()) else { return Ok(state) };
+        let path = format!("/accounts/{account}/tokens/verify");
+        Ok(token_state(&self.send(&Method::GET, &path, Bytes::new()).await?))
     }
 }
 

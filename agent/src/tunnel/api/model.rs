@@ -162,6 +162,13 @@ pub struct Connector {
     pub conns: Vec<Connection>,
 }
 
+impl Connector {
+    /// Returns the address that it comes from.
+    pub fn origin(&self) -> Option<&str> {
+        self.conns.first().map(|conn| conn.origin_ip.as_str())
+    }
+}
+
 /// Connection of a connector.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Connection {

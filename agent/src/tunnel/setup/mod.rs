@@ -1,20 +1,23 @@
 //! `tunnel setup`: makes or joins the tunnel, its DNS records, this node's files and its unit. What is right is left
 //! alone, so it can be repeated; what is somebody else's is refused before anything is changed.
 
-mod place;
+pub(super) mod place;
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use daemon::chain::Chain;
 use proto::secret::Secret;
 
 use super::{
     UNIT,
     api::{
         self, Api,
-        model::{Cname, ConfigSource, Record, Tunnel},
+        model::{Cname, ConfigSource, Connector, Record, Tunnel},
     },
     credentials::{Credentials, fresh_secret},
-    ids::CloudId,
+    ids::{CloudId, TunnelId},
+    judge::{UPGRADE, outdated},
+    look,
     node::{self, Node, Ready},
     record::{self, Plan},
     render::{Origin, render},
@@ -44,6 +47,8 @@ pub struct Order {
     pub dry_run: bool,
     /// Whether the unit is started.
     pub start: bool,
+    /// Time, milliseconds since 1970.
+    pub now_ms: u64,
 }
 
 /// Result.
@@ -86,6 +91,39 @@ pub enum Error {
         /// Domain.
         domain: Hostname,
     },
+    /// The account that was given is not the zone's.
+    #[error(
+        "the account that was given is {given}, and the zone {zone} belongs to {account}, so its records cannot lead \
+         to a tunnel there: leave --account-id and CF_ACCOUNT_ID out"
+    )]
+    OtherAccount {
+        /// Name of the zone.
+        zone: String,
+        /// Account that was given.
+        given: CloudId,
+        /// Account of the zone.
+        account: CloudId,
+    },
+    /// A name leads to another tunnel that works.
+    #[error(
+        "{name} leads to the tunnel {tunnel}, and {connectors} connectors of other nodes are connected to that: to \
+         join it, repeat this with --name {tunnel}; to lead the name to another tunnel, with --replace-record"
+    )]
+    InUse {
+        /// Name of the record.
+        name: String,
+        /// Name of the other tunnel.
+        tunnel: String,
+        /// Its connectors.
+        connectors: usize,
+    },
+    /// Another node publishes the controller, and this one would not.
+    #[error(
+        "{0} leads to this tunnel: another node publishes the controller there, and each node of the tunnel needs the \
+         same rule; repeat this with --controller-host {0} --controller-address HOST:PORT, or delete the DNS record \
+         of {0}, if nobody needs it"
+    )]
+    Unpublished(String),
     /// The tunnel is configured at Cloudflare.
     #[error(
         "the tunnel {0} is configured in Cloudflare's dashboard, so it would ignore this node's configuration: give \
@@ -154,7 +192,10 @@ pub async fn run(
 ) -> Result<Done, Error> {
     let mut teller = Teller { say, dry_run: order.dry_run, changes: 0 };
     let version = node::version(node.paths()).await?;
-    teller.fine(&format!("cloudflared {version}"));
+    match outdated(version, order.now_ms) {
+        None => teller.fine(&format!("cloudflared {version}")),
+        Some(why) => teller.note(&format!("cloudflared {version} is {why}; {UPGRADE}")),
+    }
     let before = node::settings(node.paths())?;
     let place =
         place::find(api, &origin.domain, order.zone.as_ref(), order.account.as_ref()).await?;
@@ -165,23 +206,29 @@ pub async fn run(
     // All that is somebody else's is refused before the first change.
     let tunnel = api.tunnel(&place.account, &order.name).await?;
     if let Some(tunnel) = &tunnel {
-        is_local(tunnel)?;
+        refuse_remote(tunnel)?;
+        if controller.is_none() {
+            refuse_unpublished(tunnel, &place, api).await?;
+        }
     }
     let metrics = before.as_ref().map_or(order.metrics, |before| before.metrics);
     let hosts = hosts(&origin.domain, controller.as_ref());
     let mut plans = Vec::new();
     for host in hosts {
         let existing = api.records(&place.zone, &host).await?;
-        match record::plan(
-            &existing,
-            tunnel.as_ref().map(|tunnel| &tunnel.id),
-            order.replace_record,
-        ) {
-            Plan::Refuse(records) => return Err(Error::Taken(records)),
-            plan @ (Plan::Keep | Plan::Create | Plan::Replace(_) | Plan::Evict(_)) => {
-                plans.push((host, plan));
+        let own = tunnel.as_ref().map(|tunnel| &tunnel.id);
+        let plan = record::plan(&existing, own, order.replace_record);
+        match &plan {
+            Plan::Refuse(records) => return Err(Error::Taken(records.clone())),
+            Plan::Replace(old) if !order.replace_record => {
+                let target = record::tunnel_of(old).filter(|target| Some(target) != own);
+                if let Some(target) = target {
+                    refuse_in_use(&host, &target, &place, api, metrics).await?;
+                }
             }
+            Plan::Keep | Plan::Create | Plan::Replace(_) | Plan::Evict(_) => {}
         }
+        plans.push((host, plan));
     }
 
     let made = make_tunnel(order, &place, api, tunnel, &mut teller).await?;
@@ -205,7 +252,11 @@ pub async fn run(
         metrics,
     };
     let is_new = files(&settings, before.as_ref(), &credentials, origin, node, &mut teller).await?;
-    start(&settings, is_new, order, node, teller).await
+    let done = start(&settings, is_new, order, node, &mut teller).await?;
+    if order.controller.is_some() {
+        tell_other_nodes(&settings, api, &mut teller).await;
+    }
+    Ok(done)
 }
 
 /// Tells what will not work, and refuses a controller that is elsewhere.
@@ -233,13 +284,60 @@ fn hosts(domain: &Hostname, controller: Option<&Controller>) -> Vec<String> {
     [domain.wildcard()].into_iter().chain(of_controller).collect()
 }
 
-fn is_local(tunnel: &Tunnel) -> Result<(), Error> {
+/// Refuses a tunnel that is configured at Cloudflare.
+fn refuse_remote(tunnel: &Tunnel) -> Result<(), Error> {
     match tunnel.config_src {
         Some(ConfigSource::Local) | None => Ok(()),
         Some(ConfigSource::Cloudflare | ConfigSource::Unknown) => {
             Err(Error::Remote(tunnel.name.clone()))
         }
     }
+}
+
+/// Refuses a node that would answer 404 where the others of the tunnel lead to the controller.
+async fn refuse_unpublished(tunnel: &Tunnel, place: &Place, api: &Api) -> Result<(), Error> {
+    let records = api.records_to(&place.zone, &tunnel.id).await?;
+    match records.into_iter().find(|one| record::is_of_controller(one, &tunnel.id)) {
+        Some(record) => Err(Error::Unpublished(record.name)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses to take a name from another tunnel that other nodes are connected to.
+async fn refuse_in_use(
+    name: &str,
+    target: &TunnelId,
+    place: &Place,
+    api: &Api,
+    metrics: SocketAddr,
+) -> Result<(), Error> {
+    let Some(tunnel) = api.tunnel_of(&place.account, target).await? else { return Ok(()) };
+    let others = look::other_connectors(api, &place.account, target, metrics).await?;
+    if others.is_empty() {
+        return Ok(());
+    }
+    Err(Error::InUse { name: name.to_owned(), tunnel: tunnel.name, connectors: others.len() })
+}
+
+/// Says that each other node of the tunnel needs the rule of the controller, too.
+async fn tell_other_nodes(settings: &Settings, api: &Api, teller: &mut Teller<'_>) {
+    let Settings { account, tunnel, metrics, .. } = settings;
+    let connected = match look::other_connectors(api, account, tunnel, *metrics).await {
+        Ok(others) => {
+            let mut from: Vec<_> = others.iter().filter_map(Connector::origin).collect();
+            from.sort_unstable();
+            from.dedup();
+            match from.is_empty() {
+                true => String::new(),
+                false => format!(" (connected now: {})", from.join(", ")),
+            }
+        }
+        Err(error) => format!(" (which are connected is not known: {})", Chain(&error)),
+    };
+    teller.note(&format!(
+        "run this command on each other node of the tunnel, too{connected}: a node without this rule answers the \
+         controller's name with 404"
+    ));
 }
 
 /// Makes the tunnel, or takes the one that is there; returns it with its secret. `None` in a dry run where it
@@ -272,7 +370,7 @@ async fn make_tunnel(
                 Err(error) if error.is_name_taken() => {
                     let found = api.tunnel(&place.account, name).await?;
                     let tunnel = found.ok_or(error)?;
-                    is_local(&tunnel)?;
+                    refuse_remote(&tunnel)?;
                     teller.fine(&format!("tunnel {name} ({}) was made by another node", tunnel.id));
                     tunnel
                 }
@@ -381,8 +479,12 @@ async fn files(
     } else if teller.makes(&format!("write {}", path.display())) {
         settings.write(&path).map_err(|error| file(&path, error))?;
     }
-    let running = paths.running_config();
-    Ok(is_new || running.is_some_and(|running| running != wanted))
+    if !teller.dry_run {
+        // One of before these files.
+        node::leave_problem(paths, None)?;
+    }
+    let runs_other = paths.running_config().is_some_and(|running| running != wanted);
+    Ok(is_new || runs_other || paths.runs_other_secret(credentials))
 }
 
 /// Starts the unit, or restarts it where its files are new, and waits for its first connection.
@@ -391,14 +493,19 @@ async fn start(
     is_new: bool,
     order: &Order,
     node: &Node,
-    mut teller: Teller<'_>,
+    teller: &mut Teller<'_>,
 ) -> Result<Done, Error> {
     let none = |changes| Done { changes, ready: None, is_started: false };
-    let state = if order.start { node::unit_state(node.paths()).await } else { None };
-    let Some(state) = state else {
+    let state = node::unit_state(node.paths()).await;
+    let Some(state) = state.filter(|_| order.start) else {
         teller.note(&format!(
             "nothing was started: systemctl enable {UNIT}; systemctl restart {UNIT}"
         ));
+        if state.is_some_and(|state| state.is_enabled && !state.is_active) {
+            teller.note(&format!(
+                "the agent starts {UNIT} within 30 s, since it is enabled: systemctl disable {UNIT} keeps it stopped"
+            ));
+        }
         return Ok(none(teller.changes));
     };
     if !state.is_enabled && teller.makes(&format!("enable {UNIT}")) {

@@ -9,22 +9,25 @@ use crate::tunnel::{
 
 /// Account and zone.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
-    pub(super) account: CloudId,
-    pub(super) zone: CloudId,
+pub(in crate::tunnel) struct Place {
+    pub(in crate::tunnel) account: CloudId,
+    pub(in crate::tunnel) zone: CloudId,
     /// Name of the zone; `None` where the token may not read it.
-    pub(super) zone_name: Option<String>,
+    pub(in crate::tunnel) zone_name: Option<String>,
     /// Remarks for the operator.
-    pub(super) notes: Vec<String>,
+    pub(in crate::tunnel) notes: Vec<String>,
 }
 
 /// Finds them: what is given counts, the rest is looked up.
-pub(super) async fn find(
+pub(in crate::tunnel) async fn find(
     api: &Api,
     domain: &Hostname,
     zone: Option<&CloudId>,
     account: Option<&CloudId>,
 ) -> Result<Place, Error> {
+    if let Some(account) = account {
+        api.know_account(account);
+    }
     let found = match zone {
         None => {
             let found = api.zone_of(domain).await?;
@@ -37,10 +40,8 @@ pub(super) async fn find(
             Err(error) => return Err(error.into()),
         },
     };
-    if let Some(found) = &found
-        && !domain.is_in(&found.name)
-    {
-        return Err(Error::OtherZone { zone: found.name.clone(), domain: domain.clone() });
+    if let Some(found) = &found {
+        refuse_foreign(found, domain, account)?;
     }
     let notes = found.as_ref().map(|zone| notes(zone, domain)).unwrap_or_default();
     let of_zone = found.as_ref().map(|zone| &zone.account.id);
@@ -49,12 +50,29 @@ pub(super) async fn find(
     else {
         return Err(Error::NoZone(domain.clone()));
     };
+    api.know_account(account);
     Ok(Place {
         account: account.clone(),
         zone: zone.clone(),
         zone_name: found.as_ref().map(|zone| zone.name.clone()),
         notes,
     })
+}
+
+/// Refuses a zone that is not the domain's, or does not belong to the account that was given.
+fn refuse_foreign(zone: &Zone, domain: &Hostname, account: Option<&CloudId>) -> Result<(), Error> {
+    if !domain.is_in(&zone.name) {
+        return Err(Error::OtherZone { zone: zone.name.clone(), domain: domain.clone() });
+    }
+    match account {
+        // A record reaches only tunnels of its zone's account.
+        Some(given) if *given != zone.account.id => Err(Error::OtherAccount {
+            zone: zone.name.clone(),
+            given: given.clone(),
+            account: zone.account.id.clone(),
+        }),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Says what of a zone keeps the URLs from working. Pure.
