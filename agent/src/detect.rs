@@ -112,11 +112,12 @@ pub fn own_addresses(roots: Roots<'_>) -> Vec<Ipv4Addr> {
     local_addresses(&text).into_iter().collect()
 }
 
-/// Lists the networks that the host's interfaces are on.
-pub fn networks(roots: Roots<'_>) -> Vec<(String, Ipv4Net)> {
+/// Lists the networks that the host has a route to, each with the interface: those that it is on, those behind a
+/// gateway, and those that it rejects (`*`). Of several next hops the kernel shows the first. Routes that are wider
+/// than any private network are left out: VPNs set such ones (0.0.0.0/1) in place of the default route.
+pub fn routed(roots: Roots<'_>) -> Vec<(String, Ipv4Net)> {
     let text = read::text(&roots.proc.join("net/route"), read::LARGE);
-    let connected = routes_of(&text).filter(|r| r.gateway.is_unspecified() && r.prefix > 0);
-    let networks = connected.filter_map(|route| {
+    let networks = routes_of(&text).filter(|route| route.prefix >= 8).filter_map(|route| {
         Some((route.interface.to_owned(), Ipv4Net::new(route.destination, route.prefix).ok()?))
     });
     networks.collect()

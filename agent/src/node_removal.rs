@@ -49,8 +49,8 @@ const CONFIG_DIR: &str = "/etc/pve-sandbox";
 const BESIDE: [&str; 6] = ["new", "lock", "next", "next.new", "next.for", "next.for.new"];
 /// Network interfaces of the host.
 const NET: &str = "/sys/class/net";
-/// Caddy's own state.
-const INGRESS_STATE: &str = "/var/lib/pve-sandbox-ingress";
+/// Caddy's own state, and its access log.
+const INGRESS: [&str; 2] = ["/var/lib/pve-sandbox-ingress", "/var/log/pve-sandbox-ingress"];
 
 /// Removes from this node what flags and answers say.
 pub(crate) fn uninstall(flags: &uninstall::Flags, path: &Path) -> Result<()> {
@@ -242,7 +242,7 @@ fn remove_data(config: &Config) -> Result<()> {
     uninstall::check_data(&config.state_dir, Path::new(config::STATE_DIR))?;
     // The directory itself: of a link only the link would be removed, and the keys would stay.
     let real = fs::canonicalize(&config.state_dir).unwrap_or_else(|_| config.state_dir.clone());
-    for path in [real.as_path(), Path::new(INGRESS_STATE)] {
+    for path in [real.as_path()].into_iter().chain(INGRESS.map(Path::new)) {
         gone(path, |path| fs::remove_dir_all(path))?;
     }
     Ok(())

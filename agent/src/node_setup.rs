@@ -38,7 +38,8 @@ const IFUP: &str = "/usr/sbin/ifup";
 /// Joins a controller, makes what the node lacks, and starts the units.
 pub(crate) fn join(line: &Line, path: &Path, wanted: Wanted) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Done(done) = runtime.block_on(join::run(line, path, Path::new(NET)))?;
+    let paths = bridge::Paths::of_host(path);
+    let Done(done) = runtime.block_on(join::run(line, &paths, Path::new(NET)))?;
     for step in done {
         println!("{step}");
     }
@@ -233,6 +234,7 @@ fn first_template(config: &Config) -> Result<Order> {
     let suite = template::release().context("cannot read the node's release")?;
     Ok(Order {
         vmid: template::vmid(&config.pve.root, &config.node.value)?,
+        is_named: false,
         snapshot: format!("debian-{suite}").parse()?,
         source: Source::Debian { suite, mirror: template::MIRROR.to_owned() },
         http: Some(template::http(template::WWW).map_err(anyhow::Error::msg)?),
@@ -271,11 +273,10 @@ pub(crate) fn make_template(config: &Config, order: &Order) -> Result<()> {
             template::init(order, node, &config.pve, runner, work.clone(), &say).await?,
         )
     })?;
-    let Order { vmid, snapshot, .. } = order;
     match done {
-        template::Done::There => println!("template {vmid} is there already"),
-        template::Done::Made => {
-            say(&format!("template {vmid} is ready: snapshot {snapshot}"));
+        template::Done::There => println!("template {} is there already", order.vmid),
+        template::Done::Made(vmid) => {
+            say(&format!("template {vmid} is ready: snapshot {}", order.snapshot));
             println!("An agent that runs offers it after `systemctl restart pve-sandbox-agent`;");
             println!("sandboxes run on meanwhile.");
         }

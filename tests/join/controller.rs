@@ -13,7 +13,10 @@ use clap::{FromArgMatches as _, Subcommand as _};
 use controller::{ca, commands::Command, doctor, setup};
 use daemon::doctor::{Check, State};
 
-use crate::{patient::Patient, sick::TIMEDATECTL};
+use crate::{
+    patient::{Patient, assert_root},
+    sick::TIMEDATECTL,
+};
 
 struct Controller {
     dir: tempfile::TempDir,
@@ -104,6 +107,7 @@ fn command(line: &str) -> Command {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_flaw_of_a_controller_is_found_and_mended() {
+    assert_root();
     let controller = Controller::new().await;
     assert_eq!(controller.findings().await, []);
     controller.is_mended("ca", "chmod 644 $DATA/ca/ca.key").await;
@@ -120,12 +124,10 @@ async fn each_flaw_of_a_controller_is_found_and_mended() {
     controller.run(&format!("pve-sandbox-controller token revoke {id} --data-dir {data}")).await;
     controller.is_mended("tokens", "true").await;
 
-    if nix::unistd::geteuid().is_root() {
-        let about = fs::metadata(controller.file("data")).expect("there");
-        controller.is_mended("owner", "chown 12345 $DATA/ca/ca.crt").await;
-        let now = fs::metadata(controller.file("data/ca/ca.crt")).expect("there");
-        assert_eq!(now.uid(), about.uid());
-    }
+    let about = fs::metadata(controller.file("data")).expect("there");
+    controller.is_mended("owner", "chown 12345 $DATA/ca/ca.crt").await;
+    let now = fs::metadata(controller.file("data/ca/ca.crt")).expect("there");
+    assert_eq!(now.uid(), about.uid());
 
     // A damaged database: the backup of before is put back.
     let (database, backup) = (controller.text("data/controller.db"), controller.text("backup"));
@@ -136,6 +138,83 @@ async fn each_flaw_of_a_controller_is_found_and_mended() {
     assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("restore a backup")));
     controller.run(&format!("rm -r {data}; cp -a {backup} {data}")).await;
     assert_eq!(controller.findings().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_or_foreign_half_of_each_ca_is_found_and_replaced_by_its_remedy() {
+    let controller = Controller::new().await;
+    let init = format!("pve-sandbox-controller init --data-dir {}", controller.text("data"));
+    for ca in ["ca", "ingress-ca", "client-ca"] {
+        let file = |end: &str| format!("$DATA/ca/{ca}.{end}");
+        for breaks in [
+            format!("rm {}", file("crt")),
+            format!("rm {}", file("key")),
+            format!("rm {} {}", file("crt"), file("key")),
+            format!("cp $DATA/ca/controller.key {}", file("key")),
+        ] {
+            let own = fs::read(controller.file("data/ca/controller.crt")).expect("there");
+            controller.sh(&breaks);
+            let found = controller.findings().await;
+            let finding = found.iter().find(|check| check.name == ca);
+            let finding = finding.unwrap_or_else(|| panic!("{breaks}: {found:?}"));
+            let remedy = finding.remedy.clone().expect("a remedy");
+            // A CA of callers that was never there is made at a start.
+            if ca == "client-ca" && breaks.contains("crt") && breaks.contains("key") {
+                assert_eq!(finding.state, State::Warning, "{breaks}");
+                assert_eq!(remedy, "systemctl restart pve-sandbox-controller");
+                ca::complete(&controller.file("data")).expect("made");
+                assert_eq!(controller.findings().await, [], "{breaks}");
+                continue;
+            }
+            assert_eq!(finding.state, State::Failed, "{breaks}");
+            // Nobody trusts what `init` would make in its place.
+            let error = command(&init).execute().await.expect_err(&breaks);
+            assert!(error.to_string().contains(&format!("/{ca}.")), "{breaks}: {error}");
+            let now = fs::read(controller.file("data/ca/controller.crt")).expect("there");
+            assert_eq!(now, own, "{breaks}");
+            let (choice, commands) = remedy.split_once(": ").expect("a choice");
+            assert!(
+                choice.starts_with("restore both files of the CA from a backup; or"),
+                "{remedy}"
+            );
+            controller.run(commands).await;
+            assert_eq!(controller.findings().await, [], "{breaks}, and {remedy}");
+        }
+    }
+    controller.is_mended("client-ca", "chmod 666 $DATA/ca/client-ca.key").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_is_in_the_audit_log() {
+    let controller = Controller::new().await;
+    let data = controller.text("data");
+    let entries = || {
+        let text = fs::read_to_string(controller.file("data/audit/local.jsonl")).expect("entries");
+        text.lines().filter(|line| line.contains("\"LocalInit\"")).count()
+    };
+    let before = entries();
+    let init = format!("pve-sandbox-controller init --name new.test --data-dir {data}");
+    command(&init).execute().await.expect("made");
+    assert_eq!(entries(), before + 2, "its begin and its end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_config_looks_at_the_files_that_the_configuration_names() {
+    let controller = Controller::new().await;
+    let file = controller.file("controller.toml");
+    let check = async || {
+        command(&format!("pve-sandbox-controller check-config {}", file.display())).execute().await
+    };
+    check().await.expect("all is there");
+    let text = fs::read_to_string(&file).expect("read");
+    let [cert, key] = ["api.crt", "api.key"].map(|name| controller.text(name));
+    fs::write(&file, format!("{text}\n[tls]\ncert = \"{cert}\"\nkey = \"{key}\"\n"))
+        .expect("written");
+    check().await.expect_err("there is no such certificate");
+    fs::write(&file, &text).expect("written");
+    check().await.expect("all is there again");
+    controller.sh("mv $DATA $ROOT/away");
+    check().await.expect_err("there is no such directory");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -245,6 +324,7 @@ async fn stopped_controller_is_found_until_it_is_started() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_flaw_of_the_ssh_server_is_found_and_mended() {
+    assert_root();
     let controller = Controller::new().await;
     let file = controller.file("controller.toml");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -275,9 +355,7 @@ async fn each_flaw_of_the_ssh_server_is_found_and_mended() {
         let key = "$DATA/ssh_host_ed25519_key";
         controller.is_mended("ssh-host-key", &format!("chmod 640 {key}")).await;
         controller.is_mended("ssh-host-key", &format!("rm {key}")).await;
-        if nix::unistd::geteuid().is_root() {
-            controller.is_mended("owner", &format!("chown 12345 {key}")).await;
-        }
+        controller.is_mended("owner", &format!("chown 12345 {key}")).await;
         fs::write(controller.file("data/ssh_host_ed25519_key"), "nonsense").expect("written");
         let found = controller.findings().await;
         assert_eq!((found.len(), found[0].name), (1, "ssh-host-key"), "{found:?}");

@@ -17,7 +17,10 @@ mod world;
 
 use std::{path::Path, time::Duration};
 
-use agent::join::Error;
+use agent::{
+    bridge::{self, Plan},
+    join::{Error, Line},
+};
 use proto::{
     Reason,
     agent::v1::{WatchRequest, agent_service_client::AgentServiceClient, watch_response::Message},
@@ -60,14 +63,65 @@ async fn bare_node_joins_with_one_line_and_its_agent_is_found() {
     let before = node.certificate();
     match node.join(&line).await.expect_err("new keys, and a used token") {
         Error::Call(error) => assert!(error.to_string().contains("token"), "{error}"),
-        error @ (Error::Line(_) | Error::Config(_) | Error::Name(_) | Error::File(..)) => {
-            panic!("{error}")
-        }
+        error @ (Error::Line(_)
+        | Error::Config(_)
+        | Error::Bridge(_)
+        | Error::Name(_)
+        | Error::File(..)) => panic!("{error}"),
     }
     assert_eq!(node.certificate(), before);
     node.join(&world.line("n1").await).await.expect("it joins again");
     assert_ne!(node.certificate(), before);
     drop(serving);
+}
+
+/// Routes of a node on a network that has all of 10.0.0.0/8.
+const WIDE: &str = "\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+vmbr0\t0000000A\t00000000\t0001\t0\t0\t0\t000000FF\t0\t0\t0
+";
+
+/// Returns the network of the bridge that the node would get now, or why it gets none.
+fn planned(node: &Node, subnet: Option<&str>) -> Result<String, String> {
+    let subnet = subnet.map(|subnet| subnet.parse().expect("a network"));
+    match bridge::plan(subnet, &node.bridge(), &node.file("net")) {
+        Ok(Plan::Make(bridge)) => Ok(bridge.address.to_string()),
+        Ok(Plan::Named(name)) => panic!("{name} is named"),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn taken_network_is_refused_while_the_token_is_good_and_another_pool_helps() {
+    let world = World::start(LIFE).await;
+    let node = Node::new("n1");
+    std::fs::write(node.file("proc/net/route"), WIDE).expect("written");
+    let mut line = Line { no_bridge: false, ..world.line("n1").await };
+    let before = node.config();
+    let error = node.join(&line).await.expect_err("no bridge can be made");
+    let names_the_remedy = |why: &bridge::Error| why.to_string().contains("join with --pool");
+    assert!(matches!(&error, Error::Bridge(why) if names_the_remedy(why)), "{error}");
+    assert_eq!(node.config(), before, "nothing was done");
+    line.pool = Some("172.20.0.0/24".parse().expect("a pool"));
+    node.join(&line).await.expect("the same token");
+    assert_eq!(planned(&node, None).as_deref(), Ok("172.20.0.1/24"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_that_has_joined_gets_another_network_by_another_join() {
+    let world = World::start(LIFE).await;
+    let node = Node::new("n1");
+    node.join(&world.line("n1").await).await.expect("it joins without a bridge");
+    std::fs::write(node.file("proc/net/route"), WIDE).expect("written");
+    let error = planned(&node, None).expect_err("taken");
+    assert!(error.contains("join with --pool") && error.contains("new token"), "{error}");
+    // The addresses that the controller knows would lie elsewhere than the bridge.
+    let error = planned(&node, Some("172.20.0.0/24")).expect_err("the pool is elsewhere");
+    assert!(error.contains("join with --pool 172.20.0.0/24"), "{error}");
+    let line = world.line("n1").await;
+    let pool = Some("172.20.0.0/24".parse().expect("a pool"));
+    node.join(&Line { no_bridge: false, pool, ..line }).await.expect("it joins again");
+    assert_eq!(planned(&node, None).as_deref(), Ok("172.20.0.1/24"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

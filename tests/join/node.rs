@@ -4,6 +4,7 @@ use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use agent::{
     Agent, Parts,
+    bridge::Paths,
     certificates::Certificates,
     join::{self, Done, Error, Line},
     journal::{Pools, memory::MemoryJournal},
@@ -45,6 +46,8 @@ impl Node {
         }
         let members = format!("{{\"nodename\":\"{name}\",\"version\":0}}");
         fs::write(node.file("pve/.members"), members).expect("written");
+        let interfaces = format!("source {}/*\n", node.file("interfaces.d").display());
+        fs::write(node.file("interfaces"), interfaces).expect("written");
         let path = |file: &str| node.file(file).display().to_string();
         let tls = |name: &str| {
             let path = |file: &str| path(&format!("tls/{name}{file}"));
@@ -92,10 +95,19 @@ impl Node {
         &self.name
     }
 
+    /// Returns the files of its network.
+    pub(crate) fn bridge(&self) -> Paths {
+        Paths {
+            interfaces: self.file("interfaces"),
+            interfaces_d: self.file("interfaces.d"),
+            etc: self.file("etc"),
+            config: self.file("agent.toml"),
+        }
+    }
+
     /// Runs the join command.
     pub(crate) async fn join(&self, line: &Line) -> Result<Vec<String>, Error> {
-        let path = self.file("agent.toml");
-        let Done(done) = join::run(line, &path, &self.file("net")).await?;
+        let Done(done) = join::run(line, &self.bridge(), &self.file("net")).await?;
         Ok(done)
     }
 

@@ -4,6 +4,11 @@ use std::process::{Command, Stdio};
 
 use daemon::doctor::Check;
 
+/// Checks that the test runs as root: it gives files to others, or makes a network namespace.
+pub(crate) fn assert_root() {
+    assert!(nix::unistd::geteuid().is_root(), "run this test as root");
+}
+
 /// Machine of a daemon, in a root of its own.
 pub(crate) trait Patient {
     /// Returns the directory of the programs that come before the machine's.

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use agent::{
@@ -19,7 +19,11 @@ use agent::{
 use daemon::doctor::{Check, Report, State};
 use tokio_util::sync::DropGuard;
 
-use crate::{node::Node, patient::Patient, world::World};
+use crate::{
+    node::Node,
+    patient::{Patient, assert_root},
+    world::World,
+};
 
 /// Stands for the program of the clock, which is synchronised unless a file says otherwise.
 pub(crate) const TIMEDATECTL: &str = "case \"$1 $2\" in\n\
@@ -95,6 +99,7 @@ pub(crate) struct Sick {
 impl Sick {
     /// Makes a node with which nothing is wrong.
     pub(crate) async fn start() -> Self {
+        assert_possible();
         let world = World::start(Duration::from_secs(3600)).await;
         let node = Node::new("n1");
         let dns_port = free_port();
@@ -279,19 +284,18 @@ fn namespace() -> Running {
     let path = format!("/proc/{}/ns/net", child.0.id());
     let own = fs::read_link("/proc/self/ns/net").expect("proc");
     // Until `unshare` has become `sleep`, the namespace is the test's.
+    let deadline = Instant::now() + Duration::from_secs(10);
     while !fs::read_link(&path).is_ok_and(|other| other != own) {
+        assert!(Instant::now() < deadline, "`unshare --net` has made no namespace");
         std::thread::sleep(Duration::from_millis(2));
     }
     child
 }
 
-/// Returns true when these tests can run here, and says so if not.
-pub(crate) fn is_possible() -> bool {
+/// Checks that these tests can run here.
+fn assert_possible() {
+    assert_root();
     let programs = [DNSMASQ, "/usr/sbin/nft", "/usr/bin/unshare", "/usr/bin/nsenter"];
     let missing: Vec<_> = programs.iter().filter(|path| !Path::new(path).exists()).collect();
-    let is_root = nix::unistd::geteuid().is_root();
-    if !missing.is_empty() || !is_root {
-        eprintln!("NOT TESTED: this needs root; programs that are missing: {missing:?}");
-    }
-    missing.is_empty() && is_root
+    assert!(missing.is_empty(), "`make packages` installs what this test needs: {missing:?}");
 }

@@ -108,15 +108,27 @@ pub enum Error {
     /// The configuration cannot be read.
     #[error("the configuration was not read")]
     Config(#[from] daemon::config::Error),
-    /// The network is in use.
+    /// The network that the operator names is in use.
     #[error("{0} overlaps with {1}, which {2} leads to: choose another with --subnet")]
     Used(Ipv4Net, Ipv4Net, String),
+    /// The network of the pool is in use. The controller must know the pool, so only a join changes it.
+    #[error(
+        "{0} overlaps with {1}, which {2} leads to: choose another private network and join with --pool, or set \
+         network.pool in agent.toml and join; a node that has joined already needs a new token for it"
+    )]
+    PoolUsed(Ipv4Net, Ipv4Net, String),
+    /// The pool is elsewhere than the network that the operator names.
+    #[error(
+        "the addresses of the sandboxes (network.pool) are {0}, which are not in {1}: join with --pool {1}; a node \
+         that has joined already needs a new token for it"
+    )]
+    PoolElsewhere(Pool, Ipv4Net),
     /// The network is no network for sandboxes.
     #[error("{0} cannot be the sandboxes' network: it must be a private one of /8 to /29")]
     Unfit(Ipv4Net),
     /// The pool is a part of a network, which is then another bridge's.
     #[error(
-        "network.pool is no whole network: name the bridge that it belongs to (network.bridge)"
+        "the pool is no whole network: name the bridge that it belongs to (network.bridge in agent.toml)"
     )]
     PartOfNetwork,
     /// No network is known.
@@ -135,12 +147,44 @@ pub enum Error {
 /// # Errors
 /// When the network is in use, or cannot be chosen.
 pub fn plan(subnet: Option<Ipv4Net>, paths: &Paths, net: &Path) -> Result<Plan, Error> {
-    let config: File = match paths.config.exists() {
-        true => daemon::config::load(&paths.config)?,
-        false => File::default(),
+    decide(&read(paths)?, subnet, paths, net)
+}
+
+/// Checks that the bridge can be made that a node gets when it joins. `pool`: its addresses, if they are named; of
+/// those that the controller gives, the likely ones are checked.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn check(pool: Option<Pool>, paths: &Paths, net: &Path) -> Result<(), Error> {
+    let mut config = read(paths)?;
+    config.network.pool = pool.or(config.network.pool);
+    let decided = match decide(&config, None, paths, net) {
+        // The controller gives the first that is free.
+        Err(Error::NoNumber) => {
+            config.network.pool = numbered(1).map(Pool::of);
+            decide(&config, None, paths, net)
+        }
+        decided => decided,
     };
+    decided.map(drop)
+}
+
+fn read(paths: &Paths) -> Result<File, Error> {
+    match paths.config.exists() {
+        true => Ok(daemon::config::load(&paths.config)?),
+        false => Ok(File::default()),
+    }
+}
+
+fn decide(
+    config: &File,
+    subnet: Option<Ipv4Net>,
+    paths: &Paths,
+    net: &Path,
+) -> Result<Plan, Error> {
     let roots = Roots { pve: &config.pve.root, proc: &config.pve.proc, net };
-    let made = render::name_in(&text(&paths.bridge())?);
+    let file = text(&paths.bridge())?;
+    let made = render::name_in(&file);
     match (&config.network.bridge, &made) {
         (Some(named), Some(made)) if named == made => {}
         (Some(named), _) => return Ok(Plan::Named(named.clone())),
@@ -164,22 +208,29 @@ pub fn plan(subnet: Option<Ipv4Net>, paths: &Paths, net: &Path) -> Result<Plan, 
         None => free_name(&interfaces, paths, net)?,
     };
     let of_pool = || config.network.pool.and_then(network_of);
-    let by_number = || {
-        let number = detect::identity(roots).ok()?.number?;
-        let third = u8::try_from(number).ok()?;
-        Ipv4Net::new(Ipv4Addr::new(10, 100, third, 0), 24).ok()
-    };
+    let by_number = || numbered(detect::identity(roots).ok()?.number?);
+    let is_named = subnet.is_some();
     let subnet = subnet.or_else(of_pool).or_else(by_number).ok_or(Error::NoNumber)?.trunc();
     if !(8..=29).contains(&subnet.prefix_len()) || !subnet.network().is_private() {
         return Err(Error::Unfit(subnet));
     }
-    let overlaps = |other: &Ipv4Net| other.contains(&subnet) || subnet.contains(other);
-    let mut others = detect::networks(roots).into_iter();
-    if let Some((interface, other)) = others.find(|(on, other)| *on != name && overlaps(other)) {
-        return Err(Error::Used(subnet, other, interface));
+    if let Some(pool) = config.network.pool
+        && !pool.is_in(subnet)
+    {
+        return Err(Error::PoolElsewhere(pool, subnet));
     }
     let first = Ipv4Addr::from(u32::from(subnet.network()) + 1);
     let address = Ipv4Net::new(first, subnet.prefix_len()).map_err(|_| Error::Unfit(subnet))?;
+    // A bridge that was made before keeps its network, whatever route has come since: sandboxes use it.
+    if render::address_in(&file) != Some(address) {
+        let overlaps = |other: &Ipv4Net| other.contains(&subnet) || subnet.contains(other);
+        let mut others = detect::routed(roots).into_iter();
+        if let Some((interface, other)) = others.find(|(on, other)| *on != name && overlaps(other))
+        {
+            let used = if is_named { Error::Used } else { Error::PoolUsed };
+            return Err(used(subnet, other, interface));
+        }
+    }
     Ok(Plan::Make(Bridge { name, address }))
 }
 
@@ -245,6 +296,12 @@ pub fn remove(paths: &Paths) -> Result<Vec<PathBuf>, Error> {
         }
     }
     Ok(changed)
+}
+
+/// Returns the network of a node by its number.
+fn numbered(number: u32) -> Option<Ipv4Net> {
+    let third = u8::try_from(number).ok()?;
+    Ipv4Net::new(Ipv4Addr::new(10, 100, third, 0), 24).ok()
 }
 
 /// Returns the network that a pool is the whole of.

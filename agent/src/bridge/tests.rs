@@ -1,7 +1,7 @@
 use insta::assert_snapshot;
 
 use super::*;
-use crate::detect::tests::Host;
+use crate::{detect::tests::Host, join::lacks};
 
 fn net(text: &str) -> Ipv4Net {
     text.parse().expect("a network")
@@ -33,7 +33,7 @@ fn bridge_is_planned_written_and_then_complete() {
     let paths = paths(&host);
     // The number of the node would give 10.100.3.0/24, which vmbr0 has.
     let used = planned(&host, &paths, None).expect_err("in use").to_string();
-    assert!(used.contains("vmbr0") && used.contains("--subnet"), "{used}");
+    assert!(used.contains("vmbr0") && used.contains("join with --pool"), "{used}");
     let plan = planned(&host, &paths, Some("10.200.3.7/24")).expect("a plan");
     let bridge = Bridge { name: "vmbr2".to_owned(), address: net("10.200.3.1/24") };
     assert_eq!(plan, Plan::Make(bridge.clone()), "vmbr0 is there, vmbr1 is in a file");
@@ -102,7 +102,91 @@ fn part_of_a_network_is_no_network_of_a_bridge() {
     host.write("agent.toml", &format!("{before}[network]\npool = \"10.150.0.9-10.150.0.90\"\n"));
     let error = planned(&host, &paths, None).expect_err("a part");
     assert!(error.to_string().contains("network.bridge"), "{error}");
-    assert!(matches!(planned(&host, &paths, Some("10.200.0.0/24")), Ok(Plan::Make(_))));
+    assert!(matches!(planned(&host, &paths, Some("10.150.0.0/24")), Ok(Plan::Make(_))));
+    // The configuration would be invalid.
+    let error = planned(&host, &paths, Some("10.200.0.0/24")).expect_err("elsewhere");
+    assert!(error.to_string().contains("join with --pool 10.200.0.0/24"), "{error}");
+}
+
+#[test]
+fn bridge_of_a_node_that_joins_is_checked_with_the_addresses_that_it_is_likely_to_get() {
+    let host = Host::new();
+    let paths = paths(&host);
+    let checked = |pool: Option<&str>| {
+        let pool = pool.map(|pool| pool.parse().expect("a pool"));
+        check(pool, &paths, &host.path("net"))
+    };
+    let error = checked(None).expect_err("10.100.3.0/24, by the node's number");
+    assert!(matches!(error, Error::PoolUsed(..)), "{error}");
+    checked(Some("10.200.3.0/24")).expect("free");
+    let error = checked(Some("10.200.3.9-10.200.3.90")).expect_err("a part");
+    assert!(matches!(error, Error::PartOfNetwork), "{error}");
+    // A node without a cluster has no number.
+    host.write("pve/.members", r#"{"nodename":"node3","version":0}"#);
+    checked(None).expect("10.100.1.0/24 is free");
+    host.write("proc/net/route", &routes("vmbr0\t0000000A\t00000000\t0001\t0\t0\t0\t000000FF"));
+    let error = checked(None).expect_err("10.0.0.0/8 has all that the controller gives");
+    assert!(matches!(error, Error::PoolUsed(..)), "{error}");
+    checked(Some("172.20.0.0/24")).expect("free");
+}
+
+/// Kernel's list with this route.
+fn routes(line: &str) -> String {
+    format!("Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\n{line}\t0\t0\t0\n")
+}
+
+#[test]
+fn network_behind_a_gateway_is_refused_and_a_wide_route_is_not() {
+    let host = Host::new();
+    let paths = paths(&host);
+    // By 10.0.0.1, as a VPN has it; and one that the node rejects.
+    for line in [
+        "eth0\t0000640A\t0100000A\t0003\t0\t0\t0\t0000FFFF",
+        "*\t0000640A\t00000000\t0200\t0\t0\t0\t0000FFFF",
+    ] {
+        host.write("proc/net/route", &routes(line));
+        let error = planned(&host, &paths, Some("10.100.3.0/24")).expect_err(line);
+        assert!(error.to_string().contains("overlaps with 10.100.0.0/16"), "{error}");
+        assert!(matches!(planned(&host, &paths, Some("10.101.3.0/24")), Ok(Plan::Make(_))));
+    }
+    // 0.0.0.0/1 by a VPN is half of a default route.
+    host.write("proc/net/route", &routes("tun0\t00000000\t0100000A\t0003\t0\t0\t0\t00000080"));
+    assert!(matches!(planned(&host, &paths, Some("10.100.3.0/24")), Ok(Plan::Make(_))));
+}
+
+#[test]
+fn made_bridge_stays_good_when_a_route_through_a_gateway_has_its_network() {
+    let host = Host::new();
+    let paths = paths(&host);
+    let before = fs::read_to_string(&paths.config).expect("read");
+    let pool = "[network]\npool = \"10.200.3.0/24\"\n";
+    host.write("agent.toml", &format!("{before}{pool}"));
+    let bridge = Bridge { name: "vmbr2".to_owned(), address: net("10.200.3.1/24") };
+    let gateway = "eth0\t0000000A\t0100000A\t0003\t0\t0\t0\t000000FF";
+    host.write("proc/net/route", &routes(gateway));
+    let error = planned(&host, &paths, None).expect_err("a new bridge");
+    assert!(matches!(error, Error::PoolUsed(..)), "{error}");
+
+    host.write("proc/net/route", &routes(""));
+    write(&bridge, &paths).expect("written");
+    host.write("net/vmbr2/bridge/x", "");
+    let own = "vmbr2\t0003C80A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0";
+    host.write("proc/net/route", &routes(&format!("{own}\n{gateway}")));
+    host.write("proc/net/fib_trie", "|-- 10.200.3.1\n/32 host LOCAL\n");
+    // `bridge init` again, `join` again, and `setup`.
+    for subnet in [None, Some("10.200.3.0/24")] {
+        let plan = planned(&host, &paths, subnet).expect("a plan");
+        assert_eq!(plan, Plan::Make(bridge.clone()), "{subnet:?}");
+    }
+    for pool in [None, Some("10.200.3.0/24")] {
+        let pool = pool.map(|pool| pool.parse().expect("a pool"));
+        check(pool, &paths, &host.path("net")).expect("its own network");
+    }
+    let wanted = lacks::Wanted { bridge: true, template: false, start: false };
+    let missing = lacks::look(wanted, &paths, &host.path("net"), true).expect("looked");
+    assert_eq!(missing, [], "the bridge is there");
+    let other = check("10.201.3.0/24".parse().ok(), &paths, &host.path("net"));
+    assert!(matches!(other, Err(Error::PoolUsed(..))), "another network is a new one: {other:?}");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    names::{ALLOWED, QUESTIONS},
-    render::{ARRIVALS, COUNTED},
+    names::ALLOWED,
+    render::{ARRIVALS, COUNTED, QUESTIONS},
 };
 
 /// Parts of our tables (table, sets, chains, rules) by kind and name, without what differs from one

@@ -359,12 +359,15 @@ impl Ended {
     }
 }
 
-/// Finds our tables in what `nft list tables` prints, each as `table inet pve_sandbox`.
+/// Finds our tables in what `nft list tables` prints, each as `table inet pve_sandbox`. They have families of
+/// their own: `ip pve_sandbox_nat` is the sandboxes' way out, and goes with their bridge only.
 fn our_tables(listed: &str) -> Vec<String> {
     let is_ours = |line: &&str| {
-        let name = line.strip_prefix("table ").and_then(|line| line.split_whitespace().nth(1));
-        let rest = name.and_then(|name| name.strip_prefix(render::TABLE));
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+        let words: Vec<_> = line.split_whitespace().collect();
+        let ["table", family, name] = words.as_slice() else { return false };
+        let rest = name.strip_prefix(render::TABLE);
+        render::FAMILIES.contains(family)
+            && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
     };
     listed.lines().map(str::trim).filter(is_ours).map(str::to_owned).collect()
 }

@@ -177,6 +177,25 @@ const COUNTED_SET: &str = "\tset connections {\n\t\ttype ipv4_addr\n\t\tsize 655
 /// Behind the chain that drops: what goes nowhere is not tracked for long.
 const COUNTED_HOOK: &str = "type filter hook prerouting priority -140; policy accept;";
 
+/// Set of the sandboxes' addresses with the rate of their questions for names.
+pub(super) const QUESTIONS: &str = "questions";
+/// Rate of a sandbox's questions for names, in packets. A question that no server answers keeps one of the 10,000
+/// places of the bridge's name server (bridge/render.rs) for 10 s, so one sandbox keeps 2,400 at most. What
+/// programs ask at once fits: the libc asks twice for a name, so 200 names at once, and 100 more each second.
+const QUESTION_RATE: &str = "limit rate over 200/second burst 400 packets";
+
+/// Returns the set of [`question_rate`].
+pub(super) fn question_set() -> String {
+    format!(
+        "\tset {QUESTIONS} {{\n\t\ttype ipv4_addr\n\t\tsize 65535\n\t\tflags dynamic,timeout\n\t\ttimeout 1m\n\t}}\n"
+    )
+}
+
+/// Drops what a sandbox asks too fast.
+pub(super) fn question_rate() -> String {
+    format!("update @{QUESTIONS} {{ ip saddr {QUESTION_RATE} }} drop")
+}
+
 /// Returns the set and the chain that bound what the host tracks for a sandbox: its table of
 /// connections is shared by all. Replies, and connections into a sandbox, are the host's.
 fn counting(grounds: &Grounds) -> String {
@@ -249,8 +268,9 @@ fn bridge_chains(grounds: &Grounds) -> String {
 
 fn inet_chains(grounds: &Grounds) -> String {
     let (gateway, dhcp) = (grounds.gateway, dhcp(grounds));
+    let (questions, too_fast) = (question_set(), question_rate());
     format!(
-        "\tchain past_the_bridge {{
+        "{questions}\tchain past_the_bridge {{
 		type filter hook prerouting priority -310; policy accept;
 		iifname @ports drop
 	}}
@@ -265,6 +285,7 @@ fn inet_chains(grounds: &Grounds) -> String {
 		ct state established,related ct direction reply accept
 {dhcp}		ip saddr @closed_egress drop
 		ip daddr {gateway} icmp type echo-request accept
+		ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 {too_fast}
 		ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 accept
 		fib daddr type != unicast drop
 		ip daddr @reach accept

@@ -27,6 +27,7 @@ use proto::{name::NodeName, sandbox::v1::JoinRequest, secret::Secret};
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::{
+    bridge,
     certificates::{self, access_of, request},
     config::{File, Pool, pool_of_host},
     detect::{self, Roots},
@@ -78,6 +79,11 @@ pub enum Error {
     /// The configuration cannot be read.
     #[error("the configuration was not read")]
     Config(#[from] daemon::config::Error),
+    /// The sandboxes' bridge cannot be made. Nothing was done yet.
+    #[error(
+        "this node has not joined, and its token is still good: the sandboxes' bridge cannot be made"
+    )]
+    Bridge(#[from] bridge::Error),
     /// The node's name is not known.
     #[error("the name of this node is not known: give it with --node")]
     Name(#[source] detect::Undecided),
@@ -120,12 +126,13 @@ fn host_and_port(text: &str) -> Result<String, Error> {
     Ok(if has_port { rest.to_owned() } else { format!("{rest}:{API_PORT}") })
 }
 
-/// Joins the controller, and writes what the agent needs. `path` is the agent's configuration, which may
-/// be missing; `roots` is where this host is looked at.
+/// Joins the controller, and writes what the agent needs. The agent's configuration may be missing; `net` is
+/// the kernel's list of interfaces.
 ///
 /// # Errors
 /// When the controller refuses, or a file cannot be written. The line can be run again.
-pub async fn run(line: &Line, path: &Path, net: &Path) -> Result<Done, Error> {
+pub async fn run(line: &Line, paths: &bridge::Paths, net: &Path) -> Result<Done, Error> {
+    let path = paths.config.as_path();
     let ca_sha256 = fingerprint(&line.ca_sha256)?;
     let controller = host_and_port(&line.controller)?;
     let config: File = if path.exists() { daemon::config::load(path)? } else { File::default() };
@@ -153,6 +160,10 @@ pub async fn run(line: &Line, path: &Path, net: &Path) -> Result<Done, Error> {
     };
     let pool = pool.or_else(|| of_host().map(|pool| pool.to_string()));
 
+    // Before the token is used: only a join changes the network of the sandboxes.
+    if !line.no_bridge {
+        bridge::check(line.pool, paths, net)?;
+    }
     let pairs = Pairs::of(&config)?;
     // The token without its secret: a new token gets new keys.
     let token = line.token.trim();

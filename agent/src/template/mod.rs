@@ -33,7 +33,7 @@ use self::steps::Host;
 use crate::{
     detect,
     pve::{
-        ContainerConfig, HostPaths, pmxcfs,
+        ContainerConfig, ErrorKind, HostPaths, pmxcfs,
         template_mark::{self, TemplateMark},
         worker,
     },
@@ -57,6 +57,8 @@ const PCT: Duration = Duration::from_mins(10);
 /// First vmid that is tried for a template, and how many are.
 const FIRST: u32 = 9000;
 const VMIDS: u32 = 900;
+/// Vmids that are tried for the template after the archive is built: other nodes take some meanwhile.
+const TEMPLATE_VMIDS: u32 = 20;
 /// Vmids after the template's that are tried for the clone.
 const CLONE_VMIDS: u32 = 20;
 
@@ -76,6 +78,8 @@ pub const PATIENCE_S: u64 = 120;
 pub struct Order {
     /// Its vmid.
     pub vmid: Vmid,
+    /// Whether the operator has named the vmid. Otherwise another is taken where this one is taken meanwhile.
+    pub is_named: bool,
     /// Name of the snapshot that it becomes.
     pub snapshot: SnapshotId,
     /// Source of its root directory.
@@ -115,8 +119,8 @@ pub enum Source {
 /// Result of [`init`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Done {
-    /// The template was made.
-    Made,
+    /// The template was made, with this vmid.
+    Made(Vmid),
     /// The template was there already.
     There,
 }
@@ -136,8 +140,13 @@ pub enum Error {
     #[error("another `template init` is under way on this node")]
     Busy,
     /// No vmid is free.
-    #[error("no vmid from {0} on is free for the template, or for the clone that checks it")]
+    #[error("no vmid from {0} on is free for the template")]
     NoVmid(Vmid),
+    /// Each vmid that was tried, for the template or for the clone that checks it, is another guest's.
+    #[error(
+        "{0} vmids were tried from {1} on, and all belong to other guests: try again, or choose one with --vmid"
+    )]
+    AllTaken(u32, Vmid),
     /// A program failed.
     #[error("{what} failed: {why}")]
     Step {
@@ -192,7 +201,8 @@ pub async fn init(
             return Err(Error::Taken(order.vmid));
         }
     }
-    if !configs.contains_key(&order.vmid) && taken(&paths.root).contains(&order.vmid) {
+    let is_elsewhere = || taken(&paths.root).contains(&order.vmid);
+    if order.is_named && !configs.contains_key(&order.vmid) && is_elsewhere() {
         return Err(Error::Taken(order.vmid));
     }
     // Clones first: a storage does not remove the base of a linked clone.
@@ -214,23 +224,17 @@ pub async fn init(
             say(&format!("a volume of it may be left: see `pvesm list {storage} --vmid {vmid}`"));
         }
     }
-    host.begin(order.vmid)?;
 
-    let created = match &order.source {
+    let order = match &order.source {
         Source::Debian { suite, mirror } => {
             say(&format!("building Debian {suite} from {mirror}"));
             let archive = host.build(suite, mirror).await?;
-            say(&format!("creating container {} on {}", order.vmid, order.storage));
-            let created = host.create(order, &archive.display().to_string()).await;
+            let created = create(&host, order, &archive.display().to_string(), paths, say).await;
             drop(fs::remove_file(&archive));
-            created
+            created?
         }
-        Source::Archive(archive) => {
-            say(&format!("creating container {} on {} from {archive}", order.vmid, order.storage));
-            host.create(order, archive).await
-        }
+        Source::Archive(archive) => create(&host, order, archive, paths, say).await?,
     };
-    created?;
     // From here on the description names it.
     host.end();
     host.make_template(order.vmid).await?;
@@ -240,9 +244,38 @@ pub async fn init(
         return Err(Error::Step { what: "pct template", why });
     }
     say("starting a clone, to see that it works");
-    host.check_clone(order).await?;
-    host.describe(order).await?;
-    Ok(Done::Made)
+    host.check_clone(&order).await?;
+    host.describe(&order).await?;
+    Ok(Done::Made(order.vmid))
+}
+
+/// Creates the container of the template; returns the order with its vmid. The one of the order may have been taken
+/// while the archive was built, by the same command on another node for example.
+async fn create(
+    host: &Host,
+    order: &Order,
+    archive: &str,
+    paths: &HostPaths,
+    say: &dyn Fn(&str),
+) -> Result<Order, Error> {
+    let (mut order, first) = (order.clone(), order.vmid);
+    let mut tried = BTreeSet::new();
+    for _ in 0..TEMPLATE_VMIDS {
+        let vmid = order.vmid;
+        say(&format!("creating container {vmid} on {} from {archive}", order.storage));
+        host.begin(vmid)?;
+        match host.create(&order, archive).await? {
+            Ok(()) => return Ok(order),
+            Err(ErrorKind::VmidTaken(_)) => host.end(),
+            Err(kind) => return Err(Error::Step { what: "pct create", why: kind.to_string() }),
+        }
+        if order.is_named {
+            return Err(Error::Taken(vmid));
+        }
+        tried.insert(vmid);
+        order.vmid = free(&(&taken(&paths.root) | &tried))?;
+    }
+    Err(Error::AllTaken(TEMPLATE_VMIDS, first))
 }
 
 /// Chooses the vmid of the first template: that of an earlier run of this command on this node, else the
@@ -251,20 +284,20 @@ pub async fn init(
 /// # Errors
 /// When none is free.
 pub fn vmid(pve: &Path, node: &NodeName) -> Result<Vmid, Error> {
-    let first = Vmid::try_from(FIRST).expect("in range");
-    let taken = taken(pve);
     let made = |(vmid, config): &(Vmid, ContainerConfig)| {
         let text = config.description().unwrap_or_default();
         let marked = config.is_template() && TemplateMark::find(&text).is_some();
-        *vmid >= first && (marked || (config.is_template() && is_unfinished(config, *vmid)))
+        vmid.get() >= FIRST && (marked || (config.is_template() && is_unfinished(config, *vmid)))
     };
     let ours = detect::configs(pve, node).into_iter().find(made);
-    let free = || {
-        (FIRST..FIRST + VMIDS)
-            .filter_map(|number| Vmid::try_from(number).ok())
-            .find(|vmid| !taken.contains(vmid))
-    };
-    ours.map(|(vmid, _)| vmid).or_else(free).ok_or(Error::NoVmid(first))
+    ours.map_or_else(|| free(&taken(pve)), |(vmid, _)| Ok(vmid))
+}
+
+/// Chooses the first vmid from 9000 that is not among these.
+fn free(taken: &BTreeSet<Vmid>) -> Result<Vmid, Error> {
+    let mut all = (FIRST..FIRST + VMIDS).filter_map(|number| Vmid::try_from(number).ok());
+    let free = all.find(|vmid| !taken.contains(vmid));
+    free.ok_or_else(|| Error::NoVmid(Vmid::try_from(FIRST).expect("in range")))
 }
 
 /// Lists the vmids of all guests of the cluster.
@@ -325,7 +358,124 @@ fn is_left(config: &ContainerConfig, vmid: Vmid, begun: Option<Vmid>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+
+    /// Stand-in for `pct`: another node has all vmids below the number in `below`, and clones lack the program in
+    /// `lacks`.
+    const PCT: &str = r#"#!/bin/sh
+cd "$(dirname "$0")" && echo "$*" >>calls
+config=pve/nodes/pve2/lxc/$2.conf
+case $1 in
+create) [ "$2" -ge "$(cat below)" ] || { echo "CT $2 already exists on node 'pve1'" >&2; exit 255; }
+    echo "hostname: debian" >"$config";;
+template) echo "template: 1" >>"$config";;
+exec) shift 5; [ "$1" != "$(cat lacks)" ] || { echo "no such file: $1" >&2; exit 127; };;
+esac
+"#;
+
+    /// Node pve2 with that stand-in.
+    struct Node(tempfile::TempDir);
+
+    impl Node {
+        fn new(below: u32, lacks: &str) -> Self {
+            let node = Self(tempfile::tempdir().expect("tempdir"));
+            fs::create_dir_all(node.path("pve/nodes/pve2/lxc")).expect("made");
+            for (name, text) in [("pct", PCT), ("below", &below.to_string()), ("lacks", lacks)] {
+                fs::write(node.path(name), text).expect("written");
+            }
+            fs::set_permissions(node.path("pct"), fs::Permissions::from_mode(0o755)).expect("set");
+            node
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn runner(&self) -> Runner {
+            let runner = Runner::new(self.path("output"), self.path("proc"), worker::is_task, 1);
+            runner.expect("a directory")
+        }
+
+        fn host(&self) -> Host {
+            Host { runner: self.runner(), pct: self.path("pct"), work: self.path("work") }
+        }
+
+        async fn init(&self, order: &Order) -> Result<Done, Error> {
+            let mut paths = HostPaths::default();
+            (paths.root, paths.pct, paths.proc) =
+                (self.path("pve"), self.path("pct"), self.path("proc"));
+            let (node, work) = ("pve2".parse().expect("valid"), self.path("work"));
+            init(order, &node, &paths, self.runner(), work, &|_| {}).await
+        }
+
+        /// Returns the vmids that were to be created.
+        fn created(&self) -> Vec<String> {
+            let calls = fs::read_to_string(self.path("calls")).expect("read");
+            let words = calls.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+            words.filter(|words| words[0] == "create").map(|words| words[1].to_owned()).collect()
+        }
+    }
+
+    fn order(source: Source, is_named: bool) -> Order {
+        Order {
+            vmid: Vmid::try_from(9000).expect("in range"),
+            is_named,
+            snapshot: "debian".parse().expect("valid"),
+            source,
+            http: None,
+            patience: Duration::ZERO,
+            storage: "local".into(),
+            disk_gib: DISK_GIB,
+            bridge: "vmbr1".into(),
+            name_server: None,
+            cores: CORES,
+            memory_mib: MEMORY_MIB,
+        }
+    }
+
+    fn archive() -> Source {
+        Source::Archive("/x.tar".into())
+    }
+
+    #[tokio::test]
+    async fn next_free_vmid_is_used_where_another_node_took_the_chosen_one() {
+        let node = Node::new(9002, "none");
+        let done = node.init(&order(archive(), false)).await.expect("made");
+        assert_eq!(done, Done::Made(Vmid::try_from(9002).expect("in range")));
+        assert_eq!(node.created(), ["9000", "9001", "9002"]);
+        assert_eq!(node.host().begun(), None);
+
+        let node = Node::new(9500, "none");
+        let error = node.init(&order(archive(), false)).await.expect_err("none is free");
+        assert!(error.to_string().starts_with("20 vmids were tried from 9000 on"), "{error}");
+        assert_eq!(node.created().len(), 20, "tried so often, and no more");
+    }
+
+    #[tokio::test]
+    async fn vmid_that_the_operator_named_is_never_replaced() {
+        let node = Node::new(9002, "none");
+        let error = node.init(&order(archive(), true)).await.expect_err("taken");
+        assert!(error.to_string().contains("--vmid"), "{error}");
+        assert_eq!(node.created(), ["9000"]);
+        assert_eq!(node.host().begun(), None, "what is there is not ours to remove");
+    }
+
+    #[tokio::test]
+    async fn debian_without_a_promised_program_is_no_template() {
+        let debian = || Source::Debian { suite: "trixie".into(), mirror: MIRROR.into() };
+        for program in ["git", "curl", "ssh", "python3"] {
+            let node = Node::new(0, program);
+            let checked = node.host().check_clone(&order(debian(), false)).await;
+            let error = checked.expect_err(program).to_string();
+            assert!(error.contains(&format!("no such file: {program}")), "{error}");
+            let checked = node.host().check_clone(&order(archive(), false)).await;
+            checked.expect("an archive has what the operator put into it");
+        }
+        let node = Node::new(0, "none");
+        node.host().check_clone(&order(debian(), false)).await.expect("all are there");
+    }
 
     #[test]
     fn half_made_container_is_known_by_the_intent() {

@@ -12,7 +12,9 @@ use daemon::replace::{Access, replace};
 use proto::id::Vmid;
 use tokio::time::Instant;
 
-use super::{BUILD, CLONE_VMIDS, CUSTOMISE, DHCP_CLIENT, Error, Order, PACKAGES, PCT, unfinished};
+use super::{
+    BUILD, CLONE_VMIDS, CUSTOMISE, DHCP_CLIENT, Error, Order, PACKAGES, PCT, Source, unfinished,
+};
 use crate::{
     pve::{ErrorKind, outcome, template_mark::TemplateMark},
     run::{Exit, Finished, Program, Runner},
@@ -20,6 +22,10 @@ use crate::{
 };
 
 const MMDEBSTRAP: &str = "/usr/bin/mmdebstrap";
+/// Programs that the help of `template init` promises, beside the web server, each with what makes it say its
+/// version and succeed.
+const PROGRAMS: &[[&str; 2]] =
+    &[["git", "--version"], ["curl", "--version"], ["ssh", "-V"], ["python3", "--version"]];
 /// Pause between two attempts to reach the clone's web server.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -97,7 +103,11 @@ impl Host {
     }
 
     /// Creates the container from the archive.
-    pub(super) async fn create(&self, order: &Order, archive: &str) -> Result<(), Error> {
+    pub(super) async fn create(
+        &self,
+        order: &Order,
+        archive: &str,
+    ) -> Result<Result<(), ErrorKind>, Error> {
         let Order { vmid, storage, disk_gib, bridge, .. } = order;
         let mut arguments = vec!["create".into(), vmid.to_string(), archive.to_owned()];
         for (name, value) in [
@@ -119,7 +129,7 @@ impl Host {
         if let Some(address) = order.name_server {
             arguments.extend(["--nameserver".into(), address.to_string()]);
         }
-        self.pct("pct create", arguments).await
+        self.pct_kind(arguments).await
     }
 
     /// Makes the container a template. `pct` exits with 0 whatever happens.
@@ -170,7 +180,7 @@ impl Host {
                 }
             }
         }
-        Err(Error::NoVmid(template))
+        Err(Error::AllTaken(CLONE_VMIDS, template))
     }
 
     async fn ready(&self, clone: Vmid, order: &Order) -> Result<(), Error> {
@@ -184,19 +194,36 @@ impl Host {
             None => vec!["true".to_owned()],
         };
         loop {
-            let clone = clone.to_string();
-            let words = ["exec", &clone, "--keep-env", "0", "--"].map(str::to_owned);
-            let arguments = words.iter().chain(&check).map(OsString::from).collect();
-            let done = self.run("pct exec", self.pct.clone(), arguments, PCT).await?;
-            if done.exit == Exit::Code(0) {
-                return Ok(());
-            }
+            let Err(why) = self.exec(clone, &check).await? else { break };
             if Instant::now() >= until {
-                let why = done.stderr.trim().lines().last().unwrap_or("no error text").to_owned();
                 return Err(Error::NoAnswer(why, order.vmid));
             }
             tokio::time::sleep(PAUSE).await;
         }
+        let programs = match order.source {
+            Source::Debian { .. } => PROGRAMS,
+            // It has what the operator put into it.
+            Source::Archive(_) => &[],
+        };
+        for words in programs {
+            if let Err(why) = self.exec(clone, &words.map(str::to_owned)).await? {
+                let why = format!("`{}` failed: {why}", words.join(" "));
+                return Err(Error::NoAnswer(why, order.vmid));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a command in a clone; returns the last line of its error text when it fails.
+    async fn exec(&self, clone: Vmid, command: &[String]) -> Result<Result<(), String>, Error> {
+        let clone = clone.to_string();
+        let words = ["exec", &clone, "--keep-env", "0", "--"].map(str::to_owned);
+        let arguments = words.iter().chain(command).map(OsString::from).collect();
+        let done = self.run("pct exec", self.pct.clone(), arguments, PCT).await?;
+        if done.exit == Exit::Code(0) {
+            return Ok(Ok(()));
+        }
+        Ok(Err(done.stderr.trim().lines().last().unwrap_or("no error text").to_owned()))
     }
 
     /// Writes the mark: from now on the agent offers the snapshot.

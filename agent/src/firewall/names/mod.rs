@@ -24,7 +24,7 @@ pub(super) use self::book::{Book, Change, Kernel};
 use self::book::{digest, lists};
 use super::{
     Grounds, RESOLVER_PORT, Rules, ports,
-    render::{FAMILIES, dhcp},
+    render::{FAMILIES, dhcp, question_rate, question_set},
 };
 
 /// Name of the tables.
@@ -34,9 +34,6 @@ pub const TABLE: &str = "pve_sandbox_names";
 pub(super) const LISTED: &str = "listed";
 /// Set of pairs: a sandbox, and an address that it reaches.
 pub(super) const ALLOWED: &str = "allowed";
-
-/// Set of the sandboxes with the rate of their questions: the resolver's socket is one for all.
-pub(super) const QUESTIONS: &str = "questions";
 
 /// Time after its last use, or the last answer with it, for which an address is reached.
 const IDLE: Duration = Duration::from_secs(15 * 60);
@@ -116,7 +113,7 @@ pub(super) fn probe(grounds: &Grounds) -> String {
 
 /// Returns the sets of a table.
 fn sets(kind: &str, listed: &str, allowed: &str) -> String {
-    let (size, idle) = (PAIRS_MAX, IDLE.as_secs());
+    let (size, idle, questions) = (PAIRS_MAX, IDLE.as_secs(), question_set());
     format!(
         "\tset {LISTED} {{
 		type {kind}
@@ -127,13 +124,7 @@ fn sets(kind: &str, listed: &str, allowed: &str) -> String {
 		flags dynamic,timeout
 		timeout {idle}s
 {allowed}	}}
-	set {QUESTIONS} {{
-		type ipv4_addr
-		size 65535
-		flags dynamic,timeout
-		timeout 1m
-	}}
-"
+{questions}"
     )
 }
 
@@ -231,6 +222,8 @@ fn bridge_chains(grounds: &Grounds) -> String {
 /// name server they are for; while it is down, nobody answers at its port.
 fn inet_chains(grounds: &Grounds) -> String {
     let (dhcp, allowed, gateway) = (dhcp(grounds), allowed(), grounds.gateway);
+    // The resolver's socket is one for all.
+    let too_fast = question_rate();
     format!(
         "\tchain apart {{
 		type filter hook prerouting priority -300; policy accept;
@@ -250,7 +243,7 @@ fn inet_chains(grounds: &Grounds) -> String {
 	}}
 	chain named {{
 		ct state established,related ct direction reply accept
-{dhcp}		meta l4proto {{ tcp, udp }} th dport {{ 53, {RESOLVER_PORT} }} update @{QUESTIONS} {{ ip saddr limit rate over 200/second burst 400 packets }} drop
+{dhcp}		meta l4proto {{ tcp, udp }} th dport {{ 53, {RESOLVER_PORT} }} {too_fast}
 		ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport {RESOLVER_PORT} ct status dnat accept
 		meta l4proto {{ tcp, udp }} th dport 53 drop
 		{allowed}

@@ -17,6 +17,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns};
+use tokio::time::Instant;
 
 use super::{
     super::{RESOLVER_PORT, names},
@@ -260,12 +261,84 @@ fn is_answered(asking: &UdpSocket, server: &UdpSocket) -> bool {
     asking.recv(&mut buffer).is_ok()
 }
 
+/// Packets that the host takes for its name server.
+struct Questions<'a>(&'a Namespace);
+
+impl<'a> Questions<'a> {
+    fn count_on(host: &'a Namespace) -> Self {
+        host.run("add table ip probe");
+        host.run("add chain ip probe taken { type filter hook input priority 0; policy accept; }");
+        host.run("add rule ip probe taken udp dport 53 counter");
+        Self(host)
+    }
+
+    fn taken(&self) -> u64 {
+        let listed = self.0.run("list chain ip probe taken");
+        let count = listed.split_once("counter packets ").map(|(_, rest)| rest);
+        let count = count.and_then(|rest| rest.split(' ').next());
+        count.and_then(|count| count.parse().ok()).expect("a counter")
+    }
+
+    /// Sends questions as fast as it goes, and waits until the host took at least some of them; returns how many.
+    fn asked_by(&self, sandbox: &Namespace, count: u32, at_least: u64) -> u64 {
+        let before = self.taken();
+        sandbox.inside(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port");
+            for _ in 0..count {
+                socket.send_to(b"question", (HOST, 53)).expect("sent");
+            }
+        });
+        let deadline = Instant::now() + WAIT;
+        loop {
+            let taken = self.taken() - before;
+            if taken >= at_least || Instant::now() >= deadline {
+                return taken;
+            }
+        }
+    }
+
+    /// Waits until two readings a moment apart are equal: the host has taken all that it takes; returns how many.
+    async fn settled(&self) -> u64 {
+        let deadline = Instant::now() + WAIT;
+        let mut before = self.taken();
+        loop {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let taken = self.taken();
+            if taken == before || Instant::now() >= deadline {
+                return taken;
+            }
+            before = taken;
+        }
+    }
+}
+
+#[tokio::test]
+async fn questions_of_one_sandbox_are_bounded_and_its_neighbours_are_not() {
+    let wired = Wired::new();
+    let net = tempfile::tempdir().expect("a directory");
+    let firewall = NftFirewall::of(net.path(), &wired.host.nft());
+    let questions = Questions::count_on(&wired.host);
+    firewall.apply(&rules([(100_002, entry(2)), (100_003, entry(3))])).await.expect("applied");
+    // With the first one the host's MAC is known; before, a sandbox keeps only some packets for it.
+    assert_eq!(questions.asked_by(&wired.sandbox, 1, 1), 1);
+    assert_eq!(questions.asked_by(&wired.sandbox, 100, 100), 100, "programs ask so many at once");
+    let begun = Instant::now();
+    let before = questions.taken();
+    questions.asked_by(&wired.sandbox, 5000, 1);
+    let taken = questions.settled().await - before;
+    let most = 400 + 200 * (begun.elapsed().as_secs() + 1);
+    assert!(taken <= most, "{taken} of at most {most}");
+    assert_eq!(questions.asked_by(&wired.neighbour, 1, 1), 1);
+    assert_eq!(questions.asked_by(&wired.neighbour, 100, 100), 100, "the neighbour asks on");
+    assert_eq!(firewall.check().await, Ok(None), "rates are no difference");
+    // Without the rules the host takes nearly all of them.
+    wired.host.run(&format!("delete table inet {TABLE}"));
+    let taken = questions.asked_by(&wired.sandbox, 5000, most + 1);
+    assert!(taken > most, "{taken}");
+}
+
 #[tokio::test]
 async fn older_flow_to_a_name_server_is_led_to_the_resolver_and_back() {
-    if !nix::unistd::geteuid().is_root() {
-        // Making a namespace requires root.
-        return;
-    }
     let wired = Wired::new();
     let net = tempfile::tempdir().expect("a directory");
     let firewall = NftFirewall::of(net.path(), &wired.host.nft());
@@ -294,10 +367,6 @@ async fn older_flow_to_a_name_server_is_led_to_the_resolver_and_back() {
 
 #[tokio::test]
 async fn list_holds_behind_the_bridge_of_pves_firewall() {
-    if !nix::unistd::geteuid().is_root() {
-        // Making a namespace requires root.
-        return;
-    }
     let wired = Wired::new();
     let net = tempfile::tempdir().expect("a directory");
     let list = Entry { egress: "allow=a.b".parse().expect("an egress"), ..entry(2) };
@@ -337,10 +406,6 @@ async fn list_holds_behind_the_bridge_of_pves_firewall() {
 
 #[tokio::test]
 async fn rules_hold_behind_the_bridge_of_pves_firewall() {
-    if !nix::unistd::geteuid().is_root() {
-        // Making a namespace requires root.
-        return;
-    }
     let wired = Wired::new();
     let net = tempfile::tempdir().expect("a directory");
     let firewall = NftFirewall::of(net.path(), &wired.host.nft());

@@ -4,12 +4,13 @@ mod firewall_bridge;
 
 use std::{
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use proto::spec::Egress;
 
 use super::{Entry, Firewall as _, Grant, Grounds, Rules, nft::NftFirewall, render::TABLE};
+use crate::bridge::NAT_TABLE;
 
 pub(super) fn grounds() -> Grounds {
     Grounds {
@@ -47,13 +48,19 @@ struct Namespace(Child);
 impl Namespace {
     #[expect(clippy::disallowed_methods, reason = "a test starts its namespace")]
     fn new() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "run this test as root: it makes a network namespace"
+        );
         let mut command = Command::new("unshare");
         let sleeping = command.args(["--net", "sleep", "120"]).stdin(Stdio::null()).spawn();
         let namespace = Self(sleeping.expect("unshare"));
         // Until `unshare` has become `sleep`, the namespace is the test's.
         let own = std::fs::read_link("/proc/self/ns/net").expect("proc");
         let other = || std::fs::read_link(namespace.path()).is_ok_and(|other| other != own);
+        let deadline = Instant::now() + Duration::from_secs(10);
         while !other() {
+            assert!(Instant::now() < deadline, "`unshare --net` has made no namespace");
             std::thread::sleep(Duration::from_millis(2));
         }
         namespace
@@ -89,10 +96,6 @@ impl Drop for Namespace {
 
 #[tokio::test]
 async fn rules_are_applied_changed_and_put_back() {
-    if !nix::unistd::geteuid().is_root() {
-        // Making a namespace requires root.
-        return;
-    }
     let (namespace, net) = (Namespace::new(), tempfile::tempdir().expect("a directory"));
     let setting = net.path().join("vmbr0/bridge/no_linklocal_learn");
     std::fs::create_dir_all(setting.parent().expect("one")).expect("mkdir");
@@ -164,10 +167,6 @@ fn grant(name: &str, last: u8) -> Grant {
 
 #[tokio::test]
 async fn addresses_of_names_come_go_and_outlive_the_agent() {
-    if !nix::unistd::geteuid().is_root() {
-        // Making a namespace requires root.
-        return;
-    }
     let (namespace, net) = (Namespace::new(), tempfile::tempdir().expect("a directory"));
     let firewall = NftFirewall::of(net.path(), &namespace.nft());
     firewall.can_allow(&grounds()).await.expect("this kernel has all that it takes");
@@ -219,23 +218,23 @@ async fn addresses_of_names_come_go_and_outlive_the_agent() {
 
 #[tokio::test]
 async fn no_table_of_ours_stays_where_isolation_is_switched_off() {
-    if !nix::unistd::geteuid().is_root() {
-        // Making a namespace requires root.
-        return;
-    }
     let (namespace, net) = (Namespace::new(), tempfile::tempdir().expect("a directory"));
     let firewall = NftFirewall::of(net.path(), &namespace.nft());
     assert_eq!(firewall.remove().await, Ok(Vec::new()), "there is none");
     let both = rules([(100_002, entry(2)), (100_005, listed("allow=a.b"))]);
     firewall.apply(&both).await.expect("applied");
-    for table in ["inet somebody", "inet pve_sandboxes", "ip pve_sandbox_of_a_later_version"] {
+    let way_out = format!("ip {NAT_TABLE}");
+    for table in
+        ["inet somebody", "inet pve_sandboxes", "inet pve_sandbox_of_a_later_version", &way_out]
+    {
         namespace.run(&format!("add table {table}"));
     }
     let gone = NftFirewall::of(net.path(), &namespace.nft()).remove().await.expect("removed");
     assert_eq!(gone.len(), 5, "{gone:?}");
     let left = namespace.run("list tables");
     let left: std::collections::BTreeSet<_> = left.lines().collect();
-    assert_eq!(left, ["table inet pve_sandboxes", "table inet somebody"].into());
+    let way_out = format!("table {way_out}");
+    assert_eq!(left, ["table inet pve_sandboxes", "table inet somebody", &way_out].into());
     // It can be switched on again.
     firewall.remove().await.expect("nothing is left");
     firewall.apply(&both).await.expect("applied");
@@ -246,10 +245,6 @@ async fn no_table_of_ours_stays_where_isolation_is_switched_off() {
 
 #[tokio::test]
 async fn rules_without_counting_are_applied_where_the_kernel_cannot_count() {
-    if !nix::unistd::geteuid().is_root() {
-        // Making a namespace requires root.
-        return;
-    }
     let (namespace, net) = (Namespace::new(), tempfile::tempdir().expect("a directory"));
     // Stands for the nft of such a kernel: it refuses every check.
     let nft = namespace.nft().map(|word| format!("'{word}'")).join(" ");
@@ -268,10 +263,6 @@ async fn rules_without_counting_are_applied_where_the_kernel_cannot_count() {
 
 #[tokio::test]
 async fn connections_that_are_counted_are_no_difference() {
-    if !nix::unistd::geteuid().is_root() {
-        // Making a namespace requires root.
-        return;
-    }
     let (namespace, net) = (Namespace::new(), tempfile::tempdir().expect("a directory"));
     let firewall = NftFirewall::of(net.path(), &namespace.nft());
     firewall.apply(&rules([(100_002, entry(2))])).await.expect("applied");
