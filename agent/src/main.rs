@@ -44,6 +44,7 @@ fn order(init: &TemplateInit, config: &Config) -> Result<Order> {
             Some(vmid) => vmid,
             None => template::vmid(&config.pve.root, &config.node.value)?,
         },
+        is_named: init.vmid.is_some(),
         snapshot,
         source,
         http,

@@ -1,6 +1,6 @@
 //! URLs of open ports: of the ingress, where it has a domain; else the container's own name or address.
 
-use std::{net::Ipv4Addr, str::FromStr};
+use std::{fmt, net::Ipv4Addr, str::FromStr};
 
 use proto::{
     host::{FORMS, FullName, main_port},
@@ -141,9 +141,16 @@ impl FromStr for Suffix {
 pub struct AddressPrefix(Vec<u8>);
 
 impl AddressPrefix {
-    /// True when the address begins with these numbers.
+    /// Returns true when the address begins with these numbers.
     fn holds(&self, address: Ipv4Addr) -> bool {
         address.octets().starts_with(&self.0)
+    }
+}
+
+impl fmt::Display for AddressPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers: Vec<_> = self.0.iter().map(u8::to_string).collect();
+        write!(f, "{}{}", numbers.join("."), if numbers.len() < 4 { "." } else { "" })
     }
 }
 
@@ -169,6 +176,8 @@ impl FromStr for AddressPrefix {
 pub struct Url {
     /// The URL; empty while there is none.
     pub text: String,
+    /// Why there is none, for people.
+    pub missing: String,
     /// True when it leads to the container itself, past the ingress and its rules.
     pub bypasses_access: bool,
 }
@@ -214,13 +223,20 @@ impl Urls {
     pub fn of(&self, sandbox: &Sandbox, port: u32) -> Url {
         if let Some(template) = self.template() {
             let text = template.url(port, sandbox);
-            return Url { text, bypasses_access: false };
+            return Url { text, ..Url::default() };
         }
-        let host = self.name(sandbox).or_else(|| self.address(&sandbox.ip));
-        host.map_or_else(Url::default, |host| Url {
-            text: format!("http://{host}:{port}"),
-            bypasses_access: true,
-        })
+        let host = match self.name(sandbox) {
+            Some(name) => Ok(name),
+            None => self.address(sandbox),
+        };
+        match host {
+            Ok(host) => Url {
+                text: format!("http://{host}:{port}"),
+                bypasses_access: true,
+                ..Url::default()
+            },
+            Err(missing) => Url { missing, ..Url::default() },
+        }
     }
 
     /// Name of the container in the operator's DNS. The host name of one that was adopted is not known.
@@ -230,17 +246,31 @@ impl Urls {
         ours.then(|| format!("{}.{suffix}", sandbox.id))
     }
 
-    /// Address of the container: the first of those that are given that begins as it should.
-    fn address(&self, addresses: &str) -> Option<String> {
-        let mut all = addresses.split([',', ' ']).filter_map(|one| one.parse::<Ipv4Addr>().ok());
-        let fits = |address: &Ipv4Addr| self.prefix.as_ref().is_none_or(|p| p.holds(*address));
-        all.find(fits).map(|address| address.to_string())
+    /// Returns the first address of the container that begins as it should, or why there is none.
+    fn address(&self, sandbox: &Sandbox) -> Result<String, String> {
+        // An agent of an earlier version tells one.
+        let one = std::slice::from_ref(&sandbox.ip);
+        let told = if sandbox.addresses.is_empty() { one } else { &sandbox.addresses };
+        let all: Vec<Ipv4Addr> = told.iter().filter_map(|one| one.parse().ok()).collect();
+        if all.is_empty() {
+            return Err("the sandbox has no address that is known".to_owned());
+        }
+        let Some(prefix) = &self.prefix else { return Ok(all[0].to_string()) };
+        let fits = all.iter().find(|address| prefix.holds(**address));
+        fits.map(Ipv4Addr::to_string).ok_or_else(|| {
+            let all: Vec<_> = all.iter().map(Ipv4Addr::to_string).collect();
+            let all = all.join(", ");
+            format!(
+                "no address of the sandbox begins with {prefix} (container_ip_prefix): it has {all}"
+            )
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn url_template_is_filled_or_refused() {
@@ -329,8 +359,9 @@ mod tests {
             ("", "", "192.168.", "", false),
         ] {
             let url = urls(template, suffix, prefix).of(&sandbox(), 80);
-            let expected = Url { text: expected.into(), bypasses_access: past };
-            assert_eq!(url, expected, "{template:?} {suffix:?} {prefix:?}");
+            let what = format!("{template:?} {suffix:?} {prefix:?}");
+            assert_eq!((url.text.as_str(), url.bypasses_access), (expected, past), "{what}");
+            assert_eq!(url.missing.is_empty(), !expected.is_empty(), "{what}");
         }
     }
 
@@ -374,7 +405,9 @@ mod tests {
 
     #[test]
     fn address_is_chosen_by_its_first_numbers() {
-        let several = Sandbox { ip: "192.168.1.9, 10.1.0.4, 10.100.1.7".into(), ..sandbox() };
+        let addresses = ["192.168.1.9", "10.1.0.4", "10.100.1.7"].map(str::to_owned);
+        let several =
+            Sandbox { ip: addresses[0].clone(), addresses: addresses.into(), ..sandbox() };
         for (prefix, expected) in [
             ("", "192.168.1.9"),
             ("10.", "10.1.0.4"),
@@ -385,6 +418,40 @@ mod tests {
             let url = urls("", "", prefix).of(&several, 80).text;
             assert_eq!(url, format!("http://{expected}:80"), "{prefix:?}");
         }
+        let none = urls("", "", "172.16").of(&several, 80);
+        let all = "172.16. (container_ip_prefix): it has 192.168.1.9, 10.1.0.4, 10.100.1.7";
+        assert!(none.text.is_empty() && none.missing.ends_with(all), "{none:?}");
+        // It has one on another interface alone.
+        let second = Sandbox { ip: String::new(), addresses: vec!["10.1.0.4".into()], ..sandbox() };
+        assert_eq!(urls("", "", "").of(&second, 80).text, "http://10.1.0.4:80");
+    }
+
+    #[test]
+    fn prefix_of_addresses_is_that_of_the_file_then_of_the_environment() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let load = |line: &str, variable: Option<&str>| {
+            let file = dir.path().join("controller.toml");
+            std::fs::write(&file, format!("url_template = \"\"\n{line}\n")).expect("written");
+            let env = |name: &str| {
+                assert_eq!(name, "PVE_CONTAINER_IP_PREFIX");
+                variable.map(str::to_owned)
+            };
+            Config::load_in(&file, &env).map(|config| config.urls())
+        };
+        let several =
+            Sandbox { addresses: vec!["10.1.0.4".into(), "10.9.0.7".into()], ..sandbox() };
+        let file = "container_ip_prefix = \"10.1.\"";
+        for (line, variable, expected) in [
+            ("", None, "10.1.0.4"),
+            ("", Some(""), "10.1.0.4"),
+            ("", Some("10.9"), "10.9.0.7"),
+            (file, Some("10.9."), "10.1.0.4"),
+        ] {
+            let url = load(line, variable).expect("valid").of(&several, 80).text;
+            assert_eq!(url, format!("http://{expected}:80"), "{line:?} {variable:?}");
+        }
+        let wrong = load("", Some("10.0.0.0/8")).expect_err("no prefix").to_string();
+        assert!(wrong.contains("container_ip_prefix"), "{wrong}");
     }
 
     #[test]
@@ -392,9 +459,11 @@ mod tests {
         let adopted = Sandbox { snapshot_id: "adopted".into(), ..sandbox() };
         assert_eq!(urls("", "lan", "").of(&adopted, 80).text, "http://10.100.1.7:80");
         let placed = Sandbox { ip: String::new(), ..sandbox() };
-        assert_eq!(urls("", "", "").of(&placed, 80), Url::default());
         let odd = Sandbox { ip: "fe80::1".into(), ..sandbox() };
-        assert_eq!(urls("", "", "").of(&odd, 80), Url::default());
+        for without in [placed, odd] {
+            let url = urls("", "", "10.").of(&without, 80);
+            assert!(url.text.is_empty() && url.missing.contains("no address"), "{url:?}");
+        }
     }
 
     #[test]

@@ -158,7 +158,7 @@ fn until_cut(mut stream: TcpStream) {
 }
 
 #[test]
-fn revocation_of_a_port_cuts_its_forwards_and_hide_does_not() {
+fn revocation_and_hide_of_a_port_cut_its_forwards() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&[]);
     let id = id(&sandbox);
@@ -167,12 +167,15 @@ fn revocation_of_a_port_cuts_its_forwards_and_hide_does_not() {
     let [echo, flood] = std::array::from_fn(|_| forwarding.from());
     assert_eq!(world.refused(&["revoke", id, "7002"]).0, "SERVICE_NOT_FOUND");
 
-    // Exposed and hidden again: that is about HTTP.
     let mut open = connect(&flood);
     floods(&mut open).expect("it floods");
     world.json(&["expose", id, "7001", "--visibility", "token"]);
+    world.json(&["expose", id, "7001", "--visibility", "private"]);
+    floods(&mut open).expect("another visibility is about HTTP");
     world.json(&["hide", id, "7001"]);
-    floods(&mut open).expect("hide leaves it alone");
+    until_cut(open);
+    open = connect(&flood);
+    floods(&mut open).expect("a new one is possible");
 
     // The port is closed to HTTP, and open; in both cases its forwards end, and nobody else's.
     for visibility in [None, Some("token")] {
@@ -225,9 +228,17 @@ fn programs_inside_connect_to_this_machine() {
     let taken = world.refused(&["port-forward", id, &forward, "--reverse"]);
     assert_eq!(taken.0, "FORWARD_REFUSED", "the port is taken");
     drop(forwarding);
-    wait("the listener to go with its caller", || {
+    let gone = || {
         let ports = world.json(&["port", "ls", id]);
         ports.as_array().expect("a list").iter().all(|port| port["port"] != 8099)
-    });
+    };
+    wait("the listener to go with its caller", gone);
+
+    // A revocation ends the listener, too, and the program that has it.
+    let mut forwarding = Forwarding::start(&world, &[id, &forward, "--reverse"]);
+    assert_eq!(forwarding.from(), format!("{id}:8099"));
+    world.json(&["revoke", id, "8099"]);
+    wait("the end of the forward", || forwarding.child.try_wait().expect("asked").is_some());
+    wait("the end of the listener", gone);
     world.finish();
 }

@@ -72,6 +72,41 @@ fn curl(world: &World, node: &str, url: &str) -> String {
 }
 
 #[test]
+fn urls_without_a_domain_are_by_name_then_by_an_address_that_fits() {
+    let Some(world) = world() else { return };
+    let settings = |suffix: &str, prefix: &str| {
+        format!(
+            "url_template = \"\"\ncontainer_suffix = \"{suffix}\"\ncontainer_ip_prefix = \"{prefix}\"\n"
+        )
+    };
+    let configured = Configured::with(&world, &settings("lan", ""));
+    let program = world.lab.layout().dir().join("bin/pve-sandbox-controller");
+    for (variable, is_valid) in [("10.100.", true), ("10.0.0.0/8", false)] {
+        let mut check = Command::new(&program);
+        let check = check.arg("check-config").arg(&configured.file);
+        let ran = check.env("PVE_CONTAINER_IP_PREFIX", variable).output().expect("it runs");
+        assert_eq!(ran.status.success(), is_valid, "{variable}: {ran:?}");
+    }
+    restart(&world);
+    let sandbox = world.create(&["--expose", "web=8000"]);
+    let id = id(&sandbox);
+    let service = world.json(&["url", id, "web"]);
+    assert_eq!(service["url"], format!("http://{id}.lan:8000"));
+    let name = world.ctl(&["exec", id, "--", "hostname"]);
+    assert_eq!(name.text().trim(), id, "the name that a DNS server knows it by");
+    drop(configured);
+
+    let configured = Configured::with(&world, &settings("", "192.0.2."));
+    restart(&world);
+    let none = world.ctl(&["url", id, "web"]);
+    let ip = sandbox["ip"].as_str().expect("an address");
+    assert_eq!((none.code, none.text()), (1, String::new()), "{}", none.stderr);
+    assert!(none.stderr.contains("192.0.2.") && none.stderr.contains(ip), "{}", none.stderr);
+    drop(configured);
+    world.finish();
+}
+
+#[test]
 fn sandboxes_are_used_without_a_domain_as_the_page_says() {
     let Some(world) = world() else { return };
     let configured = Configured::with(&world, &shown());

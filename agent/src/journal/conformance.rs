@@ -48,6 +48,7 @@ pub(crate) fn record(number: u8) -> Record {
         egress: Default::default(),
         ip: None,
         ip_granted: false,
+        further_ips: Vec::new(),
         services: [("web".parse().expect("valid"), "80".parse().expect("valid"))].into(),
         access: crate::journal::Access::default(),
         name: None,

@@ -181,6 +181,9 @@ pub struct Failure {
     pub rollback: String,
 }
 
+/// Most addresses of a sandbox that are told.
+const ADDRESSES_MAX: usize = 16;
+
 /// One sandbox. Fields are added, never changed: the previous version must read them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -222,6 +225,10 @@ pub struct Record {
     /// versions believed the container itself: their addresses do not count.
     #[serde(default)]
     pub ip_granted: bool,
+    /// Static addresses of its container's interfaces beside `net0`, in their order, as of its adoption or its last
+    /// start. Only a container that is not isolated has any. Unlike the lease they are told, and not used.
+    #[serde(default)]
+    pub further_ips: Vec<Ipv4Addr>,
     /// Reach of a sandbox outside of itself. Absent in older records, which are open.
     #[serde(default, with = "super::words::egress")]
     pub egress: Egress,
@@ -313,6 +320,11 @@ impl Record {
             Network::Static => self.ip,
             Network::Dhcp => self.ip.filter(|_| self.ip_granted && self.phase != Phase::Stopped),
         }
+    }
+
+    /// All of its addresses that are known, in the order of its interfaces.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.lease().into_iter().chain(self.further_ips.iter().copied()).take(ADDRESSES_MAX)
     }
 
     /// Memory that counts as given to it, bytes: the larger one while its size changes.

@@ -120,6 +120,7 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
         snapshot_id: record.snapshot.to_string(),
         size: Some(record.size.into()),
         ip: record.lease().map(|ip| ip.to_string()).unwrap_or_default(),
+        addresses: record.addresses().map(|ip| ip.to_string()).collect(),
         services: open.iter().map(service).collect(),
         name: record.name.as_ref().map(ToString::to_string).unwrap_or_default(),
         metadata: record.metadata.clone(),
@@ -228,6 +229,23 @@ mod tests {
         let rules = order(&with).expect("valid").port_rules.expect("rules");
         assert_eq!((rules.default, rules.denied.len()), (Visibility::Team, 1));
         assert_eq!(order(&request()).expect("valid").port_rules, None, "an older controller");
+    }
+
+    #[test]
+    fn all_addresses_of_a_sandbox_are_told_and_the_lease_apart() {
+        let node = "node1".parse().expect("a name");
+        let told = |ip: Option<[u8; 4]>| {
+            let record = Record {
+                ip: ip.map(Into::into),
+                further_ips: vec![[192, 168, 9, 7].into()],
+                ..crate::journal::conformance::record(1)
+            };
+            let sandbox = sandbox(&record, &node);
+            (sandbox.ip, sandbox.addresses)
+        };
+        let (one, other) = ("10.100.1.7".to_owned(), "192.168.9.7".to_owned());
+        assert_eq!(told(Some([10, 100, 1, 7])), (one.clone(), vec![one, other.clone()]));
+        assert_eq!(told(None), (String::new(), vec![other]));
     }
 
     #[test]

@@ -28,6 +28,12 @@ async fn appears(path: &Path) {
     }
 }
 
+/// Builds a line that makes the file `begun`, and ends when `over` is there; with an error when it does not come.
+fn until_over(begun: &Path, over: &Path) -> String {
+    let (begun, over) = (begun.display(), over.display());
+    format!("touch {begun}; timeout 120 sh -c 'until [ -e {over} ]; do sleep 0.05; done'")
+}
+
 #[tokio::test]
 async fn run_returns_exit_status_and_outputs() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -122,8 +128,7 @@ async fn waiting_command_leaves_its_turn_to_others() {
     let dir = tempfile::tempdir().expect("tempdir");
     let runner = runner(dir.path(), 1);
     let (begun, over) = (dir.path().join("begun"), dir.path().join("over"));
-    let script =
-        format!("touch {}; until [ -e {} ]; do sleep 0.05; done", begun.display(), over.display());
+    let script = until_over(&begun, &over);
     let others = async {
         appears(&begun).await;
         for _ in 0..3 {
@@ -140,8 +145,7 @@ async fn slow_command_gives_up_its_turn() {
     let dir = tempfile::tempdir().expect("tempdir");
     let runner = runner(dir.path(), 1);
     let (begun, over) = (dir.path().join("begun"), dir.path().join("over"));
-    let script =
-        format!("touch {}; until [ -e {} ]; do sleep 0.05; done", begun.display(), over.display());
+    let script = until_over(&begun, &over);
     let late = Instant::now() + Duration::from_secs(120);
     let others = async {
         appears(&begun).await;

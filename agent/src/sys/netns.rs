@@ -55,10 +55,7 @@ mod tests {
 
     #[test]
     fn only_addresses_of_the_namespace_are_found() {
-        if !nix::unistd::geteuid().is_root() {
-            // Entering a namespace requires root.
-            return;
-        }
+        assert!(nix::unistd::geteuid().is_root(), "run this test as root: it enters a namespace");
         let (proc, pid) = (Path::new("/proc"), std::process::id());
         assert!(has_address(proc, pid, Ipv4Addr::LOCALHOST).expect("asked"));
         // TEST-NET-1 is assigned to no host.

@@ -141,10 +141,10 @@ mod tests {
     /// Expects each frame twice on loopback: as it leaves and as it arrives.
     #[tokio::test]
     async fn only_frames_to_dhcp_clients_are_captured_with_their_direction() {
-        if !geteuid().is_root() {
-            // Listening requires CAP_NET_RAW, which the agent has.
-            return;
-        }
+        assert!(
+            geteuid().is_root(),
+            "run this test as root: it needs CAP_NET_RAW, which the agent has"
+        );
         let capture = Capture::on(if_nametoindex("lo").expect("lo")).expect("listens");
         let sender = UdpSocket::bind("127.0.0.1:0").expect("bound");
         let port = sender.local_addr().expect("bound").port();

@@ -1,6 +1,14 @@
 //! Tests of `port-forward` and `port ls`.
 
-use std::process::Stdio;
+use std::{
+    collections::BTreeSet,
+    process::Stdio,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -18,22 +26,48 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     net::{TcpListener, TcpStream},
     process::{Child, ChildStderr, ChildStdout},
-    sync::mpsc,
+    sync::{Notify, mpsc},
+    time::timeout,
 };
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Status, Streaming};
 
 use crate::fake::{Behaviour, Fake, ID, refuse};
 
+/// Connections of the flood.
+const FLOOD: u64 = 1000;
+/// Longest wait of a test for one thing.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Listeners of the fake.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
+    /// Whether the first one tells of [`FLOOD`] connections at once, and is lost then.
+    flood: bool,
+    /// Whether they end as those do whose access is revoked.
+    revoked: bool,
+    /// Number of listeners so far.
+    listened: AtomicU32,
+    /// Lets the second one of a flood tell of one more connection.
+    more: Arc<Notify>,
+    /// Connections that were taken.
+    taken: Mutex<BTreeSet<u64>>,
+}
+
 /// Plays servers of the fake's sandbox: 7 and all other targets echo, 22 breaks off after its first bytes, and
 /// nothing listens on 81.
 pub(crate) async fn serve(
+    listeners: &Listeners,
     mut input: Streaming<ForwardRequest>,
-) -> Result<impl Stream<Item = Result<ForwardResponse, Status>> + Send, Status> {
+) -> Result<ReceiverStream<Result<ForwardResponse, Status>>, Status> {
     let first = input.message().await?.and_then(|first| first.message);
     let Some(In::Open(ForwardOpen { target, .. })) = first else { panic!("no open: {first:?}") };
     let port = match target {
         Some(Target::Tcp(tcp)) => tcp.port,
+        Some(Target::Accepted(accepted)) => {
+            listeners.taken.lock().expect("no panic").insert(accepted.connection);
+            7
+        }
         _ => 7,
     };
     if port == 81 {
@@ -58,14 +92,35 @@ pub(crate) async fn serve(
     Ok(ReceiverStream::new(messages))
 }
 
-/// Listens, and accepts one connection.
-pub(crate) fn listen() -> impl Stream<Item = Result<ForwardListenResponse, Status>> + Send {
+/// Listens, and accepts one connection, or as many as `listeners` says.
+pub(crate) fn listen(
+    listeners: &Listeners,
+) -> impl Stream<Item = Result<ForwardListenResponse, Status>> + Send + use<> {
+    let Listeners { flood, revoked, listened, more, .. } = listeners;
+    let is_first = listened.fetch_add(1, Ordering::SeqCst) == 0;
     let listener = "0".repeat(32);
+    let say = |message| Ok(ForwardListenResponse { message: Some(message) });
     let listening = ForwardListening { listener: listener.clone(), ..Default::default() };
-    let accepted = ForwardAccepted { listener, connection: 1 };
-    let messages = [listened::Message::Listening(listening), listened::Message::Accepted(accepted)];
-    let messages = messages.map(|message| Ok(ForwardListenResponse { message: Some(message) }));
-    tokio_stream::iter(messages).chain(tokio_stream::pending())
+    let accepted = move |connection| {
+        say(listened::Message::Accepted(ForwardAccepted { listener: listener.clone(), connection }))
+    };
+    let mut messages = vec![say(listened::Message::Listening(listening))];
+    let mut later = None;
+    match (*revoked, *flood) {
+        (true, _) => messages.push(Err(refuse(Reason::ForwardRefused))),
+        (_, true) if is_first => {
+            messages.extend((1..=FLOOD).map(accepted));
+            messages.push(Err(refuse(Reason::ForwardLost)));
+        }
+        (_, true) => later = Some((more.clone(), accepted(FLOOD + 1))),
+        _ => messages.push(accepted(1)),
+    }
+    let later = futures_util::stream::once(async move {
+        let Some((more, message)) = later else { return std::future::pending().await };
+        more.notified().await;
+        message
+    });
+    tokio_stream::iter(messages).chain(later).chain(tokio_stream::pending())
 }
 
 /// Running `port-forward`.
@@ -165,6 +220,46 @@ async fn reverse_forward_connects_to_this_machine() {
     stream.read_exact(&mut back).await.expect("echoed");
     assert_eq!(&back, b"hello");
     assert_eq!(forwarding.interrupt().await, Some(130));
+}
+
+#[tokio::test]
+async fn sandbox_that_tells_of_many_connections_at_once_has_a_bounded_part_of_them_served() {
+    let listeners = Listeners { flood: true, ..Listeners::default() };
+    let fake = Fake::start(Behaviour { listeners, ..Behaviour::default() }).await;
+    let here = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let forward = format!("{}:8080", here.local_addr().expect("bound").port());
+    let mut forwarding = Forwarding::start(&fake, &["port-forward", ID, &forward, "--reverse"]);
+    forwarding.line().await;
+    let serve = async |connections: usize| {
+        let mut open = Vec::new();
+        while open.len() < connections {
+            open.push(timeout(DEADLINE, here.accept()).await.expect("in time").expect("accepted"));
+        }
+        open
+    };
+    let first = serve(128).await;
+    // By now all of them were told.
+    let said = timeout(DEADLINE, forwarding.err.next_line()).await.expect("in time");
+    let said = said.expect("read").expect("a line");
+    assert!(said.contains("listening again"), "{said}");
+    drop(first);
+    // Those that have waited.
+    drop(serve(64).await);
+    fake.behaviour.listeners.more.notify_one();
+    drop(serve(1).await);
+    let taken = fake.behaviour.listeners.taken.lock().expect("no panic").clone();
+    assert_eq!((taken.len(), taken.last()), (128 + 64 + 1, Some(&(FLOOD + 1))));
+    assert_eq!(forwarding.interrupt().await, Some(130));
+}
+
+#[tokio::test]
+async fn reverse_forward_whose_access_is_revoked_ends_and_does_not_listen_again() {
+    let listeners = Listeners { revoked: true, ..Listeners::default() };
+    let fake = Fake::start(Behaviour { listeners, ..Behaviour::default() }).await;
+    let ran = fake.run(&["port-forward", ID, "8080:80", "--reverse"]).await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(!ran.stderr.contains("listening again"), "{ran:?}");
+    assert_eq!(fake.behaviour.listeners.listened.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]

@@ -36,8 +36,9 @@ use crate::sandbox::Result;
 
 /// Most variables of a command.
 const ENV_MAX: usize = 32;
-/// Longest value of a variable, bytes.
-const VALUE_MAX: usize = 1024;
+/// Longest value of a variable, bytes. So many of them fit into what a command may have (32 KiB).
+const VALUE_MAX: usize = 512;
+
 /// Channel that a client has opened.
 struct Open {
     to: InputSender,
@@ -383,7 +384,9 @@ impl server::Handler for Connection {
         signal: Sig,
         _: &mut server::Session,
     ) -> Result<(), Self::Error> {
-        if let Some(number) = signal_number(&signal) {
+        // One from before the command is for nobody: it would end the command at its start.
+        let runs = self.channels.get(&channel).is_some_and(|open| open.idle.is_none());
+        if let Some(number) = signal_number(&signal).filter(|_| runs) {
             self.send(channel, Input::Signal(number));
         }
         Ok(())

@@ -10,6 +10,7 @@ use std::{
 use futures_util::StreamExt;
 use proto::{
     Reason,
+    forward::{ACCEPTED_WAIT, ACCEPTED_WAITING_MAX},
     id::Invalid,
     name::Port,
     sandbox::v1::{
@@ -48,11 +49,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 const FREED: Duration = Duration::from_secs(2);
 /// Pause before a port is tried again that the client has just given up.
 const FREED_AGAIN: Duration = Duration::from_millis(100);
-/// Most connections to a listener that wait for a place for a channel: as many as the sandbox keeps. Root inside could
-/// tell of more.
-const WAITING_MAX: usize = 64;
-/// Longest wait for a place for a channel: the sandbox closes a connection that nobody has taken for 30 s.
-const PLACE: Duration = Duration::from_secs(25);
 /// Longest wait for the client to open a channel: it may have to connect to another host first.
 const OPEN: Duration = Duration::from_secs(60);
 
@@ -214,10 +210,14 @@ async fn keep(
     address: Arc<str>,
     Listening { port, mut accepted }: Listening,
 ) -> Error {
-    let waiting = Arc::new(Semaphore::new(WAITING_MAX));
+    let waiting = Arc::new(Semaphore::new(ACCEPTED_WAITING_MAX));
     loop {
         let at = (&address, port);
         let mut error = accept(session, handle, at, &mut accepted, &waiting).await;
+        // Nothing else ends a listener so: the access to its port was revoked or hidden.
+        if error.reason == Reason::ForwardRefused {
+            return error;
+        }
         let mut lost = Instant::now();
         accepted = loop {
             // The outcome is not known, or the port is taken, when the node has not noticed the end of a listener of
@@ -279,7 +279,7 @@ async fn serve(
     accepted: ForwardAccepted,
     waits: OwnedSemaphorePermit,
 ) {
-    let place = session.until_closed(timeout(PLACE, session.channels.wait())).await;
+    let place = session.until_closed(timeout(ACCEPTED_WAIT, session.channels.wait())).await;
     let Some(Ok(Some(place))) = place else { return };
     drop(waits);
     let permit = match session.enter() {

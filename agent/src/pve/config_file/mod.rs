@@ -320,16 +320,30 @@ impl ContainerConfig {
 
     /// Static IPv4 addresses of all interfaces.
     pub fn static_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
-        let is_interface = |key: &str| {
-            let number = key.strip_prefix("net");
-            number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        self.static_interfaces().map(|(_, ip)| ip)
+    }
+
+    /// Static IPv4 addresses of the interfaces beside `net0`, in their order.
+    pub fn further_addresses(&self) -> Vec<Ipv4Addr> {
+        let mut further: Vec<_> = self.static_interfaces().filter(|(net, _)| *net != 0).collect();
+        further.sort_by_key(|(net, _)| *net);
+        further.into_iter().map(|(_, ip)| ip).collect()
+    }
+
+    /// Numbers of the interfaces with static IPv4 addresses, and the addresses.
+    fn static_interfaces(&self) -> impl Iterator<Item = (u32, Ipv4Addr)> {
+        let number = |key: &str| {
+            let number = key.strip_prefix("net")?;
+            let number = Some(number).filter(|n| n.bytes().all(|b| b.is_ascii_digit()))?;
+            number.parse::<u32>().ok()
         };
         let settings = self.lines[..self.main]
             .iter()
             .filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
-        settings.filter(move |(key, _)| is_interface(key)).filter_map(|(_, value)| {
+        settings.filter_map(move |(key, value)| {
+            let number = number(key)?;
             let ip = value.trim().split(',').find_map(|pair| pair.strip_prefix("ip="))?;
-            ip.split_once('/')?.0.parse().ok()
+            Some((number, ip.split_once('/')?.0.parse().ok()?))
         })
     }
 

@@ -99,14 +99,17 @@ async fn waiting_resize_gives_its_turn_to_others() {
     let dir = tempfile::tempdir().expect("tempdir");
     // With a single slot, the resize ends only if a stop gets the slot meanwhile.
     let script = format!(
-        "case $1 in resize) touch $DIR/begun; until [ -e $DIR/over ]; do sleep 0.05; done; {GROW};; \
+        "case $1 in resize) touch $DIR/begun\n\
+         timeout 60 sh -c 'until [ -e $0 ]; do sleep 0.05; done' $DIR/over && {GROW};; \
          *) touch $DIR/over;; esac"
     );
     let pct = node(dir.path(), "size=2G", false, &script);
     let host = std::sync::Arc::clone(&pct.0);
     let begun = dir.path().join("begun");
     let other = async {
+        let deadline = Instant::now() + SOON;
         while !begun.exists() {
+            assert!(Instant::now() < deadline, "the resize has not begun");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         host.pct(Command::Stop(Vmid::MIN), Instant::now() + SOON).await

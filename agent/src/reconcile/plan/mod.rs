@@ -1,6 +1,6 @@
 //! Plans the actions that make the host match the journal. Pure.
 //!
-//! A container without a mark *and* a record in the journal is never touched, except the empty rest
+//! A container without a mark *and* a record in the journal is never touched, except the remnant
 //! of a destruction under a vmid of this node. Absence proves nothing, and without quorum nothing
 //! is done.
 
@@ -77,7 +77,7 @@ pub enum Action {
         id: SandboxId,
         vmid: Vmid,
     },
-    /// Destroy a container, or its rest, that has come back after its sandbox ended.
+    /// Destroy a container, or its remnant, that has come back after its sandbox ended.
     DestroyOrphan { id: SandboxId, vmid: Vmid },
     /// Remove a config that contains only the lock of an interrupted destruction, under a vmid of
     /// ours that no record knows any more: a later attempt has taken the record.

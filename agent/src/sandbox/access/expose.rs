@@ -76,7 +76,7 @@ impl Sandboxes {
         Ok(opened)
     }
 
-    /// Closes a port under all of its names, and cuts open connections to it. `name` is one of the
+    /// Closes a port under all of its names, and cuts open connections and forwards to it. `name` is one of the
     /// names; where two ports have it, both are closed. Also returns the services that were closed.
     ///
     /// # Errors
@@ -102,6 +102,7 @@ impl Sandboxes {
         let ports: BTreeSet<Port> = closed.iter().map(|(_, port)| *port).collect();
         for port in ports {
             if hidden.visibility(port).is_none() {
+                self.forwards.cut(hidden.id, port);
                 self.cut_connections(&hidden, port).await;
             }
         }

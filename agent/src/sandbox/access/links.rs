@@ -89,11 +89,11 @@ impl Sandboxes {
         .await
     }
 
-    /// Makes all credentials of a port void, durably, and cuts open connections and forwards to it. Of a port that
+    /// Makes all credentials of a port void, durably, and cuts open connections and forwards of it. Of a port that
     /// is not open, given by its number, there are forwards alone.
     ///
     /// # Errors
-    /// SERVICE_NOT_FOUND when the port is not open, and no forward leads to it.
+    /// SERVICE_NOT_FOUND when the port is not open, and no forward belongs to it.
     pub async fn revoke_access(
         self: &Arc<Self>,
         id: &SandboxId,

@@ -92,9 +92,17 @@ impl Execs {
     ) -> Result<Forward, Error> {
         let limits = self.limits();
         let record = in_time(limits.answer_by, self.awake(sandbox)).await?;
+        let forwards = &self.0.sandboxes.forwards;
         let access = match &target {
-            Target::Tcp(_, port) => Some(self.0.sandboxes.forwards.add(record.id, *port)),
-            Target::Unix(_) | Target::Accepted(..) => None,
+            Target::Tcp(_, port) => Some(forwards.add(record.id, *port)),
+            Target::Accepted(name, _) => {
+                let accepted = forwards.add_accepted(record.id, name);
+                Some(accepted.ok_or_else(|| {
+                    Error::new(Reason::NotListening, "the listener of this connection has ended")
+                })?)
+            }
+            // It belongs to no port.
+            Target::Unix(_) => None,
         };
         let (task, what) = task(target, &record)?;
         let opened = self.open((record, access), task, limits, input).await;
@@ -104,8 +112,9 @@ impl Execs {
         })
     }
 
-    /// Listens on a port of 127.0.0.1 in a sandbox. The pieces have the numbers of the connections, 8 bytes
-    /// each, little endian; `Target::Accepted` takes them. Returns the name of the listener.
+    /// Listens on a port of 127.0.0.1 in a sandbox. Returns the name of the listener. The pieces have the numbers of
+    /// the connections, 8 bytes each, little endian; `Target::Accepted` takes them. Ends with FORWARD_REFUSED when the
+    /// port is hidden or its access revoked.
     ///
     /// # Errors
     /// FORWARD_REFUSED when the port is taken, or as for a command.
@@ -117,10 +126,11 @@ impl Execs {
         let limits = self.limits();
         let record = in_time(limits.answer_by, self.awake(sandbox)).await?;
         let name = hex(&random::<LISTENER_BYTES>()?);
+        let access = self.0.sandboxes.forwards.add_listener(record.id, port, &name);
         let task = ForwardTask::Listen { port: port.get(), name: name.clone() };
         // Nothing is sent to a listener; the sender stays open with it.
         let (_nothing, input) = mpsc::channel(1);
-        let opened = self.open((record, None), task, limits, input).await;
+        let opened = self.open((record, Some(access)), task, limits, input).await;
         Ok((name, opened?))
     }
 
@@ -226,14 +236,14 @@ fn task(target: Target, record: &Record) -> Result<(ForwardTask, String), Error>
 struct Carried {
     sandboxes: Arc<Sandboxes>,
     record: Arc<Record>,
-    /// Entry among the forwards to its port, where it leads to one.
+    /// Entry among the forwards of its port, where it belongs to one.
     access: Option<OpenForward>,
     /// Number of pieces of data that the caller has taken.
     taken: watch::Receiver<u32>,
 }
 
 impl Carried {
-    /// Runs until the stream ends, the caller goes, the access to its port is revoked, or the agent stops.
+    /// Runs until the stream ends, the caller goes, the access to its port is revoked or hidden, or the agent stops.
     async fn run(
         mut self,
         attachment: Attachment,
@@ -250,10 +260,7 @@ impl Carried {
                 biased;
                 // The shim sees the end of its connection.
                 () = output.closed() => return,
-                () = revoked.cancelled() => break Err(Error::new(
-                    Reason::ForwardLost,
-                    "the access to this port was revoked, and its open connections were cut",
-                )),
+                () = revoked.cancelled() => break Err(self.cut()),
                 () = stopping.cancelled() => break Err(Error::new(
                     Reason::ForwardLost,
                     "the node's agent restarts, and the connection with it; open it again",
@@ -297,6 +304,15 @@ impl Carried {
         };
         // A caller that has gone does not get it.
         drop(output.send(last).await);
+    }
+
+    /// Error of a revocation. Callers listen again after FORWARD_LOST, which a listener must not.
+    fn cut(&self) -> Error {
+        let why =
+            "this port was hidden or its access was revoked, and its open connections were cut";
+        let is_listener = self.access.as_ref().is_some_and(OpenForward::is_listener);
+        let reason = if is_listener { Reason::ForwardRefused } else { Reason::ForwardLost };
+        Error::new(reason, why)
     }
 
     /// Converts the shim's last message.

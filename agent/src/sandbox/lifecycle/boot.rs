@@ -1,5 +1,7 @@
 //! Boots a container and waits until it is ready, both for a creation and for a start.
 
+use std::net::Ipv4Addr;
+
 use proto::{Reason, name::Team, spec::Network};
 use tokio::time::Instant;
 
@@ -30,7 +32,11 @@ impl Sandboxes {
         slot.ok_or_else(|| Error::new(Reason::QueueFull, "no free slot for a start in time"))
     }
 
-    pub(in crate::sandbox) async fn start_container(&self, boot: &Boot<'_>) -> Result<()> {
+    /// Starts the container. Returns the static addresses of its interfaces beside `net0`.
+    pub(in crate::sandbox) async fn start_container(
+        &self,
+        boot: &Boot<'_>,
+    ) -> Result<Vec<Ipv4Addr>> {
         let config = self.config_of_ours(boot.record).await?;
         self.check_connection(boot.record, &config).await?;
         if boot.record.network == Network::Dhcp {
@@ -44,7 +50,8 @@ impl Sandboxes {
         self.pve.start(boot.record.vmid, left).await?;
         self.limit_in_cgroup(boot.record).await?;
         // Now it shows which bridge PVE made for its VLAN, if it did.
-        self.isolate().await
+        self.isolate().await?;
+        Ok(config.further_addresses())
     }
 
     /// Reads the config of the container, which must carry this sandbox's mark: an operator may

@@ -223,6 +223,7 @@ impl Sandboxes {
             network,
             ip: None,
             ip_granted: false,
+            further_ips: Vec::new(),
             egress: spec.egress.clone().unwrap_or_default(),
             services: BTreeMap::new(),
             access: Access::default(),

@@ -9,7 +9,7 @@
 //!
 //! After a crash the reconciler starts it again.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use proto::{
     Cause, Progress, Reason,
@@ -87,11 +87,12 @@ impl Sandboxes {
         drop(admitted);
         let since = Instant::now();
         match self.boot_again(&record, context).await {
-            Ok(()) => {
+            Ok(further_ips) => {
                 self.admission.note_start(since.elapsed());
                 let init = self.pve.init(record.vmid).await.map(|init| init.start);
                 self.advance_because(id, Event::CameUp, cause, |record| {
                     record.init = init;
+                    record.further_ips.clone_from(&further_ips);
                     record.started_ms = self.now_ms();
                     record.progress = Progress::Done;
                 })
@@ -114,7 +115,12 @@ impl Sandboxes {
         }
     }
 
-    async fn boot_again(&self, record: &Record, context: &OperationContext) -> Result<()> {
+    /// Returns the static addresses of the container's interfaces beside `net0`.
+    async fn boot_again(
+        &self,
+        record: &Record,
+        context: &OperationContext,
+    ) -> Result<Vec<Ipv4Addr>> {
         let limits = &self.options.limits;
         let template = self.options.templates.iter().find(|t| t.vmid == record.template);
         let boot = Boot {
@@ -124,11 +130,11 @@ impl Sandboxes {
             probe: template.map_or(&Probe::None, |template| &template.probe),
             deadline: Instant::now() + limits.start + limits.answer,
         };
-        self.start_container(&boot).await?;
+        let further_ips = self.start_container(&boot).await?;
         tokio::select! {
             biased;
             () = context.cancelled().cancelled() => Err(queries::deleted(&SandboxRef::Id(record.id))),
-            answer = self.until_it_answers(&boot) => answer,
+            answer = self.until_it_answers(&boot) => answer.map(|()| further_ips),
         }
     }
 }

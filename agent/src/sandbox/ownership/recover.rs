@@ -142,6 +142,7 @@ impl Sandboxes {
             network,
             ip,
             ip_granted: network == Network::Dhcp && ip.is_some(),
+            further_ips: config.further_addresses(),
             egress: Egress::default(),
             services: BTreeMap::new(),
             access: Access::default(),

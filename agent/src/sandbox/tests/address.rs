@@ -347,6 +347,39 @@ async fn a_container_with_dhcp_is_adopted_only_where_dhcp_is_allowed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn addresses_of_further_interfaces_are_told_in_their_order() {
+    let (node, _) = node(Dhcp::Refused).await;
+    let line = |number: u8| {
+        format!("net{number}: name=eth{number},bridge=vmbr1,ip=192.168.9.{number}/24\n")
+    };
+    // As PVE sorts them.
+    let more = [line(1), line(10), line(2), "net3: name=eth3,bridge=vmbr1,ip=dhcp\n".into()];
+    node.add_cmux(&format!("{CMUX}{}", more.concat()), true);
+    let (record, _) = node.sandboxes.adopt(adoption(), false, LONG).await.expect("adopted");
+    let further = |number| Ipv4Addr::new(192, 168, 9, number);
+    let own = Ipv4Addr::new(10, 9, 0, 7);
+    let all: Vec<_> = record.addresses().collect();
+    assert_eq!((all[0], &all[1..]), (own, &[further(1), further(2), further(10)][..]));
+    assert_eq!(record.lease(), Some(own), "the others are not used");
+    // What an operator changes counts from the next start on.
+    node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    node.cluster.edit(&node.name, record.vmid, |config| config.remove("net1"));
+    let record = node.sandboxes.start(&id(1), LONG).await.expect("started");
+    let all: Vec<_> = record.addresses().collect();
+    assert_eq!(all, [own, further(2), further(10)]);
+    node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    node.cluster.edit(&node.name, record.vmid, |config| {
+        for number in 4..=31 {
+            let line = line(number);
+            let (key, value) = line.trim().split_once(": ").expect("a line");
+            config.set(key, value).expect("fits");
+        }
+    });
+    let record = node.sandboxes.start(&id(1), LONG).await.expect("started");
+    assert_eq!(record.addresses().count(), 16);
+}
+
+#[tokio::test(start_paused = true)]
 async fn adopting_a_container_with_a_taken_address_is_refused() {
     let (node, _) = node(Dhcp::Refused).await;
     let with = |address: &str| CMUX.replace("10.9.0.7/24", address);

@@ -1,4 +1,4 @@
-//! Saga of a creation under every fault: afterwards the world is as before.
+//! Steps of a creation and their undos under every fault: afterwards the world is as before.
 
 use proto::Invariant;
 

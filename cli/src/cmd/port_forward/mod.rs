@@ -1,5 +1,6 @@
 //! `port-forward`: brings a port of a sandbox to this machine, or one of this machine into the sandbox.
 
+mod notes;
 mod reverse;
 mod spec;
 mod stream;
@@ -14,16 +15,21 @@ use std::{
 
 use bytes::Bytes;
 use clap::Args;
-use proto::{Reason, sandbox::v1::forward_open::Target};
+use daemon::sync::Mutex;
+use proto::{Reason, forward::ACCEPTED_WAITING_MAX, sandbox::v1::forward_open::Target};
 use rustix::net::sockopt::set_socket_linger;
 use serde_json::json;
 use tokio::{
     fs::File,
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Instant,
 };
 
-use self::spec::{Remote, Spec, Word};
+use self::{
+    notes::Notes,
+    spec::{Remote, Spec, Word},
+};
 use crate::{
     client::{Controller, fetch},
     failure::Failure,
@@ -74,6 +80,9 @@ struct Shared {
     id: String,
     output: Output,
     places: Arc<Semaphore>,
+    /// Places of connections from the sandbox that wait for one of `places`.
+    waiting: Arc<Semaphore>,
+    notes: Arc<Mutex<Notes>>,
     /// Failure that ends all of them.
     fatal: mpsc::Sender<Failure>,
 }
@@ -101,7 +110,8 @@ pub(super) async fn run(
     fetch(&controller, id.clone()).await?;
     let (fatal, mut failed) = mpsc::channel(1);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let shared = Shared { controller, id, output, places, fatal };
+    let waiting = Arc::new(Semaphore::new(ACCEPTED_WAITING_MAX));
+    let shared = Shared { controller, id, output, places, waiting, notes: Arc::default(), fatal };
     for spec in specs {
         if reverse {
             reverse::begin(&shared, spec, address).await?;
@@ -217,8 +227,8 @@ impl Shared {
         carried
     }
 
-    /// Prints one line about a connection that failed. A failure of the whole sandbox or of the token ends the
-    /// program.
+    /// Prints one line about a connection that failed, unless there were many of them just before. A failure of the
+    /// whole sandbox or of the token ends the program.
     fn complain(&self, what: &str, failure: Failure) {
         let whole = [
             Reason::SandboxNotFound,
@@ -229,16 +239,23 @@ impl Shared {
         if failure.known().is_some_and(|reason| whole.contains(&reason)) {
             // One failure is enough.
             self.fatal.try_send(failure).ok();
-        } else if self.output.json {
+            return;
+        }
+        let Some(omitted) = self.notes.lock().admit(Instant::now()) else { return };
+        if self.output.json {
             let value = json!({
                 "connection": what,
                 "reason": failure.reason,
                 "message": failure.message,
+                "omitted": omitted,
             });
             // A closed stdout ends nothing: the forwards go on.
             self.output.value(&value).ok();
-        } else {
-            self.output.note(format!("{what}: {}", failure.message));
+            return;
+        }
+        self.output.note(format!("{what}: {}", failure.message));
+        if omitted > 0 {
+            self.output.note(format!("{omitted} more connections failed and were not shown"));
         }
     }
 }

@@ -8,6 +8,7 @@ use std::{
 
 use proto::{
     Reason,
+    forward::ACCEPTED_WAIT,
     name::Port,
     sandbox::v1::{
         ForwardAccepted, ForwardListenRequest, ForwardListenResponse, forward_listen_response,
@@ -16,6 +17,7 @@ use proto::{
 };
 use tokio::{
     net::TcpStream,
+    sync::OwnedSemaphorePermit,
     time::{Instant, sleep, timeout},
 };
 use tonic::Streaming;
@@ -73,14 +75,12 @@ async fn keep(
     loop {
         let mut failure = accept(shared, &mut listening, local).await;
         let lost = Instant::now();
-        shared
-            .output
-            .note(format!("{}:{port}: {}; listening again ...", shared.id, failure.message));
+        if passes(&failure) {
+            let what = format!("{}:{port}", shared.id);
+            shared.output.note(format!("{what}: {}; listening again ...", failure.message));
+        }
         listening = loop {
-            let passes = failure.transient
-                || failure.is_of_a_restart()
-                || failure.known() == Some(Reason::ForwardLost);
-            if !passes || lost.elapsed() >= AWAY {
+            if !passes(&failure) || lost.elapsed() >= AWAY {
                 return failure;
             }
             sleep(AGAIN).await;
@@ -90,6 +90,11 @@ async fn keep(
             }
         };
     }
+}
+
+/// Returns true for what a restart of the node's agent looks like. A listener whose access is revoked ends otherwise.
+fn passes(failure: &Failure) -> bool {
+    failure.transient || failure.is_of_a_restart() || failure.known() == Some(Reason::ForwardLost)
 }
 
 async fn accept(
@@ -108,10 +113,12 @@ async fn accept(
             Err(_) => return Failure::deadline("the controller sent nothing", SILENCE),
         };
         if let Some(forward_listen_response::Message::Accepted(accepted)) = message {
+            // Root inside can tell of any number. The sandbox closes those that nobody takes.
+            let Some(turn) = Turn::take(shared) else { continue };
             let shared = shared.clone();
             tokio::spawn(async move {
                 let what = format!("{}: connection {}", shared.id, accepted.connection);
-                if let Err(failure) = serve(&shared, accepted, local).await {
+                if let Err(failure) = serve(&shared, accepted, local, turn).await {
                     shared.complain(&format!("{what} -> {local}"), failure);
                 }
             });
@@ -119,12 +126,36 @@ async fn accept(
     }
 }
 
+/// Place of a connection, or one among those that wait for a place.
+enum Turn {
+    Now(OwnedSemaphorePermit),
+    Waits(OwnedSemaphorePermit),
+}
+
+impl Turn {
+    /// `None`: so many wait already.
+    fn take(shared: &Shared) -> Option<Self> {
+        let now = Arc::clone(&shared.places).try_acquire_owned().map(Self::Now);
+        now.or_else(|_| Arc::clone(&shared.waiting).try_acquire_owned().map(Self::Waits)).ok()
+    }
+
+    /// Waits for the place. `None`: it took so long that the sandbox has closed the connection.
+    async fn place(self, shared: &Shared) -> Option<OwnedSemaphorePermit> {
+        let _waits = match self {
+            Self::Now(place) => return Some(place),
+            Self::Waits(waits) => waits,
+        };
+        timeout(ACCEPTED_WAIT, Arc::clone(&shared.places).acquire_owned()).await.ok()?.ok()
+    }
+}
+
 async fn serve(
     shared: &Shared,
     accepted: ForwardAccepted,
     local: SocketAddr,
+    turn: Turn,
 ) -> Result<(), Failure> {
-    let place = Arc::clone(&shared.places).acquire_owned().await;
+    let Some(place) = turn.place(shared).await else { return Ok(()) };
     let target = Target::Accepted(accepted);
     let connection = stream::open(&shared.controller, &shared.id, target).await?;
     let stream = TcpStream::connect(local)

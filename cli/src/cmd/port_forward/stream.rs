@@ -147,7 +147,7 @@ impl Connection {
     }
 }
 
-/// Breaks a call off. The end of its messages would be the end of the bytes; a second `open` is refused, which
+/// Breaks a call. The end of its messages would be the end of the bytes; a second `open` is refused, which
 /// ends the call with an error. After the end of the bytes nobody reads it.
 async fn break_off(to: mpsc::Sender<ForwardRequest>) {
     let message = Some(forward_request::Message::Open(ForwardOpen::default()));

@@ -39,10 +39,14 @@ fn config() -> Arc<client::Config> {
     Arc::new(client::Config { nodelay: true, ..client::Config::default() })
 }
 
+/// Connects with a client of this process.
+pub(super) async fn connect(door: &Door) -> Handle<Trusting> {
+    client::connect(config(), door.address, Trusting).await.expect("connected")
+}
+
 /// Logs in with a client of this process.
 pub(super) async fn log_in(door: &Door) -> Handle<Trusting> {
-    let client = client::connect(config(), door.address, Trusting).await.expect("connected");
-    authenticated(door, client).await
+    authenticated(door, connect(door).await).await
 }
 
 async fn authenticated(door: &Door, mut client: Handle<Trusting>) -> Handle<Trusting> {
@@ -52,15 +56,28 @@ async fn authenticated(door: &Door, mut client: Handle<Trusting>) -> Handle<Trus
     client
 }
 
-/// Logs in over streams in memory, which time that is paused does not overtake. With the token the client vanishes
-/// without a word: the streams stay open, and nobody reads or writes them any more.
-async fn log_in_nearby(door: &Door) -> (Handle<Trusting>, CancellationToken) {
-    const ROOM: usize = 256 * 1024;
+/// Bytes that a stream in memory holds.
+const ROOM: usize = 256 * 1024;
+
+/// Opens a stream in memory to the server, which time that is paused does not overtake.
+pub(super) fn dial(door: &Door) -> tokio::io::DuplexStream {
     let settings = ssh::Settings { host: String::new(), port: 0, connections_max: 64 };
     let controller = door.lab.controller.as_ref().expect("a controller");
-    let (near, mut far) = tokio::io::duplex(ROOM);
+    let (near, far) = tokio::io::duplex(ROOM);
     let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
     tokio::spawn(controller.ssh(key(99), &settings).serve_one(near, peer));
+    far
+}
+
+/// Connects over a stream in memory, without a login.
+pub(super) async fn connect_nearby(door: &Door) -> Handle<Trusting> {
+    client::connect_stream(config(), dial(door), Trusting).await.expect("connected")
+}
+
+/// Logs in over streams in memory. With the token the client vanishes without a word: the streams stay open, and
+/// nobody reads or writes them any more.
+async fn log_in_nearby(door: &Door) -> (Handle<Trusting>, CancellationToken) {
+    let mut far = dial(door);
     let (stream, mut own) = tokio::io::duplex(ROOM);
     let vanished = CancellationToken::new();
     let vanishes = vanished.clone();

@@ -21,6 +21,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+mod bad_input;
 mod bounds;
 mod forwards;
 mod reverse;
@@ -307,6 +308,7 @@ async fn every_refusal_is_the_same() {
         ("another team's sandbox", 1, other.as_str()),
         ("no such sandbox", 1, "nobody"),
         ("no name of a sandbox", 1, "a b"),
+        ("longer than a name may be", 1, &*"x".repeat(129)),
         ("removed key", 3, door.id.as_str()),
         ("nothing is right", 2, "nobody"),
     ] {

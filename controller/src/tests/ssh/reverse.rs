@@ -140,6 +140,17 @@ async fn listener_outlives_a_restart_of_the_agent_and_ends_with_its_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn listener_whose_access_is_revoked_does_not_listen_again() {
+    let door = Door::open().await;
+    let _client = door.back(1, &["9000:127.0.0.1:1".to_owned()]).spawn().expect("ssh");
+    door.until_listened(&[9000]).await;
+    door.lab.holder(&door.id).revoke_listeners();
+    let usage = async || door.lab.usage("red").await.streams;
+    until("the end of its stream", || async { usage().await == 0 }).await;
+    assert!(door.listened().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn listener_listens_again_though_the_answer_to_that_is_lost() {
     let door = Door::open().await;
     let _client = door.back(1, &["9000:127.0.0.1:1".to_owned()]).spawn().expect("ssh");

@@ -227,26 +227,30 @@ impl Drop for Kernel {
     }
 }
 
+/// Returns the hierarchies of this machine with whether each is v1's: at least one. None, with a message, unless
+/// they are asked for; `make test-fast` leaves these tests out.
+fn hierarchies() -> Vec<(bool, &'static Path)> {
+    if std::env::var_os("PVE_SANDBOX_CGROUP_TESTS").is_none() {
+        println!("SKIPPED: PVE_SANDBOX_CGROUP_TESTS=1 runs this as root, in a cgroup of its own");
+        return Vec::new();
+    }
+    let known = [
+        (false, "/sys/fs/cgroup/unified", "cgroup.controllers"),
+        (false, "/sys/fs/cgroup", "cgroup.controllers"),
+        (true, "/sys/fs/cgroup/freezer", "cgroup.clone_children"),
+    ];
+    let found = known.into_iter().map(|(v1, root, probe)| (v1, Path::new(root), probe));
+    let found: Vec<_> = found
+        .filter(|(_, root, probe)| root.join(probe).exists())
+        .map(|(v1, root, _)| (v1, root))
+        .collect();
+    assert!(!found.is_empty(), "this machine has no hierarchy of cgroups");
+    found
+}
+
 impl Kernel {
-    /// `None` where the hierarchies are not available.
-    #[expect(clippy::disallowed_methods, reason = "a test's environment says what it may do")]
-    fn with(v1: bool, program: &str, arguments: &[&str]) -> Option<Self> {
-        if std::env::var_os("PVE_SANDBOX_CGROUP_TESTS").is_none() {
-            println!(
-                "SKIPPED: PVE_SANDBOX_CGROUP_TESTS=1 runs this as root, in a cgroup of its own"
-            );
-            return None;
-        }
-        let roots: &[&str] = match v1 {
-            true => &["/sys/fs/cgroup/freezer"],
-            false => &["/sys/fs/cgroup/unified", "/sys/fs/cgroup"],
-        };
-        let probe = if v1 { "cgroup.clone_children" } else { "cgroup.controllers" };
-        let root = roots.iter().map(Path::new).find(|root| root.join(probe).exists());
-        let Some(root) = root else {
-            println!("SKIPPED: this machine has no such hierarchy");
-            return None;
-        };
+    #[expect(clippy::disallowed_methods, reason = "a test starts what is frozen")]
+    fn with((v1, root): (bool, &Path), program: &str, arguments: &[&str]) -> Self {
         let top = root.join(format!("pve-sandbox-test-{}", std::process::id()));
         let ns = top.join(VMID.to_string()).join("ns");
         fs::create_dir_all(&ns).expect("cgroups");
@@ -257,17 +261,17 @@ impl Kernel {
         let mut command = std::process::Command::new(program);
         let child = command.args(arguments).spawn().expect("it starts");
         fs::write(ns.join("cgroup.procs"), child.id().to_string()).expect("joined");
-        Some(Self { tree, top, child })
+        Self { tree, top, child }
     }
 }
 
 #[tokio::test]
 async fn kernel_freezes_and_thaws_a_real_process() {
-    for v1 in [false, true] {
+    for (v1, root) in hierarchies() {
         let dir = tempfile::tempdir().expect("tempdir");
         let file = dir.path().join("n");
         let count = format!("i=0; while :; do i=$((i+1)); echo $i >{}; done", file.display());
-        let Some(kernel) = Kernel::with(v1, "/bin/sh", &["-c", &count]) else { return };
+        let kernel = Kernel::with((v1, root), "/bin/sh", &["-c", &count]);
         let read = || -> u64 {
             fs::read_to_string(&file).ok().and_then(|n| n.trim().parse().ok()).unwrap_or(0)
         };
@@ -307,12 +311,12 @@ async fn process_that_the_kernel_cannot_freeze_is_thawed_again() {
 
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-    for v1 in [false, true] {
+    for hierarchy in hierarchies() {
         let dir = tempfile::tempdir().expect("tempdir");
         let at = dir.path().join("never");
         fs::create_dir(&at).expect("mkdir");
         let name = at.join("x");
-        let Some(mut kernel) = Kernel::with(v1, "/usr/bin/sleep", &["60"]) else { return };
+        let mut kernel = Kernel::with(hierarchy, "/usr/bin/sleep", &["60"]);
         drop(kernel.child.kill());
         drop(kernel.child.wait());
         let mut fuse = fs::File::options().read(true).write(true).open("/dev/fuse").expect("fuse");

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::atomic::Ordering};
 use proto::{
     forward::{Host, Target},
     name::Port,
+    visibility::Visibility,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -16,6 +17,7 @@ use super::{
     super::forward::{Forward, Piece, Pieces},
     *,
 };
+use crate::sandbox::access::expose::Reach;
 
 type To = mpsc::Sender<Piece>;
 
@@ -218,6 +220,72 @@ async fn revocation_of_a_port_ends_its_forwards_and_no_others() {
     assert_eq!(read(&mut others).await, (b"on".to_vec(), true, None));
     revoke().await.expect_err("it has ended");
     rig.until_no_place_is_taken().await;
+}
+
+#[tokio::test]
+async fn hide_of_a_port_ends_its_forwards_and_a_new_one_is_possible() {
+    let rig = Rig::new().await;
+    let (own, other) = (server("127.0.0.1:0", echo).await, server("127.0.0.1:0", echo).await);
+    let name = || "web".parse().expect("a name");
+    let port = Port::try_from(u32::from(own)).expect("a port");
+    let reach = |wanted| Reach { wanted: Some(wanted), default: Visibility::Team };
+    let expose = async |wanted| rig.sandboxes.expose(&id(1), name(), port, reach(wanted)).await;
+    expose(Visibility::Team).await.expect("open");
+    let (to, mut pieces) = rig.forward(tcp(own)).await.expect("open");
+    let (to_other, mut others) = rig.forward(tcp(other)).await.expect("open");
+    expose(Visibility::Private).await.expect("changed");
+    to.send(Piece::Data("on".into())).await.expect("another visibility is about HTTP");
+    let early = timeout(Duration::from_millis(200), pieces.next()).await;
+    early.expect_err("the server says nothing before the end, and nothing is cut");
+    rig.sandboxes.hide(&id(1), name()).await.expect("hidden");
+    let error = read(&mut pieces).await.2.expect("an error");
+    assert_eq!(error.reason, Reason::ForwardLost, "{error}");
+    to_other.send(Piece::Eof).await.expect("taken");
+    assert_eq!(read(&mut others).await, (Vec::new(), true, None), "another port");
+    let (to, mut pieces) = rig.forward(tcp(own)).await.expect("the caller may still do that");
+    to.send(Piece::Eof).await.expect("taken");
+    assert_eq!(read(&mut pieces).await, (Vec::new(), true, None));
+    rig.until_no_place_is_taken().await;
+}
+
+#[tokio::test]
+async fn revocation_of_a_port_ends_its_listener_and_what_it_has_accepted() {
+    let rig = Rig::new().await;
+    let free = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address: SocketAddr = free.local_addr().expect("bound");
+    drop(free);
+    let port = Port::try_from(u32::from(address.port())).expect("a port");
+    let (name, Forward { mut pieces, .. }) =
+        rig.execs.listen(&SandboxRef::Id(id(1)), port).await.expect("it listens");
+    let [mut taken, mut waiting] =
+        [TcpStream::connect(address).await, TcpStream::connect(address).await]
+            .map(|connected| connected.expect("accepted"));
+    let mut told = Vec::new();
+    while told.len() < 16 {
+        match timeout(DEADLINE, pieces.next()).await.expect("in time").expect("a piece") {
+            Ok(Piece::Data(numbers)) => told.extend_from_slice(&numbers),
+            other => panic!("{other:?}"),
+        }
+    }
+    let (_to, mut bytes) = rig.forward(Target::Accepted(name.clone(), 1)).await.expect("taken");
+    rig.sandboxes.revoke_access(&id(1), port.to_string()).await.expect("revoked");
+    let error = read(&mut bytes).await.2.expect("an error");
+    assert_eq!(error.reason, Reason::ForwardLost, "{error}");
+    let error = read(&mut pieces).await.2.expect("an error");
+    assert_eq!(error.reason, Reason::ForwardRefused, "callers do not listen again: {error}");
+    let refused = rig.forward(Target::Accepted(name, 2)).await.map(drop).expect_err("cut");
+    assert_eq!(refused.reason, Reason::NotListening);
+    for program in [&mut taken, &mut waiting] {
+        let end = timeout(DEADLINE, program.read(&mut [0])).await.expect("in time");
+        assert!(end.map_or(true, |read| read == 0), "the programs inside see an end");
+    }
+    rig.until_no_place_is_taken().await;
+    // A new one is possible, once the process of this one has gone.
+    let begun = Instant::now();
+    while rig.execs.listen(&SandboxRef::Id(id(1)), port).await.is_err() {
+        assert!(begun.elapsed() < DEADLINE, "the port is taken");
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]
