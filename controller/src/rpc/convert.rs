@@ -19,7 +19,11 @@ pub(super) fn sandbox(mut sandbox: wire::Sandbox, urls: &Urls) -> wire::Sandbox 
     let made: Vec<Url> =
         sandbox.services.iter().map(|service| urls.of(&sandbox, service.port)).collect();
     for (service, url) in sandbox.services.iter_mut().zip(made) {
-        Url { text: service.url, bypasses_access: service.bypasses_access } = url;
+        Url {
+            text: service.url,
+            missing: service.no_url,
+            bypasses_access: service.bypasses_access,
+        } = url;
     }
     sandbox
 }

@@ -371,6 +371,7 @@ impl SandboxService for Rpc {
             name: name.to_string(),
             port: ask.port,
             url: url.text,
+            no_url: url.missing,
             visibility: same_port.map(|service| service.visibility).unwrap_or_default(),
             bypasses_access: url.bypasses_access,
         };
