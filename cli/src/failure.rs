@@ -399,6 +399,13 @@ mod tests {
     }
 
     #[test]
+    fn revoked_node_is_not_waited_for() {
+        let failure = Failure::from(Status::from(Refusal::new(Reason::NodeRevoked, "revoked")));
+        assert!(!failure.transient && !failure.is_of_a_restart() && !failure.is_overload());
+        assert_eq!(failure.exit, exit::REFUSED, "waiting does not help");
+    }
+
+    #[test]
     fn unknown_reason_of_a_later_version_is_shown() {
         let mut details = tonic_types::ErrorDetails::new();
         details.set_error_info(

@@ -228,6 +228,10 @@ pub fn of(reason: Reason) -> Hint {
             exit::REFUSED,
             "a part of it may have run: check what it did before you run it again under a new --exec-id",
         ),
+        Reason::NodeRevoked => (
+            exit::REFUSED,
+            "an operator runs `sandboxctl node token NODE`, and on the node the line that it prints; or gives up its sandboxes with `sandboxctl node forget NODE --lost`",
+        ),
         Reason::NodeUnreachable => (
             exit::NOT_NOW,
             "`sandboxctl nodes` shows which node; on it, run `systemctl status pve-sandbox-agent`",

@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use daemon::{doctor::reach, tls::LiveIdentity};
+use daemon::{
+    doctor::{Report, reach},
+    tls::LiveIdentity,
+};
 use proto::name::NodeName;
 use tokio::net::TcpListener;
 
@@ -142,8 +145,12 @@ impl Command {
             Self::Run { config, listen } => run(&config, listen).await?,
             Self::Setup(setup) => setup.run(&mut say).await.map(drop)?,
             Self::Init { data_dir, names } => {
-                let (files, names) = ca::init(&data_dir, &names)?;
-                setup::give_to_owner(&data_dir)?;
+                let made = audit::recorded(&data_dir, setup::INIT, async {
+                    let made = ca::init(&data_dir, &names)?;
+                    setup::give_to_owner(&data_dir)?;
+                    Ok(made)
+                });
+                let (files, names) = made.await?;
                 say(&format!("the CA is {}", files.ca().display()))?;
                 say(&format!("the controller's certificate is for {}", names.join(", ")))?;
             }
@@ -169,7 +176,16 @@ impl Command {
                 }
             }
             Self::CheckConfig { config } => {
-                Config::load(&config)?;
+                let report = doctor::of_files(&config, &Config::load(&config)?);
+                let found = Report::new(report.findings().cloned().collect());
+                if !found.checks.is_empty() {
+                    say(&found.text())?;
+                }
+                let works = !found.has_failed();
+                anyhow::ensure!(
+                    works,
+                    "the configuration is valid, but what it names does not work"
+                );
                 say("the configuration is good")?;
             }
             Self::Doctor { config, json } => {
@@ -308,6 +324,7 @@ fn enrolment_settings(config: &Config) -> anyhow::Result<Settings> {
     let own = [daemon::peer::CONTROLLER_NAME, "localhost", "127.0.0.1", "::1"];
     let mut names = ca::names(&config.data_dir)?;
     names.retain(|name| !own.contains(&name.as_str()));
+    let names = setup::best_first(names);
     let urls = config.urls();
     Ok(Settings { domain: urls.domain(), https: urls.is_https(), names })
 }

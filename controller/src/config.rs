@@ -371,16 +371,19 @@ impl Config {
     /// # Errors
     /// With all mistakes in it.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let mut config = daemon::config::load::<Self>(path)?;
-        config.complete(&environment);
-        config.checked()
+        Self::load_in(path, &environment)
     }
 
-    /// Takes what the file does not say from variables of older setups.
-    fn complete(&mut self, env: &dyn Fn(&str) -> Option<String>) {
-        if self.container_ip_prefix.is_empty() {
-            self.container_ip_prefix = env(IP_PREFIX).unwrap_or_default();
+    /// Reads and checks a file. What it does not say comes from variables of older setups.
+    pub(crate) fn load_in(
+        path: &Path,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Error> {
+        let mut config = daemon::config::load::<Self>(path)?;
+        if config.container_ip_prefix.is_empty() {
+            config.container_ip_prefix = env(IP_PREFIX).unwrap_or_default();
         }
+        config.checked()
     }
 
     /// Parses and checks a file's content.

@@ -11,6 +11,7 @@
 
 mod address;
 mod allow_list;
+mod audit;
 mod bad_input;
 mod crash;
 mod create_failure;

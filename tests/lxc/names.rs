@@ -41,14 +41,14 @@ fn as_other_team(world: &World, args: &[&str]) -> Value {
 }
 
 /// Sandbox of the other team, which is deleted when the test fails, too.
-struct Theirs<'a> {
+pub(crate) struct Theirs<'a> {
     world: &'a World,
-    id: String,
+    pub(crate) id: String,
 }
 
 impl<'a> Theirs<'a> {
     #[track_caller]
-    fn create(world: &'a World, args: &[&str]) -> Self {
+    pub(crate) fn create(world: &'a World, args: &[&str]) -> Self {
         let made = as_other_team(world, args);
         let sandbox = made.as_array().map_or(&made, |list| &list[0]);
         Self { world, id: id(sandbox).to_owned() }
@@ -56,7 +56,7 @@ impl<'a> Theirs<'a> {
 
     /// Deletes the sandbox, and waits until it is gone.
     #[track_caller]
-    fn delete(self) {
+    pub(crate) fn delete(self) {
         as_other_team(self.world, &["rm", &self.id]);
         wait("the deletion of the other team's sandbox", || {
             as_other_team(self.world, &["get", &self.id])["phase"] == "deleted"

@@ -58,6 +58,7 @@ impl Access {
                 Invalid::new("csr", wrong).into()
             }
             error @ (ca::Error::File { .. }
+            | ca::Error::Broken { .. }
             | ca::Error::Missing(_)
             | ca::Error::Name(_)
             | ca::Error::Authority(_)

@@ -67,11 +67,11 @@ pub struct LocalCommand<'a> {
 /// # Errors
 /// When the begin cannot be recorded, and then nothing is done; when the work fails; when its end cannot be
 /// recorded.
-pub async fn recorded(
+pub async fn recorded<T>(
     data_dir: &Path,
     command: LocalCommand<'_>,
-    work: impl Future<Output = anyhow::Result<()>>,
-) -> anyhow::Result<()> {
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
     // A controller that was never set up has no log. The work says what is missing.
     if !data_dir.is_dir() {
         return work.await;
@@ -79,8 +79,9 @@ pub async fn recorded(
     let entry = LocalEntry::begin(&super::dir(data_dir), &SystemClock, command).await?;
     let done = work.await;
     let ended = entry.end(&SystemClock, done.is_ok()).await;
-    done?;
-    ended.context("the command is carried out, but its end is not recorded")
+    let done = done?;
+    ended.context("the command is carried out, but its end is not recorded")?;
+    Ok(done)
 }
 
 /// Command that is under way, and whose begin is recorded. Dropping it leaves it without an end.

@@ -20,7 +20,7 @@ use daemon::{
 use super::{
     Options,
     opening::{self, Damage, Found},
-    retention::{self, Segment},
+    retention::{self, Ages, Now, Segment},
 };
 
 /// Wait for the process before this one to let go of the log.
@@ -92,6 +92,10 @@ pub(super) struct Log {
     /// Time of the oldest and the newest entry that are written and not synced.
     times: Option<(u64, u64)>,
     damage: Vec<Damage>,
+    /// Verdict on the wall clock, from the first look on.
+    ages: Option<Ages>,
+    /// Old segments that stay because the wall clock is doubtful.
+    doubtful: usize,
 }
 
 impl Log {
@@ -125,6 +129,8 @@ impl Log {
             written: 0,
             times: None,
             damage,
+            ages: None,
+            doubtful: 0,
         };
         if log.segments.is_empty() {
             log.segments.push(Segment::empty(head.seq.saturating_add(1)));
@@ -217,7 +223,7 @@ impl Log {
     ///
     /// # Errors
     /// When the disk fails; then everything since the last sync waits again.
-    pub(super) fn sync(&mut self, now_ms: u64) -> io::Result<()> {
+    pub(super) fn sync(&mut self, now: Now) -> io::Result<()> {
         if self.written > 0 {
             let done = self.file().and_then(File::sync_data);
             if let Err(error) = done {
@@ -236,24 +242,42 @@ impl Log {
             self.written = 0;
             self.times = None;
         }
-        self.rotate(now_ms);
+        self.rotate(now);
         Ok(())
     }
 
-    fn rotate(&mut self, now_ms: u64) {
+    fn rotate(&mut self, now: Now) {
         let Some(last) = self.segments.last() else { return };
-        let old = last.first_ms.saturating_add(SEGMENT_AGE_MS) <= now_ms;
+        // Also where it begins far in the future: the clock was set back.
+        let old = last.first_ms.abs_diff(now.wall_ms) >= SEGMENT_AGE_MS;
         if last.bytes > 0 && (last.bytes >= self.options.segment_bytes || old) {
             self.segments.push(Segment::empty(self.synced.seq.saturating_add(1)));
             self.file = None;
             self.end = 0;
         }
-        let expired = retention::expired(&self.segments, now_ms, &self.options);
+        let expired = self.expired(now);
         if expired > 0
             && let Err(error) = self.remove(expired)
         {
             tracing::warn!(%error, "audit log: could not remove old segments");
         }
+    }
+
+    /// Returns how many of the oldest segments are removed. None is for its age while the wall clock is doubtful.
+    fn expired(&mut self, now: Now) -> usize {
+        let ages = self.ages.get_or_insert_with(|| Ages::new(&self.segments, now));
+        let by_age = retention::by_age(&self.segments, now.wall_ms, &self.options);
+        let by_size = retention::by_size(&self.segments, &self.options);
+        let are_true = ages.are_true(now);
+        let doubtful = if are_true { 0 } else { by_age };
+        if doubtful > 0 && self.doubtful == 0 {
+            tracing::warn!(
+                segments = doubtful,
+                "audit log: the wall clock may have gone ahead; old segments stay until it has been so for a week"
+            );
+        }
+        self.doubtful = doubtful;
+        if are_true { by_age.max(by_size) } else { by_size }
     }
 
     /// Removes the oldest segments; `head` says first after which line the rest begins.
@@ -280,6 +304,11 @@ impl Log {
             fs::remove_file(segment.path(&self.dir))?;
         }
         Ok(())
+    }
+
+    /// Returns how many old segments stay because the wall clock is doubtful.
+    pub(super) fn doubtful(&self) -> usize {
+        self.doubtful
     }
 
     /// Returns what readers may see: the line before the first, the segments and the last synced line.

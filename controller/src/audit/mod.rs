@@ -89,6 +89,8 @@ struct Visible {
     head: Option<Head>,
     /// Why nothing can be written now.
     failing: Option<String>,
+    /// Old segments that stay because the wall clock is doubtful.
+    doubtful: usize,
 }
 
 /// State that calls, the writer and readers share.
@@ -225,6 +227,13 @@ impl Audit {
             )),
             (None, 0) => {}
             (None, lost) => all.push(format!("{lost} entries are missing since the start")),
+        }
+        if visible.doubtful > 0 {
+            all.push(format!(
+                "{} files of entries older than retention_days stay: the clock of this machine may have gone ahead; \
+                 set it right if it is wrong, or wait for a week",
+                visible.doubtful
+            ));
         }
         let kept = |first: u64| visible.segments.iter().any(|segment| segment.first == first);
         let damage = shared.damage.get().into_iter().flatten();

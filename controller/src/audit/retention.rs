@@ -34,22 +34,96 @@ impl Segment {
     }
 }
 
-/// Returns how many of the oldest segments are removed. The last one is written to and stays.
-pub(super) fn expired(segments: &[Segment], now_ms: u64, options: &Options) -> usize {
+/// Time of a look: by the clock on the wall, and since the log was opened, which no clock changes. Milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Now {
+    pub(super) wall_ms: u64,
+    pub(super) run_ms: u64,
+}
+
+/// How far the wall clock may get ahead of what has passed.
+const SLACK_MS: u64 = 24 * 3600 * 1000;
+/// Time between two entries of a log that was opened which makes its clock doubtful: a segment of a quiet controller
+/// lasts for a day and until the next entry.
+const JUMP_MS: u64 = 3 * SLACK_MS;
+/// Time after which a wall clock that went ahead, and was not set back, is right.
+const CONFIRMED_MS: u64 = 7 * SLACK_MS;
+
+/// Decides whether ages by the wall clock are true. One that is wrong by more than the retention would have the whole
+/// log removed, so one that went ahead counts only when it has stayed there for a week.
+#[derive(Debug)]
+pub(super) struct Ages {
+    /// Last time that was right.
+    right: Now,
+    /// Time since which the clock is ahead, since the log was opened.
+    ahead_since: Option<u64>,
+}
+
+impl Ages {
+    /// Begins with a log that was opened. Before that, only its entries tell how the clock went.
+    pub(super) fn new(segments: &[Segment], now: Now) -> Self {
+        let wall_ms = before_jump(segments, now.wall_ms);
+        Self { right: Now { wall_ms, ..now }, ahead_since: None }
+    }
+
+    /// Returns whether the clock is right now.
+    pub(super) fn are_true(&mut self, now: Now) -> bool {
+        let passed = now.run_ms.saturating_sub(self.right.run_ms);
+        let expected = self.right.wall_ms.saturating_add(passed);
+        let is_ahead = now.wall_ms > expected.saturating_add(SLACK_MS);
+        let since = *self.ahead_since.get_or_insert(now.run_ms);
+        let are_true = !is_ahead || now.run_ms.saturating_sub(since) >= CONFIRMED_MS;
+        if are_true {
+            *self = Self { right: now, ahead_since: None };
+        }
+        are_true
+    }
+}
+
+/// Returns the time before the newest jump ahead in a log, if that is less than a week ago; otherwise the present one.
+/// Entries with a time in the future tell nothing: the clock has been set back since.
+fn before_jump(segments: &[Segment], now_ms: u64) -> u64 {
+    let mut later = now_ms;
+    let written = segments.iter().rev().filter(|segment| segment.bytes > 0);
+    let times = written.flat_map(|segment| [segment.last_ms, segment.first_ms]);
+    for time in times.filter(|time| *time <= now_ms) {
+        if later.saturating_sub(time) > JUMP_MS {
+            return time;
+        }
+        if now_ms.saturating_sub(time) >= CONFIRMED_MS {
+            break;
+        }
+        later = time;
+    }
+    now_ms
+}
+
+/// Returns how many of the oldest segments are old. One with a time in the future is as old as the next one that has
+/// a time which can be true.
+pub(super) fn by_age(segments: &[Segment], now_ms: u64, options: &Options) -> usize {
     let Some((_current, ended)) = segments.split_last() else { return 0 };
     let keep_ms = daemon::clock::millis(options.keep);
-    let old = |segment: &Segment| segment.last_ms.saturating_add(keep_ms) < now_ms;
-    let by_age = ended.iter().take_while(|segment| old(segment)).count();
+    let is_young = |segment: &Segment| {
+        segment.last_ms <= now_ms && segment.last_ms.saturating_add(keep_ms) >= now_ms
+    };
+    let not_young = ended.iter().take_while(|segment| !is_young(segment)).count();
+    let is_old = |segment: &Segment| segment.last_ms <= now_ms;
+    ended[..not_young].iter().rposition(is_old).map_or(0, |last| last + 1)
+}
+
+/// Returns how many of the oldest segments are too many by their size. The last one is written to and stays.
+pub(super) fn by_size(segments: &[Segment], options: &Options) -> usize {
+    let Some((_current, ended)) = segments.split_last() else { return 0 };
     let mut bytes: u64 = segments.iter().map(|segment| segment.bytes).sum();
-    let mut by_size = 0;
+    let mut many = 0;
     for segment in ended {
         if bytes <= options.bytes_max {
             break;
         }
         bytes -= segment.bytes;
-        by_size += 1;
+        many += 1;
     }
-    by_age.max(by_size)
+    many
 }
 
 #[cfg(test)]
@@ -61,7 +135,11 @@ mod tests {
     use super::*;
 
     fn segment(last_ms: u64, bytes: u64) -> Segment {
-        Segment { first: 1, first_ms: 0, last_ms, bytes }
+        Segment { first: 1, first_ms: last_ms, last_ms, bytes }
+    }
+
+    fn expired(segments: &[Segment], now_ms: u64, options: &Options) -> usize {
+        by_age(segments, now_ms, options).max(by_size(segments, options))
     }
 
     fn options(keep_ms: u64, bytes_max: u64) -> Options {
@@ -77,6 +155,67 @@ mod tests {
         assert_eq!(expired(&segments, 50, &options(100, 11)), 2);
         assert_eq!(expired(&segments, 50, &options(100, 0)), 3, "the last one stays");
         assert_eq!(expired(&[], 50, &options(0, 0)), 0);
+    }
+
+    #[test]
+    fn segment_of_the_future_keeps_nothing_behind_it_and_is_kept_itself() {
+        let options = options(100, u64::MAX);
+        let future = 10_000;
+        let of = |times: &[u64]| {
+            let segments: Vec<_> = times.iter().map(|time| segment(*time, 5)).collect();
+            by_age(&segments, 1000, &options)
+        };
+        assert_eq!(of(&[10, future, 20, 30, 990, 1000]), 4);
+        assert_eq!(of(&[10, future, 990, 1000]), 1, "it may be as young as the next one");
+        assert_eq!(of(&[future, future, 1000]), 0);
+        assert_eq!(of(&[10, 990, 20, 1000]), 1, "what is young stays, and all after it");
+    }
+
+    /// Judges times of the wall clock, in days, a day apart each.
+    fn judged(first: &[Segment], days: &[u64]) -> Vec<bool> {
+        let now = |(run, wall): (usize, &u64)| Now {
+            wall_ms: wall * SLACK_MS,
+            run_ms: run as u64 * SLACK_MS,
+        };
+        let mut ages = Ages::new(first, now((0, &days[0])));
+        days.iter().enumerate().map(now).map(|now| ages.are_true(now)).collect()
+    }
+
+    #[test]
+    fn clock_that_steps_ahead_counts_after_a_week_or_once_it_is_back() {
+        let at = |day: u64| segment(day * SLACK_MS, 5);
+        assert_eq!(judged(&[at(100)], &[100, 101, 102]), [true; 3]);
+        // A day of suspend passes for a day that has passed.
+        assert_eq!(judged(&[at(100)], &[100, 102, 103]), [true; 3]);
+        let step = [100, 501, 502, 503, 504, 505, 506, 507, 508, 509];
+        let mut expected = [false; 10];
+        (expected[0], expected[8], expected[9]) = (true, true, true);
+        assert_eq!(judged(&[at(100)], &step), expected);
+        assert_eq!(judged(&[at(100)], &[100, 501, 102, 103]), [true, false, true, true]);
+        assert_eq!(judged(&[at(100)], &[100, 1, 2]), [true; 3], "a step back makes nothing old");
+    }
+
+    #[test]
+    fn clock_that_is_ahead_of_the_log_at_the_start_is_doubted() {
+        let at = |day: u64| segment(day * SLACK_MS, 5);
+        assert_eq!(judged(&[], &[100]), [true], "no log: nothing is removed");
+        assert_eq!(judged(&[at(98), at(100)], &[101]), [true]);
+        assert_eq!(
+            judged(&[at(90), at(100)], &[101]),
+            [false],
+            "nothing tells a quiet week from a step"
+        );
+        assert_eq!(judged(&[at(100)], &[501, 502]), [false, false]);
+        assert_eq!(judged(&[at(100)], &[501, 102]), [false, true], "set right by NTP");
+        // It was ahead already before the restart, and has written so.
+        let stepped = [at(100), at(501), at(501)];
+        assert_eq!(judged(&stepped, &[501, 502]), [false, false]);
+        assert_eq!(judged(&stepped, &[102, 103]), [true; 2], "set right before a restart");
+        // A week of entries since: it was the clock of before that was wrong.
+        let confirmed: Vec<_> = [100].into_iter().chain(501..=508).map(at).collect();
+        assert_eq!(judged(&confirmed, &[508]), [true]);
+        let jump_in_one = Segment { first_ms: 100 * SLACK_MS, ..at(501) };
+        assert_eq!(judged(&[jump_in_one], &[501]), [false]);
     }
 
     proptest! {

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use super::{Message, Shared, Visible, log::Log};
+use super::{Message, Shared, Visible, log::Log, retention::Now};
 use crate::clock::Clock;
 
 /// Longest time from the write of an entry to its sync, but for the sync itself.
@@ -34,7 +34,8 @@ pub(super) async fn run(
     shared: Arc<Shared>,
     clock: Arc<dyn Clock>,
 ) {
-    let mut writer = Writer { shared, clock, failing: false, waiting: Vec::new() };
+    let mut writer =
+        Writer { shared, clock, started: Instant::now(), failing: false, waiting: Vec::new() };
     let (mut log, mut due) = (log, Some(Instant::now()));
     let mut minutes = interval(REFUSED);
     minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -86,6 +87,7 @@ pub(super) async fn run(
 struct Writer {
     shared: Arc<Shared>,
     clock: Arc<dyn Clock>,
+    started: Instant,
     failing: bool,
     /// Callers of `flush` and `close`.
     waiting: Vec<oneshot::Sender<()>>,
@@ -135,11 +137,12 @@ impl Writer {
 
     /// Writes, and syncs where it is time; `None` when the runtime ends.
     async fn step(&mut self, mut log: Log, sync: bool) -> Option<(Log, io::Result<()>)> {
-        let now_ms = self.clock.now_ms();
+        let run_ms = daemon::clock::millis(self.started.elapsed());
+        let now = Now { wall_ms: self.clock.now_ms(), run_ms };
         let work = move || {
-            let mut done = log.write(now_ms);
+            let mut done = log.write(now.wall_ms);
             if sync && done.is_ok() {
-                done = log.sync(now_ms);
+                done = log.sync(now);
             }
             (log, done)
         };
@@ -166,7 +169,8 @@ impl Writer {
         self.failing = error.is_some();
         let (before, segments, head) = log.visible();
         let failing = error.map(ToString::to_string);
+        let doubtful = log.doubtful();
         *self.shared.visible.lock() =
-            Visible { before: Some(before), segments, head: Some(head), failing };
+            Visible { before: Some(before), segments, head: Some(head), failing, doubtful };
     }
 }

@@ -150,7 +150,7 @@ fn params(common: &str, end: SystemTime) -> CertificateParams {
     params
 }
 
-fn san(name: &str) -> Result<SanType, Error> {
+pub(super) fn san(name: &str) -> Result<SanType, Error> {
     if let Ok(address) = name.parse::<IpAddr>() {
         return Ok(SanType::IpAddress(address));
     }

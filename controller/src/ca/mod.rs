@@ -29,7 +29,7 @@ use issue::{Authority, Role, Usage};
 
 pub use client::{ClientSigner, SignedClient};
 pub use own::{Own, names, renew_own};
-pub use rotation::{Rotation, old_name, recover};
+pub use rotation::{Rotation, keeps_client_ca, old_name};
 pub use sign::{Lives, Signed, Signer};
 /// Life of CA certificates and of of all of the ingress hop, which Caddy reads at its start only.
 const LONG: Duration = Duration::from_hours(24 * 365 * 10);
@@ -58,6 +58,17 @@ pub enum Error {
     /// `init` was not run.
     #[error("there is no CA: run `pve-sandbox-controller init --data-dir {}` first", .0.display())]
     Missing(PathBuf),
+    /// Half of a CA is not there, or its halves do not belong together. A new one in its place would be trusted by
+    /// nobody who has the old one, so only an operator makes it.
+    #[error("{} {why}: restore it from a backup; without one: {remedy}", path.display())]
+    Broken {
+        /// Path of the file.
+        path: PathBuf,
+        /// Flaw of the file.
+        why: String,
+        /// Commands that make a new CA.
+        remedy: String,
+    },
     /// A name that cannot be in a certificate.
     #[error("{0:?} is neither a host name nor an address")]
     Name(String),
@@ -111,6 +122,12 @@ impl Files {
         KeyFiles { certificate, key, access: Access::PRIVATE }
     }
 
+    /// Returns certificate and key of a CA, which are written as one.
+    fn pair_of(&self, ca: &str) -> KeyFiles {
+        let [certificate, key] = ["crt", "key"].map(|end| self.path(&format!("{ca}.{end}")));
+        KeyFiles { certificate, key, access: Access::PRIVATE }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
@@ -131,30 +148,85 @@ pub fn complete(data_dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// CAs with their common names, in the order in which they are made.
+const ALL: [(&str, &str); 3] = [
+    ("ca", "pve-sandbox CA"),
+    ("ingress-ca", "pve-sandbox ingress CA"),
+    (CLIENT_CA, "pve-sandbox client CA"),
+];
+
 fn make_missing(files: &Files) -> Result<()> {
-    let all = [
-        ("ca", "pve-sandbox CA"),
-        ("ingress-ca", "pve-sandbox ingress CA"),
-        (CLIENT_CA, "pve-sandbox client CA"),
-    ];
-    for (name, common) in all {
-        if !files.path(&format!("{name}.key")).exists() {
-            let authority = Authority::new(common, LONG)?;
-            // The key is written last: its presence means that the CA is complete.
-            write(&files.path(&format!("{name}.crt")), &authority.certificate, 0o644)?;
-            write(&files.path(&format!("{name}.key")), &authority.key(), 0o600)?;
-        }
+    for (name, common) in missing(files)? {
+        let authority = Authority::new(common, LONG)?;
+        put(&files.pair_of(name), &authority.key(), &authority.certificate)?;
     }
     Ok(())
+}
+
+/// Writes a key and its certificate, as one.
+fn put(pair: &KeyFiles, key: &str, certificate: &str) -> Result<()> {
+    let put = pair.prepare(key).and_then(|()| pair.install(certificate));
+    put.map_err(|source| Error::File { path: pair.certificate.clone(), source })
+}
+
+/// Finishes or undoes a rotation that a crash has interrupted, unless it is under way; and finishes CAs that were
+/// written to their certificates.
+///
+/// # Errors
+/// When a file cannot be renamed or removed.
+pub fn recover(data_dir: &Path) -> Result<()> {
+    rotation::recover(data_dir)?;
+    let files = Files::new(data_dir);
+    for (name, _) in ALL {
+        let pair = files.pair_of(name);
+        pair.recover().map_err(|source| Error::File { path: pair.key.clone(), source })?;
+    }
+    Ok(())
+}
+
+/// Returns the CAs that are to be made, with their common names.
+///
+/// # Errors
+/// When one of the others is broken.
+fn missing(files: &Files) -> Result<Vec<(&'static str, &'static str)>> {
+    let mut missing = Vec::new();
+    for (name, common) in ALL {
+        if find(files, name)?.is_none() {
+            missing.push((name, common));
+        }
+    }
+    Ok(missing)
+}
+
+/// Checks the CAs, and returns the names of the files that `init` would make.
+///
+/// # Errors
+/// When a CA is broken.
+pub fn lacks(data_dir: &Path) -> Result<Vec<String>> {
+    let files = Files::new(data_dir);
+    let cas = missing(&files)?.into_iter();
+    let cas = cas.flat_map(|(name, _)| [format!("{name}.crt"), format!("{name}.key")]);
+    let own = [("controller.crt", files.certificate()), ("controller.key", files.key())];
+    let own = own.into_iter().filter(|(_, path)| !path.exists());
+    Ok(cas.chain(own.map(|(name, _)| name.to_owned())).collect())
+}
+
+/// Checks that a name can be in a certificate.
+///
+/// # Errors
+/// When it is neither a host name nor an address.
+pub fn check_name(name: &str) -> Result<()> {
+    issue::san(name).map(drop)
 }
 
 /// Makes the CAs unless they exist, and renews the controller's certificate. Its names are
 /// `localhost`, `names` (host names and addresses that callers use) and the names of the previous
 /// certificate. Returns all of them.
 ///
-/// # Errors When a name is malformed, a file cannot be written, or the old certificate cannot be
-/// parsed.
+/// # Errors
+/// When a name is malformed, a file cannot be written, a CA is broken, or the old certificate cannot be parsed.
 pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>)> {
+    names.iter().try_for_each(|name| check_name(name))?;
     recover(data_dir)?;
     let files = Files::new(data_dir);
     let names = make(&files, names)?;
@@ -186,12 +258,7 @@ fn issue_own(files: &Files, names: &[String], life: Duration) -> Result<()> {
     let uri = Some(daemon::peer::CONTROLLER_URI.to_owned());
     let usage = Usage { common: "pve-sandbox controller", names, uri, life, role: Role::Daemon };
     let leaf = load(files, "ca")?.leaf(&usage)?;
-    let pair = files.pair();
-    let put = || {
-        pair.prepare(&leaf.key)?;
-        pair.install(&leaf.certificate)
-    };
-    put().map_err(|source| Error::File { path: files.certificate(), source })
+    put(&files.pair(), &leaf.key, &leaf.certificate)
 }
 
 /// Returns the names in the certificate of an earlier `init`, or none without such a certificate.
@@ -241,17 +308,70 @@ pub fn node(data_dir: &Path, node: &NodeName, address: Option<IpAddr>, out: &Pat
     write(&out.join("ingress-node.key"), &leaf.key, 0o600)
 }
 
+/// Reads a CA.
+///
+/// # Errors
+/// When there is none, it is broken, or a file cannot be read.
 fn load(files: &Files, name: &str) -> Result<Authority> {
-    let read = |path: PathBuf| match fs::read_to_string(&path) {
-        Ok(text) => Ok(text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let data_dir = files.0.parent().unwrap_or(&files.0);
-            Err(Error::Missing(data_dir.to_owned()))
-        }
-        Err(source) => Err(Error::File { path, source }),
+    let data_dir = files.0.parent().unwrap_or(&files.0);
+    find(files, name)?.ok_or_else(|| Error::Missing(data_dir.to_owned()))
+}
+
+/// Reads a CA; `None` where it was never made. Without the controller's certificate, which `init` makes last, an
+/// `init` has not ended. The CA of callers came with a later version.
+///
+/// # Errors
+/// When it is broken, or a file cannot be read.
+fn find(files: &Files, name: &str) -> Result<Option<Authority>> {
+    let pair = files.pair_of(name);
+    let (crt, key) = (&pair.certificate, &pair.key);
+    let broken = |path: &Path, why: &str| {
+        let (path, why) = (path.to_owned(), why.to_owned());
+        Error::Broken { path, why, remedy: remedy(files, name) }
     };
-    let certificate = read(files.path(&format!("{name}.crt")))?;
-    Authority::load(certificate, &read(files.path(&format!("{name}.key")))?)
+    let read = |path: &Path| {
+        daemon::text::read_if_there(path).map_err(|source| {
+            let is_text = source.kind() != io::ErrorKind::InvalidData;
+            let path = path.to_owned();
+            if is_text { Error::File { path, source } } else { broken(&path, "holds no text") }
+        })
+    };
+    let was_made = files.certificate().exists();
+    let fits =
+        |certificate: &str, key: &str| daemon::tls::fits(certificate.as_bytes(), key.as_bytes());
+    let (certificate, mut text) = (read(crt)?, read(key)?);
+    if let (Some(certificate), None) = (&certificate, &text) {
+        // After a crash the key waits under its other name until `recover`.
+        let unread = |source| Error::File { path: key.clone(), source };
+        text = pair.waiting().map_err(unread)?.filter(|key| fits(certificate, key));
+    }
+    match (certificate, text) {
+        (None, None) if !was_made || name == CLIENT_CA => Ok(None),
+        // Earlier versions wrote the key last.
+        (Some(_), None) if !was_made => Ok(None),
+        (None, _) => Err(broken(crt, "is not there")),
+        (Some(_), None) => Err(broken(key, "is not there")),
+        (Some(certificate), Some(text)) => {
+            if !fits(&certificate, &text) {
+                return Err(broken(key, &format!("is not the key of {}", crt.display())));
+            }
+            Authority::load(certificate, &text).map(Some)
+        }
+    }
+}
+
+/// Returns the commands that make a new CA in the place of a broken one, after words on what that costs.
+fn remedy(files: &Files, name: &str) -> String {
+    if name != CLIENT_CA {
+        return "`pve-sandbox-controller ca rotate` makes new CAs, and all nodes join again"
+            .to_owned();
+    }
+    let [crt, key] = CLIENT_CA_FILES.map(|name| files.path(name).display().to_string());
+    let data_dir = files.0.parent().unwrap_or(&files.0).display();
+    format!(
+        "`rm -f {crt} {key}; pve-sandbox-controller init --data-dir {data_dir}` makes a new CA, and callers need \
+         new client certificates"
+    )
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
@@ -399,6 +519,93 @@ mod tests {
         assert_eq!(content()[..4], all[..4], "and no other");
         let mode = fs::metadata(path(callers[1])).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn init_makes_no_ca_in_the_place_of_half_of_one() {
+        let whole = tempfile::tempdir().expect("tempdir");
+        let (files, _) = init(whole.path(), &[]).expect("init");
+        for (ca, _) in ALL {
+            for (lost, replaced) in [("crt", false), ("key", false), ("key", true), ("crt", true)] {
+                let path = files.path(&format!("{ca}.{lost}"));
+                let kept = fs::read(&path).expect("there");
+                match replaced {
+                    true => {
+                        fs::write(&path, fs::read(files.key()).expect("a key")).expect("written")
+                    }
+                    false => fs::remove_file(&path).expect("removed"),
+                }
+                let content = || {
+                    let all = fs::read_dir(&files.0).expect("listed").map(|entry| {
+                        let path = entry.expect("read").path();
+                        (path.clone(), fs::read(path).expect("read"))
+                    });
+                    all.collect::<std::collections::BTreeMap<_, _>>()
+                };
+                let before = content();
+                let error = init(whole.path(), &[]).expect_err("broken");
+                let told = format!("{error}");
+                assert!(matches!(error, Error::Broken { .. }), "{told}");
+                assert!(told.contains(&format!("{ca}.")), "{told}");
+                assert_eq!(told.contains("ca rotate"), ca != CLIENT_CA, "{told}");
+                lacks(whole.path()).expect_err("broken");
+                assert_eq!(content(), before, "{ca} {lost}: nothing is written");
+                fs::write(&path, kept).expect("restored");
+                init(whole.path(), &[]).expect("whole again");
+            }
+        }
+    }
+
+    #[test]
+    fn interrupted_init_can_be_repeated() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (files, _) = init(dir.path(), &[]).expect("init");
+        // In the order in which they are written.
+        let all = ALL.map(|(ca, _)| ["crt", "key"].map(|end| format!("{ca}.{end}")));
+        for kept in 0..=all.as_flattened().len() {
+            for path in [files.certificate(), files.key()] {
+                fs::remove_file(path).expect("removed");
+            }
+            for name in &all.as_flattened()[kept..] {
+                fs::remove_file(files.path(name)).expect("removed");
+            }
+            assert!(lacks(dir.path()).expect("whole").contains(&"controller.crt".to_owned()));
+            init(dir.path(), &[]).expect("again");
+            assert_eq!(lacks(dir.path()).expect("whole"), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn interrupted_making_of_the_ca_for_callers_is_finished_or_repeated() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (files, _) = init(dir.path(), &[]).expect("init");
+        let (pair, next) = (files.pair_of(CLIENT_CA), files.path("client-ca.key.next"));
+        let mend: [fn(&Path) -> Result<()>; 2] = [
+            // As a start does, and as `init` does.
+            |data| recover(data).and_then(|()| complete(data)),
+            |data| init(data, &[]).map(drop),
+        ];
+        for mend in mend {
+            // Killed behind the certificate: nothing is lost, and nothing is refused meanwhile.
+            let key = fs::read(&pair.key).expect("there");
+            fs::rename(&pair.key, &next).expect("it waits");
+            assert_eq!(lacks(dir.path()).expect("whole"), [""; 0]);
+            ClientSigner::load(dir.path()).expect("usable");
+            mend(dir.path()).expect("finished");
+            assert_eq!(fs::read(&pair.key).expect("there"), key);
+            assert!(!next.exists());
+            // Killed before the certificate: the key was never used.
+            fs::rename(&pair.key, &next).expect("it waits");
+            fs::remove_file(&pair.certificate).expect("removed");
+            assert_eq!(lacks(dir.path()).expect("never made"), CLIENT_CA_FILES);
+            mend(dir.path()).expect("made");
+            ClientSigner::load(dir.path()).expect("usable");
+            assert!(!next.exists());
+        }
+        // Another key that waits is none of this certificate.
+        fs::rename(&pair.key, dir.path().join("away")).expect("lost");
+        fs::copy(files.key(), &next).expect("copied");
+        lacks(dir.path()).expect_err("broken");
     }
 
     #[test]

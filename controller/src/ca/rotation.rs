@@ -16,9 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use daemon::text::read_if_there;
-
-use super::{CLIENT_CA, CLIENT_CA_FILES, Error, Files, Result, load, make, write};
+use super::{CLIENT_CA, CLIENT_CA_FILES, Error, Files, Result, find, make, write};
 
 /// Most old CAs that are kept beside the new one.
 const OLD_MAX: u32 = 100;
@@ -97,19 +95,16 @@ impl<'a> Rotation<'a> {
     }
 
     /// Copies the CA of client certificates, which signs nothing else: tokens that callers have stay good. One
-    /// whose time is over is not kept.
+    /// whose time is over, or that is broken, is not kept.
     fn keep_client_ca(&self) -> Result<()> {
-        match load(&Files::new(self.data), CLIENT_CA) {
-            Ok(authority) if authority.has_ended() => return Ok(()),
-            Ok(_) | Err(_) => {}
+        if !keeps_client_ca(self.data)? {
+            return Ok(());
         }
         for name in CLIENT_CA_FILES {
             let from = self.current().join(name);
-            // An earlier version had none.
-            if let Some(text) = read_if_there(&from).map_err(in_file(&from))? {
-                let mode = if name.ends_with(".key") { 0o600 } else { 0o644 };
-                write(&self.draft().join(name), &text, mode)?;
-            }
+            let text = daemon::text::read(&from).map_err(in_file(&from))?;
+            let mode = if name.ends_with(".key") { 0o600 } else { 0o644 };
+            write(&self.draft().join(name), &text, mode)?;
         }
         Ok(())
     }
@@ -133,11 +128,24 @@ impl<'a> Rotation<'a> {
     }
 }
 
+/// Returns whether a rotation keeps the CA of client certificates, so that these stay good.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn keeps_client_ca(data: &Path) -> Result<bool> {
+    match find(&Files::new(data), CLIENT_CA) {
+        Ok(Some(authority)) => Ok(!authority.has_ended()),
+        Err(error @ Error::File { .. }) => Err(error),
+        // An earlier version had none.
+        Ok(None) | Err(_) => Ok(false),
+    }
+}
+
 /// Finishes or undoes a rotation that a crash has interrupted; leaves one alone that is under way.
 ///
 /// # Errors
 /// When a directory cannot be renamed or removed.
-pub fn recover(data: &Path) -> Result<()> {
+pub(super) fn recover(data: &Path) -> Result<()> {
     if !draft(data).exists() {
         return Ok(());
     }
@@ -258,6 +266,21 @@ mod tests {
             is_whole(data, &of);
         }
         assert_ne!(certificate(data), first);
+    }
+
+    #[test]
+    fn broken_ca_of_callers_is_replaced_by_a_new_one() {
+        for file in CLIENT_CA_FILES {
+            let dir = tempfile::tempdir().expect("a directory");
+            let data = dir.path();
+            init(data, &[]).expect("made");
+            let of = names(data).expect("names");
+            assert!(keeps_client_ca(data).expect("read"));
+            fs::remove_file(data.join("ca").join(file)).expect("removed");
+            assert!(!keeps_client_ca(data).expect("read"));
+            Rotation::new(data, &of, nobody).expect("prepared").run().expect("replaced");
+            is_whole(data, &of);
+        }
     }
 
     #[test]

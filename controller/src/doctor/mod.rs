@@ -12,7 +12,7 @@ use std::{
 
 use daemon::{
     doctor::{
-        Check, Report, certificate,
+        Check, Report, State, certificate,
         reach::{self, Listener, listener, local},
     },
     peer::CONTROLLER_NAME,
@@ -30,6 +30,8 @@ use crate::{
 };
 
 const RESTART: &str = "systemctl restart pve-sandbox-controller";
+/// Name of the check of the controller's own certificate.
+const OWN: &str = "certificate";
 
 /// Observations of a controller whose configuration can be used.
 #[derive(Debug)]
@@ -64,7 +66,7 @@ pub async fn run(path: &Path, timedatectl: &Path) -> Report {
     let mut checks = configuration(path, &config);
     checks.push(reach::clock(synchronised));
     if let Ok(config) = &config {
-        let facts = look(config).await;
+        let facts = look(path, config).await;
         checks.extend(self::checks(path, config, &facts));
     }
     Report::new(checks)
@@ -72,7 +74,10 @@ pub async fn run(path: &Path, timedatectl: &Path) -> Report {
 
 /// Returns the users who may read the controller's files: the service's, and the owner of the directory.
 fn owners(config: &Result<Config, Error>) -> Vec<unistd::Uid> {
-    let dir = config.as_ref().map_or(Path::new(DATA_DIR), |config| &config.data_dir);
+    owners_of(config.as_ref().map_or(Path::new(DATA_DIR), |config| &config.data_dir))
+}
+
+fn owners_of(dir: &Path) -> Vec<unistd::Uid> {
     let owner = fs::metadata(dir).ok().map(|about| unistd::Uid::from_raw(about.uid()));
     setup::service_user().into_iter().chain(owner).collect()
 }
@@ -90,14 +95,74 @@ fn privileges(own: unistd::Uid, owners: &[unistd::Uid]) -> Option<Check> {
     ))
 }
 
-async fn look(config: &Config) -> Facts {
-    let files = ca::Files::new(&config.data_dir);
-    let host_names = setup::host_names();
-    let expected = certificates(config, &host_names);
-    let seen = expected.into_iter().map(|expected| {
+/// Looks at the files that the controller needs for its start, for `check-config`: the directory of its state, and
+/// the certificates. Nothing else is asked or looked at.
+pub fn of_files(path: &Path, config: &Config) -> Report {
+    let dir = &config.data_dir;
+    let wrong = match fs::metadata(dir) {
+        Ok(about) if about.is_dir() => None,
+        Ok(_) => Some("no directory".to_owned()),
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(why) = wrong {
+        let remedy = format!("pve-sandbox-controller setup{}", config_option(path));
+        return Report::new(vec![Check::failed(
+            "data-dir",
+            dir.display().to_string(),
+            why,
+            remedy,
+        )]);
+    }
+    if let Some(check) = privileges(unistd::Uid::effective(), &owners_of(dir)) {
+        return Report::new(vec![Check { state: State::Warning, ..check }]);
+    }
+    let seen = look_at_certificates(path, config, &setup::host_names());
+    let now_ms = SystemClock.now_ms();
+    let checks = seen.iter().flat_map(|(expected, seen)| {
+        let checks = judge(expected, seen, now_ms);
+        let has_ended =
+            seen.validity.as_ref().is_ok_and(|validity| validity.not_after_ms <= now_ms);
+        // The controller renews its own before it serves, where nothing else is wrong with it.
+        match expected.name == OWN && has_ended && checks.len() == 1 {
+            true => mended_at_start(checks),
+            false => checks,
+        }
+    });
+    Report::new(checks.collect())
+}
+
+/// Judges a certificate. Where the next start makes a new one, it is no failure that there is none.
+fn judge(expected: &certificate::Expected, seen: &certificate::Facts, now_ms: u64) -> Vec<Check> {
+    let checks = certificate::check(expected, seen, now_ms);
+    if expected.replace == RESTART { mended_at_start(checks) } else { checks }
+}
+
+fn mended_at_start(checks: Vec<Check>) -> Vec<Check> {
+    let warning = |check: Check| {
+        let found = format!("{}; the next start makes a new one", check.found);
+        Check::warning(check.name, check.subject, found, RESTART)
+    };
+    checks.into_iter().map(warning).collect()
+}
+
+fn look_at_certificates(
+    path: &Path,
+    config: &Config,
+    host_names: &[String],
+) -> Vec<(certificate::Expected, certificate::Facts)> {
+    let lacks = ca::lacks(&config.data_dir).ok();
+    let expected = certificates(path, config, host_names, lacks.as_deref()).into_iter();
+    let look = |expected| {
         let facts = certificate::look(&expected);
         (expected, facts)
-    });
+    };
+    expected.map(look).collect()
+}
+
+async fn look(path: &Path, config: &Config) -> Facts {
+    let files = ca::Files::new(&config.data_dir);
+    let host_names = setup::host_names();
+    let seen = look_at_certificates(path, config, &host_names);
     let now_ms = SystemClock.now_ms();
     let tls = daemon::tls::client_with_roots(&files.ca()).ok();
     let listener = match tls {
@@ -108,7 +173,7 @@ async fn look(config: &Config) -> Facts {
     let on_disk = CertificateDer::from_pem_slice(pem.as_bytes());
     Facts {
         now_ms,
-        certificates: seen.collect(),
+        certificates: seen,
         names: ca::names(&config.data_dir).unwrap_or_default(),
         host_names,
         database: config.database().exists().then(|| {
@@ -141,19 +206,37 @@ fn config_option(path: &Path) -> String {
     }
 }
 
-fn certificates(config: &Config, host_names: &[String]) -> Vec<certificate::Expected> {
+/// Lists the certificates. `lacks`: the files that `setup` and `init` would make; `None` where a CA is broken, so
+/// that they refuse.
+fn certificates(
+    path: &Path,
+    config: &Config,
+    host_names: &[String],
+    lacks: Option<&[String]>,
+) -> Vec<certificate::Expected> {
     let (files, option) = (ca::Files::new(&config.data_dir), data_dir(config));
     let names: String = host_names.iter().map(|name| format!(" --name {name}")).collect();
-    let init = format!("pve-sandbox-controller init{names}{option}");
+    let rotate = format!(
+        "restore both files of the CA from a backup; or make new CAs, after which all nodes join again: \
+         pve-sandbox-controller ca rotate{}",
+        config_option(path)
+    );
+    let setup = format!("pve-sandbox-controller setup{}", config_option(path));
+    let is_to_make = |file: &str| lacks.is_some_and(|all| all.iter().any(|name| name == file));
+    let init = match lacks {
+        None => rotate.clone(),
+        Some(_) if is_to_make("ca.crt") => setup.clone(),
+        Some(_) => format!("pve-sandbox-controller init{names}{option}; {RESTART}"),
+    };
     let own = certificate::Expected {
-        name: "certificate",
+        name: OWN,
         certificate: files.certificate(),
         key: files.key(),
         ca: Some(files.ca()),
         for_group: false,
         names: vec![CONTROLLER_NAME.to_owned(), "localhost".to_owned()],
-        replace: format!("{init}; {RESTART}"),
-        rename: format!("{init}; {RESTART}"),
+        replace: init.clone(),
+        rename: init,
         overdue: Some(format!("{RESTART}; it renews it at its start")),
         restart: RESTART.to_owned(),
     };
@@ -163,10 +246,23 @@ fn certificates(config: &Config, host_names: &[String]) -> Vec<certificate::Expe
         key: config.data_dir.join("ca").join(format!("{file}.key")),
         ca: None,
         names: Vec::new(),
-        replace: format!("restore it from a backup; without one: {init}, and join all nodes again"),
+        replace: if is_to_make(&format!("{file}.crt")) { setup.clone() } else { rotate.clone() },
         overdue: None,
         ..own.clone()
     };
+    let of_callers = of_a_ca("client-ca", "client-ca");
+    let replace = match is_to_make("client-ca.crt") {
+        // The start of a controller with all else makes it.
+        true if lacks.is_some_and(|all| all == ca::CLIENT_CA_FILES) => RESTART.to_owned(),
+        true => setup.clone(),
+        false => format!(
+            "restore both files of the CA from a backup; or make a new CA, after which callers need new client \
+             certificates: rm -f {} {}; pve-sandbox-controller init{option}; {RESTART}",
+            of_callers.certificate.display(),
+            of_callers.key.display()
+        ),
+    };
+    let of_callers = certificate::Expected { replace, ..of_callers };
     let public = match (&config.tls.cert, &config.tls.key) {
         (Some(cert), Some(key)) => Some(certificate::Expected {
             name: "public-certificate",
@@ -181,7 +277,7 @@ fn certificates(config: &Config, host_names: &[String]) -> Vec<certificate::Expe
         }),
         (Some(_) | None, _) => None,
     };
-    [of_a_ca("ca", "ca"), of_a_ca("ingress-ca", "ingress-ca"), own]
+    [of_a_ca("ca", "ca"), of_a_ca("ingress-ca", "ingress-ca"), of_callers, own]
         .into_iter()
         .chain(public)
         .collect()
@@ -214,7 +310,7 @@ fn configuration(path: &Path, config: &Result<Config, Error>) -> Vec<Check> {
 fn checks(path: &Path, config: &Config, facts: &Facts) -> Vec<Check> {
     let mut checks = Vec::new();
     for (expected, seen) in &facts.certificates {
-        checks.extend(certificate::check(expected, seen, facts.now_ms));
+        checks.extend(judge(expected, seen, facts.now_ms));
     }
     checks.push(names(config, facts));
     checks.extend(database(config, facts));
@@ -371,13 +467,14 @@ mod tests {
             let text =
                 format!("url_template = \"https://port-{{port}}-vm-{{vmid}}.x.test\"\n{tls}");
             let config = Config::parse(Path::new("controller.toml"), &text).expect("valid");
-            certificates(&config, &["c1".to_owned()])
+            certificates(Path::new("controller.toml"), &config, &["c1".to_owned()], Some(&[]))
         };
         let names =
             |all: &[certificate::Expected]| all.iter().map(|one| one.name).collect::<Vec<_>>();
-        assert_eq!(names(&of("")), ["ca", "ingress-ca", "certificate"]);
+        let ours = ["ca", "ingress-ca", "client-ca", "certificate"];
+        assert_eq!(names(&of("")), ours);
         let all = of("[tls]\ncert = \"/etc/ssl/api.crt\"\nkey = \"/etc/ssl/api.key\"\n");
-        assert_eq!(names(&all), ["ca", "ingress-ca", "certificate", "public-certificate"]);
+        assert_eq!(names(&all), [&ours[..], &["public-certificate"]].concat());
         let public = all.last().expect("the last");
         assert_eq!(public.certificate, Path::new("/etc/ssl/api.crt"));
         assert_eq!(
@@ -387,6 +484,61 @@ mod tests {
         );
         assert!(public.replace.contains("where it comes from"), "{}", public.replace);
         assert!(public.replace.contains(RESTART), "it is read at the start: {}", public.replace);
+    }
+
+    /// Makes the CA of a controller, which `change` changes, and returns what `check-config` says of its files.
+    fn checked(change: impl FnOnce(&ca::Files, &Path)) -> Report {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (files, _) = ca::init(dir.path(), &[]).expect("made");
+        change(&files, &dir.path().join("ca"));
+        let text = format!("data_dir = {:?}\nurl_template = \"\"\n", dir.path());
+        let path = Path::new("/etc/pve-sandbox/controller.toml");
+        of_files(path, &Config::parse(path, &text).expect("valid"))
+    }
+
+    #[test]
+    fn certificates_that_were_never_made_are_made_by_setup() {
+        let changes: [fn(&ca::Files, &Path); 2] = [
+            |_, ca| fs::remove_dir_all(ca).expect("removed"),
+            |_, ca| {
+                fs::remove_dir_all(ca).expect("removed");
+                fs::create_dir(ca).expect("made");
+            },
+        ];
+        for change in changes {
+            let report = checked(change);
+            let found: Vec<_> = report.findings().map(|check| (check.name, check.state)).collect();
+            let names = ["ca", "ingress-ca", "client-ca", "certificate"];
+            assert_eq!(found, names.map(|name| (name, State::Failed)));
+            for check in report.findings() {
+                assert_eq!(check.remedy.as_deref(), Some("pve-sandbox-controller setup"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_next_start_makes_is_a_warning() {
+        type Change = fn(&ca::Files, &Path);
+        let changes: [(&str, Change); 2] = [
+            ("client-ca", |_, ca| {
+                for name in ca::CLIENT_CA_FILES {
+                    fs::remove_file(ca.join(name)).expect("removed");
+                }
+            }),
+            ("certificate", |files, _| {
+                ca::renew_own(files, std::time::Duration::ZERO).expect("made");
+            }),
+        ];
+        for (name, change) in changes {
+            let report = checked(change);
+            let found: Vec<_> = report.findings().collect();
+            let [one] = &found[..] else { panic!("{name}: {found:?}") };
+            assert_eq!((one.name, one.state), (name, State::Warning), "{one:?}");
+            assert_eq!(one.remedy.as_deref(), Some(RESTART));
+        }
+        // Half of a CA is lost, and no start makes it.
+        let report = checked(|_, ca| fs::remove_file(ca.join("client-ca.key")).expect("removed"));
+        assert!(report.has_failed(), "{report:?}");
     }
 
     #[test]

@@ -262,6 +262,7 @@ fn refused(error: ca::Error) -> Error {
             proto::id::Invalid::new("csr", "must be a request for an ECDSA key on P-256").into()
         }
         error @ (ca::Error::File { .. }
+        | ca::Error::Broken { .. }
         | ca::Error::Missing(_)
         | ca::Error::Name(_)
         | ca::Error::Authority(_)

@@ -235,7 +235,7 @@ impl Sandboxes {
         ask: Ask,
     ) -> Result<impl Stream<Item = Result<Piece>> + Send + use<>> {
         let deadline = Instant::now() + SILENCE;
-        let late = || Error::unreachable(&node.name, &silent());
+        let late = || self.unreachable(&node.name, &silent());
         let asked = node.client.files(&owner, stream::once(ready(ask)));
         let said = timeout_at(deadline, asked).await.map_err(|_| late())?;
         let said = said.map_err(|error| self.node_error(&node, error))?;
@@ -257,7 +257,7 @@ impl Sandboxes {
                 Ok(Some(Ok(_))) => Err(this.nonsense(&node)),
                 Ok(Some(Err(error))) => Err(this.node_error(&node, error)),
                 Ok(None) => return None,
-                Err(_) => Err(Error::unreachable(&node.name, &silent())),
+                Err(_) => Err(this.unreachable(&node.name, &silent())),
             };
             let state = piece.is_ok().then_some((this, node, said));
             Some((piece, state))

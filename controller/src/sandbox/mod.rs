@@ -131,6 +131,15 @@ impl Error {
             .retry(RETRY)
     }
 
+    /// Builds the error for a call to a revoked node. It has no retry hint: time does not bring the node back.
+    fn revoked(node: &NodeName) -> Self {
+        let message = format!(
+            "node {node} is revoked: it comes back only when it joins again (`sandboxctl node token {node}`); \
+             `sandboxctl node forget {node} --lost` gives up its sandboxes"
+        );
+        Self::new(Reason::NodeRevoked, message)
+    }
+
     fn from_failure(sandbox: &Sandbox, failure: &Failure) -> Self {
         let mut message = failure.message.clone();
         if !failure.rollback.is_empty() {
@@ -320,10 +329,26 @@ impl Sandboxes {
             .nodes
             .get(name)
             .ok_or_else(|| Error::unreachable(name, "it is not in the configuration any more"))?;
+        self.if_reachable(node)
+    }
+
+    /// Returns a node that can be called now. A revoked one cannot, even before its connections have ended.
+    fn if_reachable(&self, node: Arc<Node>) -> Result<Arc<Node>> {
+        if self.nodes.certificates().is_revoked(&node.name) {
+            return Err(Error::revoked(&node.name));
+        }
         match node.down() {
-            Some(why) => Err(Error::unreachable(name, &why)),
+            Some(why) => Err(Error::unreachable(&node.name, &why)),
             None => Ok(node),
         }
+    }
+
+    /// Builds the error for a node that could not be called, or did not answer in time.
+    fn unreachable(&self, node: &NodeName, why: &str) -> Error {
+        if self.nodes.certificates().is_revoked(node) {
+            return Error::revoked(node);
+        }
+        Error::unreachable(node, why)
     }
 
     /// Turns an agent's refusal or missing answer into an error for the caller.
@@ -339,7 +364,7 @@ impl Sandboxes {
                 });
                 Error { retry_after, partial, ..Error::new(reason, message) }
             }
-            node::Error::Unreachable(why) => Error::unreachable(&node.name, &why),
+            node::Error::Unreachable(why) => self.unreachable(&node.name, &why),
             node::Error::Unknown(ref why) | node::Error::Silent(ref why) => {
                 if matches!(error, node::Error::Silent(_)) {
                     self.nodes.trip(node);

@@ -95,7 +95,7 @@ impl Sandboxes {
         match &spec {
             Ok(_) => tracing::info!(sandbox_id = %row.id, "creation resumed"),
             Err(lost) => tracing::error!(sandbox_id = %row.id, why = lost.message,
-                "creation under way cannot go on and is called off"),
+                "creation under way cannot go on and is cancelled"),
         }
         self.nodes.cache.begin(row.id, row.team.clone(), sandbox);
         let (id, team, digest) = (row.id, row.team.to_string(), row.digest);

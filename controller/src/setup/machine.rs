@@ -2,10 +2,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
-    net::{IpAddr, Ipv6Addr},
-    os::unix::fs::{MetadataExt as _, lchown},
-    path::{Path, PathBuf},
+    io,
+    net::{IpAddr, Ipv6Addr, UdpSocket},
+    path::Path,
 };
 
 use daemon::text;
@@ -13,38 +12,121 @@ use nix::{ifaddrs::getifaddrs, unistd};
 use proto::name::NodeName;
 
 use super::join_loop::Host;
+use crate::ca;
 
 /// Names of interfaces whose addresses no caller uses: bridges and ends of containers.
 const INNER: &[&str] = &["docker", "br-", "veth", "fwbr", "fwpr", "fwln", "tap", "virbr", "lxcbr"];
-/// Most files that are given to another user.
-const FILES_MAX: usize = 10_000;
+/// File of the sandboxes' bridge, which the agent writes.
+const BRIDGE: &str = "/etc/network/interfaces.d/pve-sandbox";
 /// Membership of PVE's cluster file system, which names this node.
 pub(super) const MEMBERS: &str = "/etc/pve/.members";
 
-/// Returns what callers and nodes may reach this machine by: addresses first, then names.
+/// Addresses of this machine.
+#[derive(Debug, PartialEq, Eq)]
+struct Addresses {
+    /// Those that others may reach it by, the best one first.
+    outer: Vec<IpAddr>,
+    /// Those of its containers and bridges.
+    inner: Vec<IpAddr>,
+}
+
+/// Returns what callers and nodes may reach this machine by: addresses first, the best one before all others, then
+/// names.
 pub(super) fn names() -> Vec<String> {
-    let mut addresses: Vec<IpAddr> = addresses();
-    addresses.sort_by_key(|address| (address.is_ipv6(), *address));
-    let mut names: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    let members = text::read(Path::new(MEMBERS)).unwrap_or_default();
+    let addresses = addresses(own_address(&members).or_else(way_out));
+    addresses.outer.iter().map(ToString::to_string).chain(host_names()).collect()
+}
+
+/// Returns the host names of this machine.
+pub(super) fn host_names() -> Vec<String> {
     let host = unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    if let Some(host) = host.filter(|host| !host.is_empty() && host != "localhost") {
-        let hosts = text::read(Path::new("/etc/hosts")).unwrap_or_default();
-        names.extend(aliases(&hosts, &host));
+    let Some(host) = host.filter(|host| !host.is_empty() && host != "localhost") else {
+        return Vec::new();
+    };
+    let hosts = text::read(Path::new("/etc/hosts")).unwrap_or_default();
+    let mut names = aliases(&hosts, &host);
+    // /etc/hosts takes names that no certificate can have.
+    names.retain(|name| ca::check_name(name).is_ok());
+    names
+}
+
+/// Puts the names of a certificate in the order in which nodes use them. Never reads PVE's cluster file system, which
+/// may be stuck: the controller starts all the same.
+pub(super) fn best_first(names: Vec<String>) -> Vec<String> {
+    ordered(names, &addresses(way_out()))
+}
+
+/// Puts what only this machine reaches last. The first of the rest stays where it is a name, which an operator has put
+/// there, or an address by which others reach this machine: `setup` puts PVE's there. Else the best address is first.
+fn ordered(mut names: Vec<String>, addresses: &Addresses) -> Vec<String> {
+    let address = |name: &String| name.parse::<IpAddr>().ok();
+    let is_inner =
+        |name: &String| address(name).is_some_and(|known| addresses.inner.contains(&known));
+    let first = names.first().and_then(address);
+    names.sort_by_key(is_inner);
+    if let Some(best) = addresses.outer.first()
+        && first.is_some_and(|first| !addresses.outer.contains(&first))
+        && let Some(place) = names.iter().position(|name| address(name).as_ref() == Some(best))
+    {
+        names[..=place].rotate_right(1);
     }
     names
 }
 
-fn addresses() -> Vec<IpAddr> {
+fn addresses(best: Option<IpAddr>) -> Addresses {
     let found = getifaddrs().into_iter().flatten().filter_map(|interface| {
         let address = interface.address?;
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
         let address = v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))?;
-        let inner = INNER.iter().any(|start| interface.interface_name.starts_with(start));
-        (is_global(address) && !inner).then_some(address)
+        Some((interface.interface_name, address))
     });
+    let ours = text::read(Path::new(BRIDGE)).unwrap_or_default();
+    sorted(found.collect(), &bridges(&ours), best)
+}
+
+/// Sorts the addresses of interfaces. `bridges`: those of the sandboxes; `best`: the address that is preferred.
+fn sorted(found: Vec<(String, IpAddr)>, bridges: &[&str], best: Option<IpAddr>) -> Addresses {
+    let is_inner =
+        |name: &str| INNER.iter().any(|start| name.starts_with(start)) || bridges.contains(&name);
+    let global = found.into_iter().filter(|(_, address)| is_global(*address));
+    let (inner, outer): (Vec<_>, Vec<_>) = global.partition(|(name, _)| is_inner(name));
     // One address may be on several interfaces.
-    let found: BTreeSet<IpAddr> = found.collect();
-    found.into_iter().collect()
+    let unique = |found: Vec<(String, IpAddr)>| {
+        found.into_iter().map(|(_, address)| address).collect::<BTreeSet<_>>()
+    };
+    let outer = unique(outer);
+    let mut inner = unique(inner);
+    inner.retain(|address| !outer.contains(address));
+    let mut outer: Vec<_> = outer.into_iter().collect();
+    outer.sort_by_key(|address| (Some(*address) != best, address.is_ipv6(), *address));
+    Addresses { outer, inner: inner.into_iter().collect() }
+}
+
+/// Returns the interfaces that a file of ifupdown2 describes.
+fn bridges(interfaces: &str) -> Vec<&str> {
+    let words = interfaces.lines().map(str::split_whitespace);
+    words
+        .filter_map(|mut words| words.next().filter(|word| *word == "iface").and(words.next()))
+        .collect()
+}
+
+/// Returns the address that PVE gives the node whose `.members` this is.
+fn own_address(members: &str) -> Option<IpAddr> {
+    let members: serde_json::Value = serde_json::from_str(members).ok()?;
+    let own = members.get("nodename")?.as_str()?;
+    members.get("nodelist")?.get(own)?.get("ip")?.as_str()?.parse().ok()
+}
+
+/// Returns the address of this machine on its way out. To connect a socket of UDP sends nothing.
+fn way_out() -> Option<IpAddr> {
+    // Addresses of documentation: nobody has them, so only the default route leads there.
+    let tries = [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")];
+    tries.into_iter().find_map(|(own, elsewhere)| {
+        let socket = UdpSocket::bind(own).ok()?;
+        socket.connect(elsewhere).ok()?;
+        socket.local_addr().ok().map(|address| address.ip())
+    })
 }
 
 fn is_global(address: IpAddr) -> bool {
@@ -74,35 +156,6 @@ pub(super) fn user(name: &str) -> io::Result<Option<(u32, u32)>> {
     }
     let user = unistd::User::from_name(name)?;
     Ok(user.map(|user| (user.uid.as_raw(), user.gid.as_raw())))
-}
-
-/// Lists the files below a directory that belong to another user.
-pub(super) fn foreign_files(dir: &Path, (uid, _): (u32, u32)) -> io::Result<Vec<PathBuf>> {
-    let (mut foreign, mut next) = (Vec::new(), vec![dir.to_owned()]);
-    while let Some(path) = next.pop() {
-        let about = match fs::symlink_metadata(&path) {
-            Ok(about) => about,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        if about.is_dir() {
-            for entry in fs::read_dir(&path)?.take(FILES_MAX) {
-                next.push(entry?.path());
-            }
-        }
-        if about.uid() != uid {
-            foreign.push(path);
-        }
-        if foreign.len() + next.len() > FILES_MAX {
-            return Err(io::Error::other("too many files"));
-        }
-    }
-    Ok(foreign)
-}
-
-/// Gives files to a user. Links are given themselves, never what they lead to.
-pub(super) fn give(files: &[PathBuf], (uid, gid): (u32, u32)) -> io::Result<()> {
-    files.iter().try_for_each(|path| lchown(path, Some(uid), Some(gid)))
 }
 
 /// Returns the name of this machine in PVE, by its `.members`; `None` when it is no node.
@@ -157,6 +210,76 @@ mod tests {
         for alone in [r#"{"nodename": "pve1", "version": 0}"#, "", "[]"] {
             assert_eq!(others(alone), []);
         }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn on(interfaces: &[(&str, &str)]) -> Vec<(String, IpAddr)> {
+        interfaces.iter().map(|(name, address)| ((*name).to_owned(), ip(address))).collect()
+    }
+
+    #[test]
+    fn bridge_of_the_sandboxes_is_no_way_to_this_machine() {
+        let ours =
+            "# Written by hand\nauto vmbr7\niface vmbr7 inet static\n\taddress 10.100.1.1/24\n";
+        assert_eq!(bridges(ours), ["vmbr7"]);
+        let found = on(&[
+            ("lo", "127.0.0.1"),
+            ("vmbr7", "10.100.1.1"),
+            ("docker0", "172.17.0.1"),
+            ("vmbr0", "192.168.1.9"),
+            ("vmbr0", "2001:db8::9"),
+            ("eno2", "10.0.0.9"),
+        ]);
+        let texts = |all: &[IpAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let all = sorted(found.clone(), &bridges(ours), Some(ip("192.168.1.9")));
+        assert_eq!(texts(&all.outer), ["192.168.1.9", "10.0.0.9", "2001:db8::9"]);
+        assert_eq!(texts(&all.inner), ["10.100.1.1", "172.17.0.1"]);
+        // A machine without the agent, and without a preference.
+        let all = sorted(found, &bridges(""), None);
+        assert_eq!(all.outer.first(), Some(&ip("10.0.0.9")));
+        assert!(all.outer.contains(&ip("10.100.1.1")));
+    }
+
+    #[test]
+    fn address_that_pve_gives_this_node_is_found() {
+        let members = r#"{"nodename": "pve1", "nodelist": {"pve1": {"id": 1, "ip": "192.168.1.9"},
+            "pve2": {"id": 2, "ip": "192.168.1.10"}}}"#;
+        assert_eq!(own_address(members), Some(ip("192.168.1.9")));
+        for none in
+            ["", "{}", r#"{"nodename": "pve1"}"#, r#"{"nodename": "x", "nodelist": {"y": {}}}"#]
+        {
+            assert_eq!(own_address(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn names_of_a_certificate_begin_with_what_nodes_reach() {
+        let addresses = Addresses {
+            outer: vec![ip("192.168.1.9"), ip("10.0.0.9")],
+            inner: vec![ip("10.100.1.1")],
+        };
+        let ordered = |names: &[&str]| {
+            ordered(names.iter().map(|name| (*name).to_owned()).collect(), &addresses)
+        };
+        // `setup` has chosen PVE's address; the default route leaves by the other one.
+        assert_eq!(
+            ordered(&["10.0.0.9", "10.100.1.1", "192.168.1.9", "pve1"]),
+            ["10.0.0.9", "192.168.1.9", "pve1", "10.100.1.1"]
+        );
+        // A certificate of an earlier version, and one of a machine that has got another address.
+        for first in ["10.100.1.1", "203.0.113.1"] {
+            let names = ordered(&[first, "10.0.0.9", "192.168.1.9", "pve1"]);
+            assert_eq!(names[0], "192.168.1.9", "{first}");
+        }
+        assert_eq!(ordered(&["10.100.1.1", "pve1"]), ["pve1", "10.100.1.1"]);
+        let chosen = ["api.example.com", "192.168.1.9"];
+        assert_eq!(ordered(&chosen), chosen, "an operator's choice stays");
+        let elsewhere = ["203.0.113.1", "pve1"];
+        assert_eq!(ordered(&elsewhere), elsewhere, "a machine that has moved");
+        assert_eq!(ordered(&[]), [""; 0]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod context;
 mod join_loop;
 mod machine;
 mod node;
+mod ownership;
 mod rotate;
 
 use std::{
@@ -38,6 +39,8 @@ use crate::{
     token,
 };
 
+use ownership::{foreign_files, give};
+
 pub use join_loop::{Host, join_loop};
 pub use rotate::Rotate;
 
@@ -45,6 +48,9 @@ pub use rotate::Rotate;
 const PACKAGED: &str = include_str!("../../../packaging/controller.toml");
 /// Unit of the controller, and the user that it runs as.
 const UNIT: &str = "pve-sandbox-controller";
+/// `init`, as the audit log names it; also as a step of `setup`.
+pub(crate) const INIT: LocalCommand<'static> =
+    LocalCommand { method: "LocalInit", object: "certificate:controller", owner: "" };
 /// Name of the context that is saved.
 const CONTEXT: &str = "local";
 
@@ -87,6 +93,16 @@ pub struct Setup {
     node_root: PathBuf,
 }
 
+/// Configuration as it is to be, and what is new in it.
+#[derive(Debug)]
+struct Planned {
+    config: Config,
+    text: String,
+    /// Whether the file is missing or has another text.
+    changes: bool,
+    new_domain: Option<String>,
+}
+
 /// Tells each step as soon as it is done: a later one may take minutes, or fail.
 struct Report<'a> {
     dry_run: bool,
@@ -105,6 +121,20 @@ impl Report<'_> {
         self.note(&format!("done: {what}"))
     }
 
+    /// Does a step that the audit log of a directory of state is told of.
+    async fn recorded_step(
+        &mut self,
+        what: &str,
+        (data_dir, command): (&Path, LocalCommand<'_>),
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        if self.dry_run {
+            return self.step(what, || Ok(()));
+        }
+        let done = audit::recorded(data_dir, command, async { work() }).await;
+        self.step(what, || done)
+    }
+
     fn note(&mut self, text: &str) -> Result<()> {
         (self.say)(text)
     }
@@ -118,14 +148,20 @@ impl Setup {
     /// When a step fails, or `say`. The command can be run again.
     pub async fn run(&self, say: &mut (dyn FnMut(&str) -> Result<()> + Send)) -> Result<bool> {
         let mut report = Report { dry_run: self.dry_run, say, changed: false };
-        let (config, new_ssh) = self.configuration(&mut report)?;
-        let new_names = self.certificates(&config, &mut report)?;
-        ssh_host_key(&config, &mut report)?;
-        self.first_token(&config, &mut report).await?;
-        self.owner(&config, &mut report)?;
-        self.unit(new_names || new_ssh, &mut report)?;
-        self.node(&config, &mut report).await?;
-        self.other_nodes(&config, &mut report).await?;
+        let planned = self.planned()?;
+        let config = &planned.config;
+        self.check(config)?;
+        let new_certificate = self.certificates(config, &mut report).await?;
+        ssh_host_key(config, &mut report)?;
+        self.first_token(config, &mut report).await?;
+        self.owner(config, &mut report)?;
+        // Just before the restart, and what is to be said of it just after: of a run that fails before, the next one
+        // still sees the change, and of one that fails later nothing is lost.
+        self.configuration(&planned, &mut report).await?;
+        self.unit(new_certificate || planned.changes, &mut report)?;
+        self.tell_domain(&planned, &mut report).await?;
+        self.node(config, &mut report).await?;
+        self.other_nodes(config, &mut report).await?;
         if !report.changed {
             report.note("nothing to do: all of it is there")?;
         } else if self.dry_run {
@@ -134,75 +170,111 @@ impl Setup {
         Ok(report.changed)
     }
 
-    /// Writes the configuration if it is missing, and the domain and the SSH server if they are given.
-    /// Returns true with it when the SSH server is new.
-    fn configuration(&self, report: &mut Report<'_>) -> Result<(Config, bool)> {
+    /// Reads the configuration, or takes the one of the package, and sets the domain and the SSH server in it if they
+    /// are given. Writes nothing.
+    fn planned(&self) -> Result<Planned> {
         let path = self.config.display();
         let there = self.config.exists();
         let before = if there { text::read(&self.config)? } else { PACKAGED.to_owned() };
         let mut document: DocumentMut = before.parse().with_context(|| format!("{path}"))?;
-        if let Some(domain) = &self.domain {
-            let url = format!("https://port-{{port}}-vm-{{vmid}}.{domain}");
-            if document.get("url_template").is_none_or(|old| old.as_str() != Some(&url)) {
-                document["url_template"] = value(url);
-            }
+        let url = self
+            .domain
+            .as_ref()
+            .map(|domain| format!("https://port-{{port}}-vm-{{vmid}}.{domain}"));
+        let old = document.get("url_template").and_then(|old| old.as_str());
+        let new_url = url.filter(|url| old != Some(url));
+        let new_domain = self.domain.clone().filter(|_| new_url.is_some());
+        if let Some(url) = new_url {
+            document["url_template"] = value(url);
         }
         if let (false, Some(data_dir)) = (there, &self.data_dir) {
             document["data_dir"] = value(data_dir.to_string_lossy().as_ref());
         }
-        let new_ssh = self.ssh.filter(|_| document.get("ssh").is_none());
-        if let Some(listen) = new_ssh {
+        if let (Some(listen), None) = (self.ssh, document.get("ssh")) {
             document["ssh"]["listen"] = value(listen.to_string());
         }
         let text = document.to_string();
-        // Checked before it is written.
         let config = Config::parse(&self.config, &text)?;
-        if !there || text != before {
-            report.step(&format!("write {path}"), || {
+        Ok(Planned { config, changes: !there || text != before, text, new_domain })
+    }
+
+    /// Checks what was asked for and what is there, before the first step: a run that cannot end changes nothing.
+    fn check(&self, config: &Config) -> Result<()> {
+        self.names.iter().try_for_each(|name| ca::check_name(name)).context("--name")?;
+        ca::lacks(&config.data_dir)?;
+        if self.join && machine::pve_node(&self.of_node(machine::MEMBERS)).is_some() {
+            self.agent()?;
+        }
+        Ok(())
+    }
+
+    /// Writes the configuration if it is missing or changes.
+    async fn configuration(&self, planned: &Planned, report: &mut Report<'_>) -> Result<()> {
+        let Planned { config, text, changes, .. } = planned;
+        if *changes {
+            let what = format!("write {}", self.config.display());
+            let method = "LocalSetupConfiguration";
+            let command = LocalCommand { method, object: "configuration", owner: "" };
+            let write = || {
                 if let Some(dir) = self.config.parent() {
                     fs::create_dir_all(dir)?;
                 }
                 Ok(replace(&self.config, text.as_bytes(), Access { mode: 0o644, group: None })?)
-            })?;
+            };
+            report.recorded_step(&what, (&config.data_dir, command), write).await?;
         }
         if config.urls().without_ingress() {
             let hint = "sandboxes have no domain yet, so URLs lead to their nodes alone \
                         (docs/local.md); --domain sets url_template";
             report.note(hint)?;
         }
-        Ok((config, new_ssh.is_some()))
+        Ok(())
     }
 
-    /// Makes the CA, and a certificate with the names of this machine. Returns true when a running
-    /// controller must be restarted to show new names.
-    fn certificates(&self, config: &Config, report: &mut Report<'_>) -> Result<bool> {
-        let files = ca::Files::new(&config.data_dir);
-        let known = ca::names(&config.data_dir)?;
-        let wanted = machine::names().into_iter().chain(self.names.iter().cloned());
-        let is_new = |name: &String| !known.iter().any(|old| old.eq_ignore_ascii_case(name));
-        let missing: Vec<String> = wanted.filter(is_new).collect();
+    /// Makes the CAs, and a certificate with the names of this machine. Returns true when a running controller must be
+    /// restarted to use what is new.
+    async fn certificates(&self, config: &Config, report: &mut Report<'_>) -> Result<bool> {
         let dir = &config.data_dir;
-        // All of them: an interrupted run may have made some, and `init` makes what is missing.
-        let all = [files.ca(), files.certificate(), files.key()];
-        let cas = ["ca.key", "ingress-ca.crt", "ingress-ca.key", "client-ca.crt", "client-ca.key"]
-            .map(|name| dir.join("ca").join(name));
-        if !all.iter().chain(&cas).all(|file| file.exists()) {
-            let what = format!(
-                "make a CA in {}, and a certificate for {}",
-                dir.display(),
-                missing.join(", ")
-            );
-            report.step(&what, || Ok(ca::init(dir, &missing).map(drop)?))?;
-            return Ok(false);
-        }
+        // All of them: an interrupted run may have made some.
+        let lacks = ca::lacks(dir)?;
+        let known = ca::names(dir)?;
+        let is_new = |name: &String| !known.iter().any(|old| old.eq_ignore_ascii_case(name));
         // Addresses come and go; only a name that was asked for is worth a new certificate.
-        let asked: Vec<String> = self.names.iter().filter(|name| is_new(name)).cloned().collect();
-        if asked.is_empty() {
-            return Ok(false);
-        }
-        let what = format!("add {} to the controller's certificate", asked.join(", "));
-        report.step(&what, || Ok(ca::init(dir, &asked).map(drop)?))?;
+        let own = if known.is_empty() { machine::names() } else { Vec::new() };
+        let names = own.into_iter().chain(self.names.iter().cloned());
+        let names: Vec<String> = names.filter(is_new).collect();
+        let (place, list) = (dir.join("ca"), names.join(", "));
+        let what = match (lacks.is_empty(), list.is_empty()) {
+            (true, true) => return Ok(false),
+            (true, false) => format!("add {list} to the controller's certificate"),
+            (false, _) if lacks.iter().any(|file| file == "ca.crt") => {
+                format!("make a CA in {}, and a certificate for {list}", dir.display())
+            }
+            (false, true) => format!("make {} in {}", lacks.join(", "), place.display()),
+            (false, false) => {
+                let lacks = lacks.join(", ");
+                format!("make {lacks} in {}, and a certificate for {list}", place.display())
+            }
+        };
+        let make = || Ok(ca::init(dir, &names).map(drop)?);
+        report.recorded_step(&what, (dir, INIT), make).await?;
         Ok(true)
+    }
+
+    /// Says which nodes do not know a new domain.
+    async fn tell_domain(&self, planned: &Planned, report: &mut Report<'_>) -> Result<()> {
+        let Some(domain) = &planned.new_domain else { return Ok(()) };
+        let nodes = joined(&planned.config).await?;
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        let nodes: Vec<_> = nodes.iter().map(|known| known.node.as_str()).collect();
+        report.note(&format!(
+            "nodes that have joined do not know the domain {domain} yet ({}): join each again by the line of \
+             `sandboxctl node token NODE`; where its agent.toml has another domain, set `domain = \"{domain}\"` in \
+             `[ingress]` instead, then `systemctl restart pve-sandbox-agent`",
+            nodes.join(", ")
+        ))
     }
 
     /// Makes the first token, and saves it for `sandboxctl`.
@@ -251,12 +323,11 @@ impl Setup {
     /// Gives the state to the user that the unit runs as.
     fn owner(&self, config: &Config, report: &mut Report<'_>) -> Result<()> {
         let Some(user) = machine::user(UNIT)? else { return Ok(()) };
-        let foreign = machine::foreign_files(&config.data_dir, user)?;
-        if foreign.is_empty() {
+        if foreign_files(&config.data_dir, user)?.is_empty() {
             return Ok(());
         }
         let what = format!("give {} to the user {UNIT}", config.data_dir.display());
-        report.step(&what, || Ok(machine::give(&foreign, user)?))
+        report.step(&what, || Ok(give(&config.data_dir, user)?))
     }
 
     fn unit(&self, is_changed: bool, report: &mut Report<'_>) -> Result<()> {
@@ -264,15 +335,26 @@ impl Setup {
             return Ok(());
         }
         let is_up = systemctl::run(&["is-active", "--quiet", UNIT]).is_ok();
-        if is_up && is_changed {
-            let what = format!("restart {UNIT}.service, which has new names or an SSH server");
-            return report.step(&what, || start(&["restart", UNIT]));
+        match unit_step(is_up, is_changed) {
+            Some((what, words)) => report.step(&what, || start(words)),
+            None => Ok(()),
         }
-        if is_up {
-            return Ok(());
+    }
+}
+
+/// Returns what the unit needs, in words, and as arguments of systemctl. A controller reads its files at its start.
+fn unit_step(is_up: bool, is_changed: bool) -> Option<(String, &'static [&'static str])> {
+    match (is_up, is_changed) {
+        (true, true) => {
+            let what =
+                format!("restart {UNIT}.service, which has a new configuration or certificate");
+            Some((what, &["restart", UNIT]))
         }
-        let what = format!("enable and start {UNIT}.service");
-        report.step(&what, || start(&["enable", "--now", "--quiet", UNIT]))
+        (true, false) => None,
+        (false, _) => {
+            let what = format!("enable and start {UNIT}.service");
+            Some((what, &["enable", "--now", "--quiet", UNIT]))
+        }
     }
 }
 
@@ -317,14 +399,17 @@ fn start(words: &[&str]) -> Result<()> {
 /// When a file cannot be looked at or given away.
 pub fn give_to_owner(dir: &Path) -> io::Result<()> {
     let about = fs::metadata(dir)?;
-    let owner = (about.uid(), about.gid());
-    machine::give(&machine::foreign_files(dir, owner)?, owner)
+    give(dir, (about.uid(), about.gid()))
 }
 
 /// Returns the host names of this machine, without its addresses.
 pub(crate) fn host_names() -> Vec<String> {
-    let names = machine::names().into_iter();
-    names.filter(|name| name.parse::<std::net::IpAddr>().is_err()).collect()
+    machine::host_names()
+}
+
+/// Puts the names of the controller's certificate in the order in which nodes use them.
+pub(crate) fn best_first(names: Vec<String>) -> Vec<String> {
+    machine::best_first(names)
 }
 
 /// Returns the user that the service runs as, if there is one on this machine.
@@ -340,119 +425,8 @@ pub(crate) fn service_user() -> Option<nix::unistd::Uid> {
 pub(crate) fn foreign(dir: &Path) -> io::Result<(Vec<PathBuf>, (u32, u32))> {
     let about = fs::metadata(dir)?;
     let owner = machine::user(UNIT)?.unwrap_or((about.uid(), about.gid()));
-    Ok((machine::foreign_files(dir, owner)?, owner))
+    Ok((foreign_files(dir, owner)?, owner))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn setup(dir: &Path, dry_run: bool) -> Setup {
-        Setup {
-            dry_run,
-            config: dir.join("etc/controller.toml"),
-            domain: Some("sandbox.test".into()),
-            names: vec!["api.test".into()],
-            team: "main".parse().expect("team"),
-            join: false,
-            no_start: true,
-            ssh: None,
-            sandboxctl_config: Some(dir.join("home/config.toml")),
-            data_dir: Some(dir.join("data")),
-            node_root: dir.join("node"),
-        }
-    }
-
-    /// Runs the setup; returns whether anything was missing, and what it said.
-    async fn run(setup: &Setup) -> (bool, String) {
-        let mut said = String::new();
-        let mut say = |line: &str| {
-            said.push_str(line);
-            said.push('\n');
-            Ok(())
-        };
-        let changed = setup.run(&mut say).await.expect("set up");
-        (changed, said)
-    }
-
-    fn entries(dir: &Path) -> usize {
-        fs::read_dir(dir).map_or(0, Iterator::count)
-    }
-
-    #[tokio::test]
-    async fn second_run_changes_nothing_and_a_dry_run_never_does() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (missing, said) = run(&setup(dir.path(), true)).await;
-        assert!(missing && said.contains("would make a CA"), "{said}");
-        assert_eq!(entries(dir.path()), 0, "a dry run writes nothing");
-
-        let (missing, said) = run(&setup(dir.path(), false)).await;
-        assert!(missing && said.contains("done: make a CA"), "{said}");
-        let config =
-            Config::load(&dir.path().join("etc/controller.toml")).expect("a configuration");
-        assert_eq!(config.urls().domain().as_deref(), Some("sandbox.test"));
-        let names = ca::names(&config.data_dir).expect("names");
-        assert!(names.contains(&"api.test".to_owned()) && names.len() > 5, "{names:?}");
-
-        // The token that is saved is good.
-        let saved = fs::read_to_string(dir.path().join("home/tokens/local")).expect("a token");
-        let (id, secret) = proto::token::split(saved.trim()).expect("a token");
-        let store = Sqlite::open(&config.database()).expect("opened");
-        let known = store.token(id).await.expect("read").expect("it is there");
-        let secret = token::Proof::Text(secret);
-        assert_eq!(token::verify(&known, secret, SystemClock.now_ms()), token::Verdict::Valid);
-        assert_eq!(known.scopes, Scopes::ALL);
-        let context = fs::read_to_string(dir.path().join("home/config.toml")).expect("a context");
-        assert!(
-            context.contains("context = \"local\"") && context.contains("127.0.0.1:7443"),
-            "{context}"
-        );
-        drop(store);
-
-        let certificate = fs::read(dir.path().join("data/ca/controller.crt")).expect("there");
-        let (missing, said) = run(&setup(dir.path(), false)).await;
-        assert!(!missing && said.contains("nothing to do"), "{said}");
-        assert_eq!(
-            fs::read(dir.path().join("data/ca/controller.crt")).expect("there"),
-            certificate
-        );
-
-        // A new name is added; the others stay.
-        let more = Setup { names: vec!["new.test".into()], ..setup(dir.path(), false) };
-        assert!(run(&more).await.0);
-        let all = ca::names(&config.data_dir).expect("names");
-        assert_eq!(all.len(), names.len() + 1, "{all:?}");
-    }
-
-    #[tokio::test]
-    async fn ssh_server_is_switched_on_once_and_its_host_key_stays() {
-        let dir = tempfile::tempdir().expect("a directory");
-        run(&setup(dir.path(), false)).await;
-        let path = dir.path().join("etc/controller.toml");
-        assert!(Config::load(&path).expect("a configuration").ssh.is_none(), "off by default");
-        let with = Setup { ssh: "0.0.0.0:2200".parse().ok(), ..setup(dir.path(), false) };
-        let (missing, said) = run(&with).await;
-        assert!(missing && said.contains("make the SSH host key"), "{said}");
-        let fingerprint = said.split("SHA256:").nth(1).expect("a fingerprint").to_owned();
-        let (missing, said) = run(&with).await;
-        assert!(!missing && said.contains(fingerprint.trim()), "{said}");
-        let ssh = Config::load(&path).expect("a configuration").ssh.expect("on");
-        assert_eq!((ssh.listen.port(), ssh.connections_max), (2200, 1024));
-    }
-
-    #[tokio::test]
-    async fn configuration_of_the_operator_is_kept() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("etc/controller.toml");
-        fs::create_dir_all(dir.path().join("etc")).expect("made");
-        let data = dir.path().join("elsewhere");
-        let mine = format!(
-            "# mine\nurl_template = \"https://port-{{port}}-vm-{{vmid}}.mine.test\"\ndata_dir = {data:?}\n"
-        );
-        fs::write(&path, &mine).expect("written");
-        let setup = Setup { domain: None, ..setup(dir.path(), false) };
-        run(&setup).await;
-        assert_eq!(fs::read_to_string(&path).expect("read"), mine);
-        assert!(data.join("ca/ca.crt").exists());
-    }
-}
+mod tests;

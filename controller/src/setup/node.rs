@@ -95,11 +95,11 @@ impl Setup {
     }
 
     /// Returns a path of the node, below the root that it is looked for in.
-    fn of_node(&self, path: &str) -> PathBuf {
+    pub(super) fn of_node(&self, path: &str) -> PathBuf {
         self.node_root.join(path.trim_start_matches('/'))
     }
 
-    fn agent(&self) -> Result<PathBuf> {
+    pub(super) fn agent(&self) -> Result<PathBuf> {
         let agent = self.of_node(AGENT);
         anyhow::ensure!(agent.exists(), "the package pve-sandbox-agent is not installed");
         Ok(agent)

@@ -50,9 +50,11 @@ impl Rotate {
             let old = ca::old_name(data)?;
             say(&format!("would keep the CA as {}, and make a new one", old.display()))?;
             say(&format!("would make a certificate for {}", names.join(", ")))?;
+            say(client_certificates(ca::keeps_client_ca(data)?))?;
             return say(&format!("{} nodes would have to join again", enrolled.len()));
         }
         let runs = systemctl::is_there() && systemctl::run(&["is-active", "--quiet", UNIT]).is_ok();
+        let keeps_client_ca = ca::keeps_client_ca(data)?;
         let (old, recorded) = {
             let rotation = Rotation::new(data, &names, give_to_owner)?;
             let command = LocalCommand { method: "LocalCaRotate", object: "ca", owner: "" };
@@ -62,9 +64,16 @@ impl Rotate {
             done?;
             (rotation.old().to_owned(), recorded)
         };
-        let lines = report(data, &old, &names, &enrolled);
+        let lines = report(data, &old, &names, (&enrolled, keeps_client_ca));
         finish(lines, say, || if runs { start(&["restart", UNIT]) } else { Ok(()) })?;
         recorded.context("the CA is replaced, but the audit log has no end of that")
+    }
+}
+
+fn client_certificates(stay_good: bool) -> &'static str {
+    match stay_good {
+        true => "client certificates stay good",
+        false => "client certificates are void: their CA has ended, is broken, or was never there",
     }
 }
 
@@ -73,7 +82,7 @@ fn report(
     data: &Path,
     old: &Path,
     names: &[String],
-    enrolled: &[Enrolment],
+    (enrolled, keeps_client_ca): (&[Enrolment], bool),
 ) -> Result<Vec<String>> {
     let fingerprint = token::hex(&Signer::load(data, Lives::default())?.fingerprint());
     let new = ca::Files::new(data).ca();
@@ -82,7 +91,7 @@ fn report(
         format!("the new CA is {}, its SHA-256 {fingerprint}", new.display()),
         format!("the controller's certificate is for {}", names.join(", ")),
         "callers on other machines need the new CA's file (sandboxctl login NAME --ca FILE)".into(),
-        "client certificates stay good".into(),
+        client_certificates(keeps_client_ca).into(),
     ];
     let own = machine::pve_node(Path::new(machine::MEMBERS));
     let own = own.filter(|own| enrolled.iter().any(|known| known.node == *own));

@@ -120,7 +120,7 @@ pub(super) fn tell_lost(db: &Db<'_>) -> rusqlite::Result<()> {
         let (id, sealed): (String, Vec<u8>) = (row.get(0)?, row.get(1)?);
         if open_request(db.key, &id, &sealed).is_empty() {
             tracing::error!(
-                "requests and files of creations cannot be read, because the key that sealed them is lost: creations under way are called off"
+                "requests and files of creations cannot be read, because the key that sealed them is lost: creations under way are cancelled"
             );
         }
     }

@@ -218,6 +218,45 @@ async fn url_without_a_domain_leads_past_the_ingress_and_says_so() {
     let again = lab.api().expose_http_service(expose).await.expect("exposed").into_inner();
     let service = again.service.expect("a service");
     assert_eq!((service.url, service.bypasses_access), (format!("http://{id}.lan:3000"), true));
+    assert_eq!(service.no_url, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn url_by_address_is_of_the_interface_that_the_prefix_names_or_says_why_there_is_none() {
+    let mut lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    let expose = ExposeHttpServiceRequest {
+        id: id.clone(),
+        port: 3000,
+        ..ExposeHttpServiceRequest::default()
+    };
+    lab.api().expose_http_service(expose.clone()).await.expect("exposed");
+    let agent = lab.holder(&id);
+    let held = agent.living().into_iter().find(|held| held.id == id).expect("held");
+    let own = held.ip.clone();
+    // The agent of an earlier version tells `ip` alone.
+    for several in [false, true] {
+        let more = if several { vec![own.clone(), "192.168.9.7".to_owned()] } else { Vec::new() };
+        lab.holder(&id).put(Sandbox { addresses: more, ..held.clone() });
+        for (prefix, expected) in [
+            (None, Some(own.as_str())),
+            (Some("192.168."), several.then_some("192.168.9.7")),
+            (Some("172.16."), None),
+        ] {
+            let prefix = prefix.map(|text| text.parse().expect("a prefix"));
+            lab.urls = Urls { prefix, ..Urls::default() };
+            lab.start().await;
+            let again = lab.api().expose_http_service(expose.clone()).await.expect("exposed");
+            let told = again.into_inner().service.expect("a service");
+            let listed = lab.get(&id).await.expect("known").services[0].clone();
+            for service in [told, listed] {
+                let url = expected.map(|ip| format!("http://{ip}:3000")).unwrap_or_default();
+                assert_eq!(service.url, url, "{:?} {several}", lab.urls);
+                assert_eq!(service.no_url.is_empty(), expected.is_some(), "{service:?}");
+                assert!(expected.is_some() || service.no_url.contains(&own), "{service:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -236,6 +236,41 @@ async fn commands_on_a_revoked_node_end_at_once_for_their_callers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn calls_to_a_revoked_node_are_refused_at_once_until_it_joins_again() {
+    let (lab, _dir) = lab().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let run = || super::exec::argv(&sandbox.id, &["true"]);
+    let command = async || super::exec::command(&lab, run(), bytes::Bytes::new()).await;
+    command().await.expect("it runs");
+    lab.revoke(&sandbox.node).await.expect("revoked");
+    let refused = |status: &Status| {
+        let reason = daemon::status::reason(status);
+        assert_eq!(reason, Some(Reason::NodeRevoked), "{status:?}");
+        assert_eq!(daemon::status::retry_after(status), None, "nobody repeats it");
+        for words in ["is revoked", "sandboxctl node token", "sandboxctl node forget"] {
+            assert!(status.message().contains(words), "{words}: {status:?}");
+        }
+    };
+    // Its connections are still open, and then they are not.
+    refused(&command().await.expect_err("revoked"));
+    lab.holder(&sandbox.id).down();
+    lab.until(&sandbox.id, Phase::Unreachable).await;
+    refused(&command().await.expect_err("and not only down"));
+    let delete = proto::sandbox::v1::DeleteSandboxRequest { id: sandbox.id.clone() };
+    refused(&lab.api().delete_sandbox(delete).await.expect_err("it cannot be told"));
+    let cordon =
+        proto::sandbox::v1::CordonNodeRequest { node: sandbox.node.clone(), why: String::new() };
+    refused(&lab.operator().cordon_node(cordon).await.expect_err("it cannot be told"));
+
+    let token = lab.node_token(&sandbox.node).await;
+    lab.join(Keys::new().request(&token, &sandbox.node, "")).await.expect("it joins again");
+    assert_eq!(reason(command().await), Reason::NodeUnreachable, "it may come back now");
+    lab.holder(&sandbox.id).up();
+    lab.until(&sandbox.id, Phase::Running).await;
+    command().await.expect("it runs");
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_operators_make_tokens_and_join_is_bounded() {
     let (lab, _dir) = lab().await;
     let blue = token(&lab.store, "blue", "sandbox").await;

@@ -1,9 +1,58 @@
 //! Nodes that come and go.
 
-use proto::{Reason, sandbox::v1::*};
+use std::io;
+
+use daemon::disk::Disk;
+use proto::{Reason, name::NodeName, sandbox::v1::*};
+use tokio::{sync::watch, time::timeout};
 
 use super::{events::settled, *};
-use crate::{node::calls::Call, store::Filter};
+use crate::{
+    node::{Connector, Lane, Nodes, calls::Call},
+    store::Filter,
+};
+
+/// Disk whose syncs wait while it is held.
+#[derive(Debug, Default)]
+struct HeldDisk(watch::Sender<bool>);
+
+#[async_trait::async_trait]
+impl Disk for HeldDisk {
+    async fn before_sync(&self) {
+        self.0.subscribe().wait_for(|held| !held).await.expect("the disk lives");
+    }
+
+    async fn after_sync(&self) {}
+}
+
+/// Address that no connector can use.
+const UNUSABLE: &str = "no address";
+
+/// Connector that knows at once that an address can never work, as the one over TLS does.
+#[derive(Debug)]
+struct Strict(Dialler);
+
+impl Connector for Strict {
+    fn channel(&self, node: &NodeName, address: &str, lane: Lane) -> io::Result<Channel> {
+        if address == UNUSABLE {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.0.channel(node, address, lane)
+    }
+}
+
+/// Waits until a node is connected, or is not.
+async fn until_up(nodes: &Nodes, name: &NodeName, up: bool) {
+    let mut news = nodes.news();
+    let reached = async {
+        while nodes.get(name).is_some_and(|node| node.down().is_none()) != up {
+            news.changed().await.expect("the registry lives");
+        }
+    };
+    timeout(Duration::from_secs(30), reached)
+        .await
+        .unwrap_or_else(|_| panic!("{name}: not up={up}"));
+}
 
 #[tokio::test(start_paused = true)]
 async fn sandboxes_of_a_down_node_are_unreachable_and_not_gone() {
@@ -105,6 +154,48 @@ async fn creation_on_a_node_that_left_the_configuration_ends_when_the_node_is_fo
 }
 
 #[tokio::test(start_paused = true)]
+async fn forgotten_node_that_joins_again_before_its_cancel_is_stored_is_sent_it() {
+    let disk = Arc::new(HeldDisk::default());
+    let lab = Lab::over(Arc::new(Memory::on(Arc::clone(&disk) as _))).await;
+    let nodes = lab.domain().registry();
+    let n4 = FakeAgent::start(&lab.net, "n4", 400_000, &[SNAPSHOT]);
+    n4.faults(|faults| faults.boot = Duration::from_hours(1));
+    nodes.joined(n4.name(), "10.0.0.4:7445");
+    until_up(&nodes, n4.name(), true).await;
+    // Long enough for a report.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let wait = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    let asked = CreateSandboxRequest { wait, node: "n4".into(), ..request("r1") };
+    let made = create(&mut lab.api(), asked).await.expect("accepted");
+    assert_eq!((made.phase(), n4.living().len()), (Phase::Creating, 1));
+
+    n4.down();
+    until_up(&nodes, n4.name(), false).await;
+    disk.0.send_replace(true);
+    nodes.forget(n4.name()).await.expect("forgotten");
+    // Long enough for the creation to find no other node: it has asked for one, and waits for the disk.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    n4.up();
+    nodes.joined(n4.name(), "10.0.0.4:7445");
+    until_up(&nodes, n4.name(), true).await;
+    // The session began without the cancel, and the creation has not ended.
+    assert_eq!(lab.store.pending_cancels(n4.name()).await.expect("a store"), []);
+    assert_ne!(lab.get(&made.id).await.expect("known").phase(), Phase::Failed);
+    assert_eq!(n4.living().len(), 1);
+
+    disk.0.send_replace(false);
+    lab.until(&made.id, Phase::Failed).await;
+    let cancelled = async {
+        while !n4.living().is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(Duration::from_mins(1), cancelled)
+        .await
+        .expect("cancelled over the session that it has");
+}
+
+#[tokio::test(start_paused = true)]
 async fn sandbox_whose_node_is_forgotten_just_before_its_creation_ends_is_not_left_alive() {
     let lab = Lab::new().await;
     let (nodes, n9) = (lab.domain().registry(), "n9".parse().expect("name"));
@@ -174,6 +265,40 @@ async fn node_that_joins_with_another_address_is_known_at_every_moment() {
     });
     assert_eq!(gaps, 0);
     assert_eq!(nodes.get(&n9).expect("known").address, "10.0.0.1:999");
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_that_joins_with_an_address_that_can_never_work_stays_connected_at_the_old_one() {
+    let net = Net::new();
+    let n9 = FakeAgent::start(&net, "n9", 900_000, &[SNAPSHOT]);
+    let options = node::Options {
+        seeds: Vec::new(),
+        discover: false,
+        agent_port: 7445,
+        limits: crate::placement::Limits::default(),
+    };
+    let nodes = Nodes::start(
+        options,
+        Arc::new(Strict(Dialler(net))),
+        Arc::new(Memory::new()),
+        (Arc::new(PausedClock(tokio::time::Instant::now())), Arc::new(Seeded(AtomicU64::new(1)))),
+        (tokio_util::task::TaskTracker::new(), tokio_util::sync::CancellationToken::new()),
+    );
+    let nodes = nodes.await.expect("nodes");
+    nodes.loaded();
+    nodes.joined(n9.name(), "10.0.0.9:7445");
+    until_up(&nodes, n9.name(), true).await;
+    let before = nodes.get(n9.name()).expect("known");
+
+    nodes.joined(n9.name(), UNUSABLE);
+    let after = nodes.get(n9.name()).expect("still known");
+    assert_eq!(after.address, "10.0.0.9:7445");
+    assert!(Arc::ptr_eq(&before, &after), "its connection is the same");
+    // The watch on it goes on.
+    n9.down();
+    until_up(&nodes, n9.name(), false).await;
+    n9.up();
+    until_up(&nodes, n9.name(), true).await;
 }
 
 #[tokio::test(start_paused = true)]

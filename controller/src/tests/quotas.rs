@@ -88,7 +88,8 @@ async fn of_many_parallel_creations_as_many_pass_as_the_quota_has_room_for() {
     for status in &refused {
         assert_eq!(daemon::status::reason(status), Some(Reason::QuotaExceeded));
         assert_eq!(exceeded(status), text("sandboxes", 5, 5));
-        assert_eq!(daemon::status::retry_after(status), None, "time alone helps nobody");
+        assert_eq!(daemon::status::retry_after(status), Some(Duration::from_secs(30)));
+        assert_eq!(status.metadata().get("retry-after").expect("a header"), "30");
     }
     assert_eq!(lab.usage("red").await.sandboxes, 5);
     // Another team has its own quota; a deletion makes room.

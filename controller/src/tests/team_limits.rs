@@ -147,7 +147,8 @@ async fn no_more_commands_run_than_the_team_may_have() {
     for status in &refused {
         assert_eq!(daemon::status::reason(status), Some(Reason::QuotaExceeded));
         assert_eq!(exceeded(status), text("running_execs", 3, 3));
-        assert_eq!(daemon::status::retry_after(status), None, "time alone helps nobody");
+        assert_eq!(daemon::status::retry_after(status), Some(Duration::from_secs(5)));
+        assert_eq!(status.metadata().get("retry-after").expect("a header"), "5");
     }
     // The end that a caller sees makes room at once.
     let (name, stream) = streams.pop().expect("three");

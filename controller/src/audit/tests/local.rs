@@ -157,9 +157,8 @@ async fn command_that_cannot_be_recorded_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn work_that_fails_is_recorded_and_nothing_is_done_without_a_record() {
     let (state, log) = state();
-    recorded(state.path(), COMMAND, async { anyhow::bail!("no such token") })
-        .await
-        .expect_err("failed");
+    let fails = async { Err::<(), _>(anyhow::anyhow!("no such token")) };
+    recorded(state.path(), COMMAND, fails).await.expect_err("failed");
     let audit = open(&log).await;
     assert_eq!(taken(&audit, &log, 2).await[1].code, "UNKNOWN");
     audit.close().await;

@@ -182,16 +182,85 @@ async fn old_entries_are_removed_a_day_at_a_time() {
     let options = Options { keep, ..Options::default() };
     let audit = Audit::open(dir.path(), clock.clone(), options).await.expect("opened");
     for day in 0..30 {
-        let now_ms = START_MS + day * 24 * HOUR_MS;
-        clock.0.store(now_ms, Ordering::Relaxed);
+        pass_a_day(&clock).await;
+        let now_ms = clock.now_ms();
         audit.record(record(day, now_ms));
         audit.flush().await;
     }
     let days: Vec<_> = list(&audit, AuditQuery::default()).await;
     let oldest = days.first().expect("entries").at_ms;
-    assert!((18..=20).contains(&((oldest - START_MS) / 24 / HOUR_MS)), "{oldest}");
+    assert!((19..=21).contains(&((oldest - START_MS) / 24 / HOUR_MS)), "{oldest}");
     assert_eq!(days.last().expect("entries").call, 29);
     right(&audit, None).await;
+}
+
+/// Lets a day pass on both clocks.
+async fn pass_a_day(clock: &SetClock) {
+    clock.0.fetch_add(24 * HOUR_MS, Ordering::Relaxed);
+    tokio::time::advance(Duration::from_hours(24)).await;
+}
+
+/// Writes an entry at the present time; returns the calls that are kept.
+async fn calls_after(audit: &Audit, clock: &SetClock, call: u64) -> Vec<u64> {
+    audit.record(record(call, clock.now_ms()));
+    audit.flush().await;
+    let all = list(audit, AuditQuery::default()).await.into_iter();
+    all.filter(|record| record.kind == Kind::Call).map(|record| record.call).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn clock_that_steps_ahead_removes_nothing_until_it_is_known_to_be_right() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let clock = clock();
+    let keep = Duration::from_hours(10 * 24);
+    let options = Options { keep, ..Options::default() };
+    let audit = Audit::open(dir.path(), clock.clone(), options.clone()).await.expect("opened");
+    for day in 0..5 {
+        pass_a_day(&clock).await;
+        calls_after(&audit, &clock, day).await;
+    }
+    let year = 365 * 24 * HOUR_MS;
+    clock.0.fetch_add(year, Ordering::Relaxed);
+    assert_eq!(calls_after(&audit, &clock, 5).await, [0, 1, 2, 3, 4, 5]);
+    assert!(audit.trouble().expect("a finding").contains("clock of this machine"));
+    // The next controller has only the entries to tell it.
+    audit.close().await;
+    drop(audit);
+    let audit = Audit::open(dir.path(), clock.clone(), options).await.expect("opened");
+    assert_eq!(calls_after(&audit, &clock, 6).await, [0, 1, 2, 3, 4, 5, 6]);
+    assert!(audit.trouble().expect("a finding").contains("clock of this machine"));
+    // It is set right; entries of the future keep nothing behind them for ever.
+    clock.0.fetch_sub(year, Ordering::Relaxed);
+    for day in 7..30 {
+        pass_a_day(&clock).await;
+        calls_after(&audit, &clock, day).await;
+    }
+    let kept = calls_after(&audit, &clock, 30).await;
+    assert!(kept[0] > 15, "{kept:?}");
+    assert_eq!(audit.trouble(), None);
+    right(&audit, None).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn clock_that_stays_ahead_for_a_week_is_right() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let clock = clock();
+    let keep = Duration::from_hours(10 * 24);
+    let options = Options { keep, ..Options::default() };
+    let audit = Audit::open(dir.path(), clock.clone(), options).await.expect("opened");
+    for day in 0..3 {
+        pass_a_day(&clock).await;
+        calls_after(&audit, &clock, day).await;
+    }
+    clock.0.fetch_add(365 * 24 * HOUR_MS, Ordering::Relaxed);
+    assert_eq!(calls_after(&audit, &clock, 3).await[0], 0);
+    for day in 4..12 {
+        pass_a_day(&clock).await;
+        calls_after(&audit, &clock, day).await;
+    }
+    let kept = calls_after(&audit, &clock, 12).await;
+    assert!(kept[0] >= 3, "those of before the step are gone: {kept:?}");
+    assert_eq!(audit.trouble(), None);
 }
 
 #[tokio::test(start_paused = true)]

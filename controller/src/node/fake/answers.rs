@@ -72,7 +72,7 @@ impl FakeAgent {
         world.port_rules = order.port_rules.clone();
         world.reservations.remove(&id);
         if world.cancelled.get(&id).is_some_and(|off| *off >= order.attempt) {
-            return refuse(Reason::CreateCancelled, "it was called off");
+            return refuse(Reason::CreateCancelled, "it was cancelled");
         }
         if let Some(held) = world.sandboxes.get(&id)
             && held.attempt >= order.attempt

@@ -148,10 +148,19 @@ impl FakeAgent {
 
     /// Ends all listeners, as a restart of the agent does.
     pub fn lose_listeners(&self) {
-        for (_, to) in self.world.lock().listeners.open.values() {
-            to.try_send(refuse(Reason::ForwardLost, "restarted")).expect("room");
+        self.end_listeners(Reason::ForwardLost);
+    }
+
+    /// Ends all listeners, as a revocation of the access to their ports does.
+    pub fn revoke_listeners(&self) {
+        self.end_listeners(Reason::ForwardRefused);
+    }
+
+    fn end_listeners(&self, reason: Reason) {
+        let mut world = self.world.lock();
+        for (_, to) in std::mem::take(&mut world.listeners.open).values() {
+            to.try_send(refuse(reason, "ended")).expect("room");
         }
-        self.world.lock().listeners.open.clear();
     }
 }
 

@@ -76,7 +76,7 @@ impl Sandboxes {
                 () = self.stop.cancelled() => false,
             };
             if !changed {
-                let message = format!("{} is being called off; ask again", entry.id);
+                let message = format!("{} is being cancelled; ask again", entry.id);
                 return Err(Error::new(Reason::OutcomeUnknown, message).retry(RETRY));
             }
         }

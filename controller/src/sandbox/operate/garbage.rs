@@ -61,10 +61,6 @@ impl Sandboxes {
     pub(super) fn node(&self, name: &str) -> Result<Arc<Node>> {
         let name: NodeName = name.parse()?;
         let unknown = || Error::new(Reason::NodeNotFound, format!("there is no node {name}"));
-        let node = self.nodes.get(&name).ok_or_else(unknown)?;
-        match node.down() {
-            Some(why) => Err(Error::unreachable(&name, &why)),
-            None => Ok(node),
-        }
+        self.if_reachable(self.nodes.get(&name).ok_or_else(unknown)?)
     }
 }

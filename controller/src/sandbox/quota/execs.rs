@@ -1,17 +1,19 @@
 //! Limits of commands: how often a team starts them, how many run, and how much of their output the
 //! nodes keep. Starts are counted in memory, so that no command waits for the store.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use proto::{Reason, limits::Limit, name::Team};
 
-use super::{Exceeded, Pace, Quotas, check_rate};
+use super::{Exceeded, Pace, QUOTA_RETRY, Quotas, check_rate};
 use crate::{
     inventory::commands::{Commands, End, Place, Running},
     sandbox::{Error, Result},
 };
 
 const MIB: u64 = 1 << 20;
+/// Time after which a caller with too many commands may ask again: many commands are short.
+const RUNNING_RETRY: Duration = Duration::from_secs(5);
 
 /// Admitted start of a command, which counts until it is ended or dropped.
 #[derive(Debug)]
@@ -124,7 +126,7 @@ fn check_output(team: &Team, limit: Option<Limit<u64>>, kept_bytes: u64) -> Resu
          wait, because the output of a command goes an hour after its end; or ask an operator for a \
          higher limit"
     );
-    Err(exceeded(Exceeded { limit: "output_mib", used, max }, message))
+    Err(exceeded(Exceeded { limit: "output_mib", used, max }, message).retry(QUOTA_RETRY))
 }
 
 fn check_running(team: &Team, limit: Option<Limit<u64>>, used: u64) -> Result<()> {
@@ -133,7 +135,7 @@ fn check_running(team: &Team, limit: Option<Limit<u64>>, used: u64) -> Result<()
         "team {team} may have {max} commands running, and has {used}: wait until one ends, or end \
          one, or ask an operator for a higher limit"
     );
-    Err(exceeded(Exceeded { limit: "running_execs", used, max }, message))
+    Err(exceeded(Exceeded { limit: "running_execs", used, max }, message).retry(RUNNING_RETRY))
 }
 
 fn exceeded(exceeded: Exceeded, message: String) -> Error {
@@ -202,8 +204,7 @@ mod tests {
                             Err(error) => {
                                 prop_assert!(!known, "what is known is not refused");
                                 prop_assert!(error.exceeded.is_some());
-                                let timed = error.reason == Reason::RateExceeded;
-                                prop_assert_eq!(error.retry_after.is_some(), timed);
+                                prop_assert!(error.retry_after.is_some());
                             }
                         }
                     }
@@ -234,7 +235,7 @@ mod tests {
         let error = check_output(&team, limit, 2 * MIB + 1).expect_err("over");
         let exceeded = error.exceeded.expect("which");
         assert_eq!((exceeded.limit, exceeded.used, exceeded.max), ("output_mib", 3, 2));
-        assert_eq!((error.reason, error.retry_after), (Reason::QuotaExceeded, None));
+        assert_eq!((error.reason, error.retry_after), (Reason::QuotaExceeded, Some(QUOTA_RETRY)));
         assert!(error.message.contains("delete or stop sandboxes"), "{}", error.message);
         assert!(check_output(&team, Some(Limit::Max(0)), 0).is_err(), "0 allows none");
         assert!(check_output(&team, Some(Limit::Unlimited), u64::MAX).is_ok());

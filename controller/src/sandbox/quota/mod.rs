@@ -29,6 +29,10 @@ pub(super) use egress::{can_keep_to, why_not_kept};
 pub(super) use execs::AdmittedExec;
 pub use teams::TeamView;
 
+/// Time after which a caller at a quota may ask again. When there is room, nobody knows: somebody has to delete
+/// something.
+const QUOTA_RETRY: Duration = Duration::from_secs(30);
+
 /// Limit that would be exceeded, for programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exceeded {
@@ -222,7 +226,10 @@ fn check_usage(team: &Team, limits: &TeamLimits, used: Usage, more: Usage) -> Re
                  delete what is not needed, or ask an operator for a higher limit"
             );
             let exceeded = Some(Box::new(Exceeded { limit, used, max }));
-            return Err(Error { exceeded, ..Error::new(Reason::QuotaExceeded, message) });
+            return Err(Error {
+                exceeded,
+                ..Error::new(Reason::QuotaExceeded, message).retry(QUOTA_RETRY)
+            });
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! One attempt of a creation on one node: sends it, follows it, and calls it off when it must end.
+//! One attempt of a creation on one node: sends it, follows it, and cancels it when it must end.
 
 use std::{ops::ControlFlow, time::Duration};
 

@@ -53,7 +53,7 @@ impl Sandboxes {
                 sandbox.set_phase(Phase::Deleted);
                 let failure = Failure {
                     reason: Reason::CreateCancelled.into(),
-                    message: "the creation was called off".into(),
+                    message: "the creation was cancelled".into(),
                     rollback: String::new(),
                 };
                 self.ended(creation, EventKind::Deleted, &failure);

@@ -13,7 +13,7 @@
 //! A sandbox that was seen running is never moved.
 //!
 //! A creation whose request the store has lost sends nothing any more: what its node has made stays, what the
-//! node is still making is called off, and the creation fails.
+//! node is still making is cancelled, and the creation fails.
 
 mod attempt;
 mod ending;
@@ -119,7 +119,7 @@ impl Creation {
 }
 
 impl Creation {
-    /// Returns true when the creation is called off because its request is lost, not by its owner.
+    /// Returns true when the creation is cancelled because its request is lost, not by its owner.
     fn is_lost_and_wanted(&self) -> bool {
         self.spec.is_err() && !self.cancel.is_cancelled()
     }
@@ -437,7 +437,7 @@ fn judge(creation: &mut Creation, node: NodeName, attempt: AttemptResult) -> Opt
         AttemptResult::Cancelled if creation.expired => {
             return Some(Outcome::Failed(Failure {
                 reason: Reason::ProbeTimeout.into(),
-                message: format!("node {node}: it did not come up in time and was called off"),
+                message: format!("node {node}: it did not come up in time and was cancelled"),
                 rollback: "the node says that nothing of it is left".into(),
             }));
         }

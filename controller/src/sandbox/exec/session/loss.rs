@@ -22,7 +22,7 @@ impl Session {
         if !self.may_run() {
             return match error {
                 node::Error::Unknown(why) | node::Error::Silent(why) => {
-                    Error::unreachable(&self.node.name, &why)
+                    self.sandboxes.unreachable(&self.node.name, &why)
                 }
                 error @ (node::Error::Refused { .. }
                 | node::Error::Unreachable(_)
