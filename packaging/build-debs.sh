@@ -45,11 +45,30 @@ if [ -x "target/$profile/sandboxctl" ]; then
   "target/$profile/sandboxctl" completion fish >target/completions/sandboxctl.fish
 fi
 
+# cargo-deb writes no md5sums, by which `dpkg --verify` finds changed files. Adds those of all files but the conffiles
+# (all that is in /etc), whose sums dpkg keeps by itself. What it builds depends on neither clock nor umask.
+add_md5sums() {
+  local unpacked=target/unpacked
+  rm -rf "$unpacked"
+  dpkg-deb --raw-extract "$1" "$unpacked"
+  (cd "$unpacked" && find . -type f ! -path './DEBIAN/*' ! -path './etc/*' -printf '%P\n' |
+    LC_ALL=C sort | xargs -d '\n' md5sum >DEBIAN/md5sums)
+  chmod 644 "$unpacked/DEBIAN/md5sums"
+  chmod 755 "$unpacked" "$unpacked/DEBIAN"
+  find "$unpacked" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
+  dpkg-deb --root-owner-group -Zxz --build "$unpacked" "$1" >/dev/null
+  rm -r "$unpacked"
+}
+
 # cargo-deb takes `target/release` in a list of assets for the folder of the profile. It strips, because cargo leaves
 # the symbols in a program whose crate has settings of its own in `[profile.dist.package]`, whatever `strip` says.
+# How well it compresses does not matter: dpkg-deb builds the package again.
 mkdir -p target/debian
 for package in "${packages[@]}"; do
-  rm -f "target/debian/$(binary "$package")"_*.deb
-  cargo deb -p "$package" --profile "$profile" --no-build --strip --locked --quiet --output target/debian/
+  name=$(binary "$package")
+  rm -f "target/debian/$name"_*.deb
+  cargo deb -p "$package" --profile "$profile" --no-build --strip --locked --quiet --output target/debian/ \
+    --compress-type gz --fast --compress-system
+  add_md5sums "target/debian/$name"_*.deb
 done
 ls -l target/debian/*.deb

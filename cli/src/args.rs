@@ -90,7 +90,9 @@ Exit codes:
        outcome was lost (every other code of these is the command's own)
   130  interrupted
   141  whoever read our output went away
-  143  ended by SIGTERM";
+  143  ended by SIGTERM
+
+Pages that messages name docs/... are in /usr/share/doc/sandboxctl.";
 
 /// Builds the command line for its help, in which the verbs of users and of operators stand apart:
 /// clap has one list of verbs, which becomes the operators'; the users' is written above it.

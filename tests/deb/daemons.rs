@@ -174,6 +174,11 @@ fn agent_package_is_installed_reports_what_it_lacks_and_is_removed() {
     let (code, told) = root.run(&["/usr/sbin/pve-sandbox-agent", "check-config"]);
     assert!(code.is_some_and(|code| code != 0), "{told}");
     assert!(told.contains("node"), "it names what it could not detect: {told}");
+    // An agent that still runs would start a Caddy again.
+    let script = root.path("/var/lib/dpkg/info/pve-sandbox-agent.prerm");
+    let script = fs::read_to_string(script).expect("a script");
+    let stops: Vec<_> = script.lines().filter(|line| line.contains(" stop ")).collect();
+    assert!(stops.len() == 5 && stops[0].contains(" pve-sandbox-agent.service"), "{stops:?}");
     remove(&root, &AGENT);
 }
 
@@ -206,6 +211,17 @@ fn purge_removes_data_only_when_told_and_never_under_a_sandbox() {
     fs::write(&config, "#pve-sandbox-template%3Av1 unfinished\narch: amd64\n").expect("written");
     let told = purge(&root, &AGENT, Some(true));
     assert!(!root.has("/var/lib/pve-sandbox-agent") && !root.has(key), "{told}");
+    // `uninstall --data delete` has removed the data before; the log goes with the package.
+    root.ok(&["dpkg", "--install", &root.package(AGENT.name)]);
+    let log = "/var/log/pve-sandbox-ingress";
+    let state = "/var/lib/pve-sandbox-ingress";
+    root.ok(&["mkdir", "-p", log, state]);
+    root.ok(&["dpkg", "--purge", AGENT.name]);
+    assert!(root.has(log), "with another state_dir nobody was asked, and the data are there");
+    root.ok(&["dpkg", "--install", &root.package(AGENT.name)]);
+    root.ok(&["rm", "-r", state]);
+    root.ok(&["dpkg", "--purge", AGENT.name]);
+    assert!(!root.has(log), "no access log is left");
 }
 
 /// Installs a package, gives it data, and purges it with this answer of debconf's, or with none.

@@ -1,15 +1,19 @@
 //! docs/install.md and docs/operations.md, followed on one node from the packages to the purge: each block of
-//! commands is read from the page and run as it stands there, but for the names of the examples.
+//! commands is read from the page and run as it stands there, but for the names of the examples. So are the commands
+//! in sentences.
 
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    fs, vec,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    vec,
 };
 
 use super::{
     booted::Booted,
-    procedures::{RUN, blocks, on_the_node},
+    ctl,
+    procedures::{RUN, SENTENCES, blocks, on_the_node},
     root::{Base, said},
     steps::{
         AGENT, CLI, CONTROLLER, INGRESS, INGRESS_GREEN, first_sandbox, hand_out_next_packages,
@@ -21,10 +25,15 @@ use super::{
 /// Container of the example of an adoption.
 const THEIRS: &str = "207";
 
-/// Pages, with the blocks that were not followed yet.
+/// Stands in for ssh in `ssh -o HostKeyAlias=NODE root@ADDRESS COMMAND`: notes whom it would reach, and runs the
+/// command here.
+const SSH: &str = "#!/bin/sh\necho \"$1 $2 $3\" >>/root/ssh.log\nshift 3\nexec \"$@\"\n";
+
+/// Pages, with the blocks and sentences that were not followed yet.
 struct Pages {
     commands: BTreeMap<(&'static str, String, usize), Vec<String>>,
     left: BTreeSet<(&'static str, &'static str, usize)>,
+    sentences: BTreeSet<(&'static str, &'static str)>,
 }
 
 impl Pages {
@@ -36,7 +45,18 @@ impl Pages {
             let commands = block.commands.iter().map(|command| on_the_node(command));
             ((page, block.heading, block.number), commands.collect())
         });
-        Self { commands: commands.collect(), left: RUN.iter().copied().collect() }
+        Self {
+            commands: commands.collect(),
+            left: RUN.iter().copied().collect(),
+            sentences: SENTENCES.iter().copied().collect(),
+        }
+    }
+
+    /// Runs the command of a sentence; returns its output.
+    #[track_caller]
+    fn sentence(&mut self, node: &Booted, page: &'static str, command: &'static str) -> String {
+        assert!(self.sentences.remove(&(page, command)), "{command} is not in SENTENCES");
+        run(node, &on_the_node(command))
     }
 
     /// Begins to follow a block.
@@ -113,28 +133,32 @@ fn follow(base: Base) {
     let id = install(&node, &mut pages);
 
     pages.operation(&node, "Look", 0);
+    pages.sentence(&node, "install.md", "sandboxctl node ls -o wide");
+    pages.sentence(&node, "operations.md", "pve-sandbox-controller check-config");
     upgrade(&node, &mut pages, &id);
     back_up_and_restore(&node, &mut pages, &id);
     put_the_key_back(&node, &mut pages, &id);
     upgrade_from_a_repository(&node, &mut pages);
     lose_the_controller(&node, &mut pages, &id);
     rotate(&node, &mut pages, &id);
-    pages.block(&node, ("install.md", "Each further node: one line", 0)).rest();
-    until_exec(&node, &id);
+    join_further_nodes(&node, &mut pages, &id);
     adopt(&node, &mut pages);
 
     node.ok(&[CLI, "rm", &id]);
-    pages.operation(&node, "Empty a node", 0);
+    remove_and_make_the_bridge(&node, &mut pages);
+    cordon_and_drain(&node, &mut pages);
     uninstall(&node, &mut pages);
     assert!(pages.left.is_empty(), "blocks that no step follows: {:?}", pages.left);
+    assert!(pages.sentences.is_empty(), "no step follows these: {:?}", pages.sentences);
 }
 
 /// Follows the first three commands; returns the sandbox that they make.
 fn install(node: &Booted, pages: &mut Pages) -> String {
     let first = pages.block(node, ("install.md", "The first node: three commands", 0));
     let commands: Vec<_> = first.commands.collect();
-    assert_eq!(commands.len(), 3);
-    first_sandbox(node, &commands)
+    let (id, count) = first_sandbox(node, &commands);
+    assert_eq!(count, 3);
+    id
 }
 
 /// Follows the upgrade of all packages to a next version while a command runs in the sandbox.
@@ -240,6 +264,69 @@ fn rotate(node: &Booted, pages: &mut Pages, id: &str) {
     until_exec(node, id);
 }
 
+/// Joins by one line, and by the loop for the nodes of a cluster, in which this node stands for both.
+fn join_further_nodes(node: &Booted, pages: &mut Pages, id: &str) {
+    let heading = "Each further node: one line";
+    pages.block(node, ("install.md", heading, 0)).rest();
+    until_exec(node, id);
+
+    let ssh = node.path("/usr/local/bin/ssh");
+    fs::write(&ssh, SSH).expect("written");
+    fs::set_permissions(&ssh, Permissions::from_mode(0o755)).expect("executable");
+    let mut block = pages.block(node, ("install.md", heading, 1));
+    let told = block.next();
+    block.rest();
+    assert_eq!(told.matches("pve1 joined").count(), 2, "{told}");
+    let reached = fs::read_to_string(node.path("/root/ssh.log")).expect("the log of ssh");
+    let expected = ["12", "13"].map(|end| format!("-o HostKeyAlias=pve1 root@192.0.2.{end}\n"));
+    assert_eq!(reached, expected.concat());
+    until_exec(node, id);
+}
+
+/// Removes the bridge by hand, and has it made again by the command for it; then lets `setup` start the agent.
+fn remove_and_make_the_bridge(node: &Booted, pages: &mut Pages) {
+    let (page, dns) = ("install.md", "pve-sandbox-dns");
+    let has_bridge = || node.run(&["ip", "link", "show", "vmbr1"]).0 == Some(0);
+    assert!(has_bridge());
+    pages.sentence(node, page, "ifdown vmbr1");
+    let remove = "cd /etc && rm network/interfaces.d/pve-sandbox pve-sandbox/nat.nft pve-sandbox/dns.conf && \
+                  sed -i '/^bridge = \"vmbr1\"$/d' pve-sandbox/agent.toml";
+    node.ok(&["sh", "-c", remove]);
+    pages.sentence(node, page, "systemctl disable --now pve-sandbox-dns");
+    let is_on = || [node.unit(dns, "ActiveState"), node.unit(dns, "UnitFileState")];
+    let [active, enabled] = is_on();
+    assert!(active != "active" && enabled == "disabled", "{active}, {enabled}");
+    assert!(!has_bridge(), "it went down");
+
+    let told = pages.sentence(node, page, "pve-sandbox-agent bridge init");
+    assert!(told.contains("bridge vmbr1 is up"), "{told}");
+    assert!(has_bridge());
+    assert_eq!(is_on(), ["active", "enabled"]);
+
+    node.ok(&["systemctl", "stop", AGENT]);
+    pages.sentence(node, page, "pve-sandbox-agent setup");
+    assert_eq!(node.unit(AGENT, "ActiveState"), "active");
+    let told = node.ok(&[AGENT, "setup"]);
+    assert!(told.contains("nothing to do"), "it can be repeated: {told}");
+    until_ready(node);
+}
+
+fn until_ready(node: &Booted) {
+    let nodes = || node.ok(&[CLI, "node", "ls"]);
+    until("a ready node", nodes, || !ctl::ready_nodes(node).is_empty());
+}
+
+fn cordon_and_drain(node: &Booted, pages: &mut Pages) {
+    let nodes = || node.ok(&[CLI, "node", "ls"]);
+    let has = |cordoned: bool| {
+        ctl::ready_nodes(node).iter().any(|node| node["load"]["cordoned"] == cordoned)
+    };
+    pages.sentence(node, "operations.md", "sandboxctl node cordon pve2");
+    until("a cordoned node", nodes, || has(true));
+    pages.operation(node, "Empty a node", 0);
+    until("a node that is back in use", nodes, || has(false));
+}
+
 fn adopt(node: &Booted, pages: &mut Pages) {
     let make = format!(
         "set -e; pct clone 9000 {THEIRS} --hostname theirs --description mine; \
@@ -266,6 +353,11 @@ fn uninstall(node: &Booted, pages: &mut Pages) {
     assert!(told.contains("no container of this node is a sandbox"), "{told}");
     assert_eq!(node.unit(AGENT, "ActiveState"), "active", "a dry run stops nothing");
     block.next();
+    assert!(!node.path("/var/lib/pve-sandbox-agent").exists());
+    // Of data that are there, the purge asks.
+    node.ok(&["mkdir", "/var/lib/pve-sandbox-agent"]);
+    let answer = "echo 'pve-sandbox-agent pve-sandbox-agent/remove-data boolean true' | debconf-set-selections";
+    pages.sentence(node, "operations.md", answer);
     block.next();
     // The controller has to notice that the node is gone.
     let forget = block.next_until();
@@ -283,6 +375,10 @@ fn uninstall(node: &Booted, pages: &mut Pages) {
     }
     let (code, told) = node.run(&["ip", "link", "show", "vmbr1"]);
     assert_ne!(code, Some(0), "{told}");
+    let template = node.path("/etc/pve/lxc/9000.conf");
+    assert!(template.exists(), "templates stay");
+    pages.sentence(node, "operations.md", "pct destroy 9000");
+    assert!(!template.exists());
     pages.operation(node, "Uninstall", 1);
     assert!(node.path("/var/lib/pve-sandbox-controller").is_dir(), "nobody was asked");
     assert!(!node.path("/usr/bin/sandboxctl").exists());

@@ -1,4 +1,4 @@
-//! From a bare node to a sandbox by the packages alone, an upgrade and a downgrade under load, and the
+//! From a bare node to a sandbox by the packages alone, upgrades and downgrades, those of the agent under load, and the
 //! end of it all, in Debian 12 and 13 with their own systemd.
 //!
 //! The machine's cgroup controllers may be on v1; then the roots have none, and limits of sandboxes
@@ -11,8 +11,8 @@ use super::{
     capabilities, https, removal,
     root::{Base, said},
     steps::{
-        AGENT, CLI, CONTROLLER, INGRESS, agent_is_replaced_under_load, created, install, join,
-        make_a_template,
+        AGENT, CLI, CONTROLLER, INGRESS, agent_is_replaced_under_load,
+        controller_and_cli_are_replaced, created, install, join, make_a_template,
     },
     streams, wanted,
 };
@@ -50,6 +50,7 @@ fn from_packages_to_a_sandbox_and_back(base: Base) {
     println!("{outcome:?}");
     assert_eq!((outcome.lost, outcome.doubled), (0, 0), "{outcome:?}");
     let [id] = ids;
+    controller_and_cli_are_replaced(&node, &id);
 
     https::own_certificate_is_served_and_replaced(&node, &id);
     capabilities::each_is_missed(&node);

@@ -1,5 +1,6 @@
 //! The packages as files, and the repository that hands them out: they are the same to the byte wherever they are
-//! built, lintian finds nothing, the bills of materials name what is linked, and apt takes them by their key alone.
+//! built, lintian finds nothing, their files have md5sums, they have the pages that they name, the bills of materials
+//! name what is linked, and apt takes them by their key alone.
 
 use std::{
     collections::BTreeSet,
@@ -126,6 +127,85 @@ fn lintian_finds_nothing_in_the_packages() {
         let (code, text) = lintian(&["--no-override"]);
         assert!(code == Some(2) && text.contains("closes-no-bugs"), "{package}: {code:?}: {text}");
     }
+}
+
+/// Unpacks a package, with its control files in `DEBIAN`; returns the folder and the paths of all files in it.
+#[track_caller]
+fn unpacked(package: &str) -> (TempDir, BTreeSet<String>) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = file(&built::dir(), package, ".deb");
+    let (code, text) = run(limited(&["dpkg-deb", "--raw-extract"]).arg(path).arg(dir.path()));
+    assert_eq!(code, Some(0), "{package}: {text}");
+    let mut find = limited(&["find", ".", "-type", "f", "-printf", "%P\n"]);
+    let (code, text) = run(find.current_dir(&dir));
+    assert_eq!(code, Some(0), "{package}: {text}");
+    (dir, text.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn packages_have_the_md5sums_of_all_files_but_the_conffiles() {
+    if !wanted() {
+        return;
+    }
+    for (_, package) in MEMBERS {
+        let (dir, files) = unpacked(package);
+        let control = |name: &str| fs::read_to_string(dir.path().join("DEBIAN").join(name));
+        let sums = control("md5sums").unwrap_or_else(|error| panic!("{package}: {error}"));
+        let mut check = limited(&["md5sum", "--check", "--strict", "--quiet", "DEBIAN/md5sums"]);
+        assert_eq!(run(check.current_dir(&dir)), (Some(0), String::new()), "{package}");
+
+        let named = sums.lines().filter_map(|line| line.split_once("  "));
+        let named: BTreeSet<_> = named.map(|(_, path)| path).collect();
+        let conffiles = control("conffiles").unwrap_or_default();
+        let conffiles: BTreeSet<_> =
+            conffiles.lines().filter_map(|path| path.strip_prefix('/')).collect();
+        let installed =
+            files.iter().map(String::as_str).filter(|path| !path.starts_with("DEBIAN/"));
+        let wanted: BTreeSet<_> = installed.filter(|path| !conffiles.contains(path)).collect();
+        assert_eq!(named, wanted, "{package}");
+    }
+}
+
+/// Finds the pages that a file names: `caddy.md` where it says `docs/caddy.md`.
+fn pages_named(bytes: &[u8]) -> BTreeSet<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let page = |rest: &str| {
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && !"-_/".contains(c))?;
+        rest[end..].starts_with(".md").then(|| format!("{}.md", &rest[..end]))
+    };
+    text.split("docs/").skip(1).filter_map(page).collect()
+}
+
+#[test]
+fn packages_have_the_pages_that_their_programs_and_conffiles_name() {
+    if !wanted() {
+        return;
+    }
+    for (_, package) in MEMBERS {
+        let (dir, files) = unpacked(package);
+        // A page itself may name any file of the repository.
+        let folder = format!("usr/share/doc/{package}/");
+        let others = files.iter().filter(|path| !path.starts_with(&folder));
+        let read = |path: &String| fs::read(dir.path().join(path)).expect("read");
+        let named: BTreeSet<_> = others.flat_map(|path| pages_named(&read(path))).collect();
+        assert!(!named.is_empty(), "{package} was misread");
+        let missing: Vec<_> =
+            named.iter().filter(|page| !files.contains(&format!("{folder}{page}"))).collect();
+        assert!(
+            missing.is_empty(),
+            "{package} names pages that it has not in {folder}: {missing:?}"
+        );
+    }
+}
+
+#[test]
+fn pages_that_a_file_names_are_found() {
+    let found = |text: &str| pages_named(text.as_bytes()).into_iter().collect::<Vec<_>>();
+    assert_eq!(
+        found("\u{0}see docs/a-b.md, or docs/c.md\u{1}docs/d/e.md"),
+        ["a-b.md", "c.md", "d/e.md"]
+    );
+    assert_eq!(found("docs/ a.md docs/b.mp3 docs.md docs/"), [""; 0]);
 }
 
 /// Gets the package of `sandboxctl` by apt, on a machine that has this repository alone, with this key for it.

@@ -1,10 +1,17 @@
 //! `pve-sandbox-agent uninstall` on a node with a sandbox: what is kept lives on and is taken in again, what
-//! is deleted leaves nothing.
+//! is deleted leaves nothing. And the purge without it, while everything runs.
+
+use std::collections::BTreeSet;
 
 use super::{
     booted::Booted,
-    steps::{AGENT, CLI, join_line, until, until_exec},
+    steps::{AGENT, CLI, CONTROLLER, INGRESS, INGRESS_GREEN, join_line, until, until_exec},
 };
+
+/// Units of the package that run on a node.
+const UNITS: [&str; 4] = [AGENT, INGRESS, INGRESS_GREEN, "pve-sandbox-dns"];
+/// Names of their processes, of which the kernel keeps 15 characters.
+const PROGRAMS: [&str; 3] = ["pve-sandbox-age", "caddy", "dnsmasq"];
 
 /// Unit of Debian's own Caddy.
 const CADDY: &str = "caddy.service";
@@ -25,13 +32,19 @@ pub(crate) fn caddy_is_masked(node: &Booted, masked: bool) {
 pub(crate) fn keeps_and_then_deletes(node: &Booted, id: &str) {
     refuses_what_is_not_said(node);
     kept_sandbox_is_taken_in_again(node, id);
+    purge_ends_all_that_runs_but_the_sandbox(node, id);
 
     let all = ["--sandboxes", "delete", "--data", "delete", "--bridge", "delete", "--yes"];
     let told = node.ok(&[&[AGENT, "uninstall"][..], &all].concat());
     assert!(told.contains(&format!("deleted {id}")), "{told}");
     assert_eq!(marked(node), "", "no container is left");
     caddy_is_masked(node, false);
-    for gone in ["/var/lib/pve-sandbox-agent", "/etc/pve-sandbox/tls/node.key"] {
+    for gone in [
+        "/var/lib/pve-sandbox-agent",
+        "/var/lib/pve-sandbox-ingress",
+        "/var/log/pve-sandbox-ingress",
+        "/etc/pve-sandbox/tls/node.key",
+    ] {
         assert!(!node.path(gone).exists(), "{gone}");
     }
     let tables = node.ok(&["nft", "list", "tables"]);
@@ -67,8 +80,6 @@ fn kept_sandbox_is_taken_in_again(node: &Booted, id: &str) {
     assert!(told.contains(id) && told.contains("keep 1 sandboxes"), "{told}");
     assert_eq!(node.unit(AGENT, "ActiveState"), "inactive");
     caddy_is_masked(node, false);
-    // As a node has it whose package is purged without `uninstall`.
-    node.ok(&["sh", "-c", &format!("touch {MASKED} && systemctl mask --quiet {CADDY}")]);
     let runs = || node.ok(&["pct", "status", &vmid]).contains("running");
     assert!(runs(), "it runs on");
     // Not even a purge that is told to takes the journal from under it.
@@ -80,9 +91,69 @@ fn kept_sandbox_is_taken_in_again(node: &Booted, id: &str) {
     assert!(runs(), "it runs on");
     caddy_is_masked(node, false);
 
+    install_and_join(node, id);
+}
+
+/// Installs the agent again, and joins with what a purge has left, until the sandbox can be used.
+fn install_and_join(node: &Booted, id: &str) {
     let package = format!("/root/{AGENT}.deb");
     node.ok(&["apt-get", "install", "--yes", "--no-install-recommends", &package]);
     let line = join_line(&node.ok(&[CLI, "node", "token", "pve1"]));
     node.ok(&["sh", "-c", &format!("{line} --no-template")]);
     until_exec(node, id);
+}
+
+/// Purges the package without `uninstall` while everything runs: agent, Caddy and name server end. The sandbox runs on,
+/// and is taken in again.
+fn purge_ends_all_that_runs_but_the_sandbox(node: &Booted, id: &str) {
+    caddy_is_masked(node, true);
+    let all_run = || PROGRAMS.iter().all(|name| sockets(node).iter().any(|(of, _)| of == name));
+    until("agent, Caddy and name server", || format!("{:?}", sockets(node)), all_run);
+    let ours = sockets(node).into_iter().filter(|(name, _)| PROGRAMS.contains(&name.as_str()));
+    let ours: BTreeSet<_> = ours.map(|(_, address)| address).collect();
+    let vmid = marked(node);
+
+    let told = node.ok(&["apt-get", "purge", "--yes", AGENT]);
+    assert!(told.contains(&vmid), "it says why it keeps the journal: {told}");
+    caddy_is_masked(node, false);
+    let taken = sockets(node).into_iter().map(|(_, address)| address);
+    let taken: Vec<_> = taken.filter(|address| ours.contains(address)).collect();
+    assert!(taken.is_empty(), "still in use: {taken:?}");
+    let processes = node.ok(&["ps", "-eo", "user:32,args"]);
+    let left: Vec<_> = processes.lines().filter(|line| is_of_the_package(line)).collect();
+    assert!(left.is_empty(), "these run on: {left:?}");
+    for unit in UNITS {
+        assert_eq!(node.unit(unit, "ActiveState"), "inactive", "{unit}");
+    }
+    let dirs = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system"];
+    let files =
+        node.ok(&[&["find"], &dirs[..], &["!", "-type", "d", "-name", "pve-sandbox-*"]].concat());
+    let files: Vec<_> = files.lines().filter(|path| !path.contains(CONTROLLER)).collect();
+    assert!(files.is_empty(), "files of units are left: {files:?}");
+
+    assert!(node.ok(&["pct", "status", &vmid]).contains("running"), "the sandbox runs on");
+    assert!(node.path("/var/lib/pve-sandbox-agent").is_dir(), "and has its journal");
+    install_and_join(node, id);
+}
+
+/// Returns the sockets that listen on the node, each as the program's name, cut off by the kernel, and the address.
+#[track_caller]
+fn sockets(node: &Booted) -> Vec<(String, String)> {
+    let told = node.ok(&["ss", "-Hlntup"]);
+    // udp UNCONN 0 0 10.100.1.1:53 0.0.0.0:* users:(("dnsmasq",pid=7,fd=4))
+    let socket = |line: &str| {
+        let address = line.split_whitespace().nth(4)?;
+        let name = line.split('"').nth(1).unwrap_or_default();
+        Some((name.to_owned(), address.to_owned()))
+    };
+    told.lines().filter_map(socket).collect()
+}
+
+/// Returns true for a process that the package's units start. Shims are none: they serve the commands in sandboxes, and
+/// run on like these.
+fn is_of_the_package(line: &str) -> bool {
+    let is_ingress = line.starts_with("pve-sandbox-ingress ");
+    let is_agent = line.contains("/usr/sbin/pve-sandbox-agent ");
+    let is_configured = line.contains("/etc/pve-sandbox/") && !line.contains(CONTROLLER);
+    is_ingress || is_agent || is_configured
 }

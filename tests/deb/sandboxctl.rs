@@ -1,6 +1,8 @@
 //! The package of `sandboxctl`.
 
-use crate::{root::Root, wanted};
+use std::{fs, io::Write as _};
+
+use crate::{root::Root, steps::upstream, wanted};
 
 #[test]
 fn sandboxctl_is_installed_used_and_removed() {
@@ -9,7 +11,10 @@ fn sandboxctl_is_installed_used_and_removed() {
     }
     let root = Root::new("sandboxctl");
     root.ok(&["dpkg", "--install", &root.package("sandboxctl")]);
-    assert!(root.ok(&["sandboxctl", "version"]).starts_with("sandboxctl "));
+    let version = root.ok(&["dpkg-query", "--show", "--showformat", "${Version}", "sandboxctl"]);
+    let says = format!("sandboxctl {}", upstream(&version));
+    assert_eq!(root.ok(&["sandboxctl", "--version"]).trim(), says);
+    assert_eq!(root.ok(&["sandboxctl", "version"]).lines().next(), Some(says.as_str()));
     let (code, text) = root.run(&["sandboxctl", "ls"]);
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("hint: `sandboxctl login` asks"), "{text}");
@@ -24,6 +29,13 @@ fn sandboxctl_is_installed_used_and_removed() {
         let told = root.ok(&["dpkg", "--listfiles", "sandboxctl"]);
         assert!(told.lines().any(|line| line == file), "{file}");
     }
+    let program = "/usr/bin/sandboxctl";
+    let verify = || root.run(&["dpkg", "--verify", "sandboxctl"]).1;
+    assert!(!verify().contains(program), "{}", verify());
+    let mut file = fs::OpenOptions::new().append(true).open(root.path(program)).expect("there");
+    file.write_all(b"x").expect("changed");
+    drop(file);
+    assert!(verify().contains(program), "dpkg finds the changed file");
     root.ok(&["dpkg", "--purge", "sandboxctl"]);
     assert!(!root.has("/usr/bin/sandboxctl"));
 }

@@ -6,6 +6,7 @@ mod help;
 mod in_the_lab;
 mod links;
 mod procedures;
+mod sentences;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -176,9 +177,17 @@ fn commands_that_are_run_name_the_node_of_the_tests() {
             assert!(!command.contains(example), "{command} has {example}");
         }
         // A comment that is not cut off would hide what follows it.
-        assert!(!command.contains('#'), "{command}");
+        assert!(!command.contains(" #"), "{command}");
     }
     assert!(run.iter().any(|command| command == "sandboxctl node drain pve1 --wait"), "{run:?}");
+}
+
+#[test]
+fn block_without_a_prompt_is_one_command() {
+    let blocks = procedures::blocks("install.md");
+    let mut commands = blocks.iter().flat_map(|block| &block.commands);
+    let script = commands.find(|command| command.starts_with("for node in ")).expect("the loop");
+    assert!(script.contains("; do\n") && script.ends_with("\ndone"), "{script}");
 }
 
 #[test]

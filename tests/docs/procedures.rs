@@ -9,6 +9,7 @@ pub(crate) const RUN: &[(&str, &str, usize)] = &[
     ("install.md", "The first node: three commands", 0),
     ("install.md", "A repository of your own", 0),
     ("install.md", "Each further node: one line", 0),
+    ("install.md", "Each further node: one line", 1),
     ("operations.md", "Look", 0),
     ("operations.md", "Upgrade", 0),
     ("operations.md", "Back up and restore", 0),
@@ -23,6 +24,22 @@ pub(crate) const RUN: &[(&str, &str, usize)] = &[
     ("operations.md", "Adopt a container, or give one back", 0),
     ("operations.md", "Uninstall", 0),
     ("operations.md", "Uninstall", 1),
+];
+
+/// Commands in sentences that are run, too, by page.
+pub(crate) const SENTENCES: &[(&str, &str)] = &[
+    ("install.md", "pve-sandbox-agent setup"),
+    ("install.md", "pve-sandbox-agent bridge init"),
+    ("install.md", "ifdown vmbr1"),
+    ("install.md", "systemctl disable --now pve-sandbox-dns"),
+    ("install.md", "sandboxctl node ls -o wide"),
+    ("operations.md", "pve-sandbox-controller check-config"),
+    ("operations.md", "sandboxctl node cordon pve2"),
+    ("operations.md", "pct destroy 9000"),
+    (
+        "operations.md",
+        "echo 'pve-sandbox-agent pve-sandbox-agent/remove-data boolean true' | debconf-set-selections",
+    ),
 ];
 
 /// Replacements in a command of the docs for the node of the tests: nobody can be asked there, there is no
@@ -47,7 +64,8 @@ pub(crate) struct Block {
     pub(crate) heading: String,
     /// Number of it below that heading, from 0.
     pub(crate) number: usize,
-    /// Its lines with a prompt, without prompt and comment. The others are output.
+    /// Its lines with a prompt, without prompt and comment; the others are output. A block without any prompt is one
+    /// command, to be copied as a whole.
     pub(crate) commands: Vec<String>,
 }
 
@@ -56,10 +74,12 @@ pub(crate) fn blocks(page: &str) -> Vec<Block> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page);
     let text = std::fs::read_to_string(path).expect(page);
     let (mut found, mut heading, mut fence) = (Vec::<Block>::new(), "", None::<&str>);
+    let mut lines = Vec::new();
     for line in text.lines() {
         match (line.strip_prefix("```"), fence) {
             (Some(language), None) => {
                 fence = Some(language);
+                lines.clear();
                 if language == "console" {
                     let number = found.iter().filter(|block| block.heading == heading).count();
                     let heading = heading.to_owned();
@@ -68,10 +88,13 @@ pub(crate) fn blocks(page: &str) -> Vec<Block> {
             }
             (Some(_), Some(_)) => {
                 fence = None;
-                // Output alone is nothing to run.
-                found.pop_if(|block| block.commands.is_empty());
+                // Only the last block can be empty, and only if its language is `console`.
+                if let Some(script) = found.last_mut().filter(|block| block.commands.is_empty()) {
+                    script.commands.push(lines.join("\n"));
+                }
             }
             (None, Some("console")) => {
+                lines.push(line);
                 let command = line.strip_prefix("# ").map(bare);
                 found.last_mut().expect("a block").commands.extend(command);
             }
