@@ -108,12 +108,7 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
         ("memory of the agent, MiB", agent, AGENT_MIB),
         ("memory of the controller, MiB", controller, CONTROLLER_MIB),
     ];
-    let missed = bounds.iter().filter(|(_, found, most)| found > most);
-    let missed = missed.inspect(|(what, found, most)| {
-        eprintln!("MISSED: {what}: {found:.1} of at most {most:.1}");
-    });
-    #[expect(clippy::cast_precision_loss, reason = "a count of four at most")]
-    figures.alone("abuse_bounds_missed", missed.count() as f64, "of 4");
+    figures.bounds("abuse", &bounds);
     Ok(())
 }
 

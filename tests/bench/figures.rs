@@ -47,6 +47,20 @@ impl Figures {
         self.push(Figure { name: name.into(), value, unit, against: None, ratio: None });
     }
 
+    /// Tells the bounds that were missed, and adds their number. A bound is what was found, and the most that it
+    /// may be; of what may not be less, both are negative. Misses fail no run: a bench measures, on any machine.
+    pub(crate) fn bounds(&mut self, part: &str, bounds: &[(&str, f64, f64)]) {
+        let missed = bounds.iter().filter(|(_, found, most)| found > most);
+        let missed = missed.inspect(|(what, found, most)| {
+            let (found, bound) = (rounded(found.abs()), rounded(most.abs()));
+            let side = if *most < 0.0 { "least" } else { "most" };
+            eprintln!("MISSED: {what}: {found}, and {bound} at {side} was wanted");
+        });
+        #[expect(clippy::cast_precision_loss, reason = "a count of a few")]
+        let missed = missed.count() as f64;
+        self.alone(&format!("{part}_bounds_missed"), missed, &format!("of {}", bounds.len()));
+    }
+
     /// Writes target/bench/results.json.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let dir = path.parent().context("a file in a directory")?;

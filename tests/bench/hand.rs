@@ -28,7 +28,8 @@ pub(crate) fn create(world: &World, node: &str, vmid: u32) -> Result<ByHand> {
              pct set {vmid} --net0 name=eth0,bridge=vmbr0,hwaddr=02:00:00:00:01:EE,ip=10.100.1.238/24,gw=10.100.1.1 \
                --cores 1 --memory 128 --swap 0 >/dev/null; \
              pct start {vmid} >/dev/null; b=$EPOCHREALTIME; \
-             until (exec 3<>/dev/tcp/10.100.1.238/8000) 2>/dev/null; do sleep 0.01; done; \
+             until (exec 3<>/dev/tcp/10.100.1.238/8000) 2>/dev/null; do \
+               [ $SECONDS -lt 300 ] || {{ echo 'the container does not answer' >&2; exit 1; }}; sleep 0.01; done; \
              c=$EPOCHREALTIME; \
              pct stop {vmid} >/dev/null; pct destroy {vmid} >/dev/null; \
              echo $(( ${{b/./}} - ${{a/./}} )) $(( ${{c/./}} - ${{a/./}} ))"

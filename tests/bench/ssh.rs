@@ -153,8 +153,9 @@ impl Client<'_> {
             ours.push(first_byte(self.client("ssh")?.args(["-tt", self.id])).await?);
             theirs.push(first_byte(&mut sshd.ssh(&self.path("key"))).await?);
         }
-        let theirs = median(&mut theirs);
-        figures.add("ssh_prompt", median(&mut ours), "ms", "OpenSSH's sshd, same machine", theirs);
+        let (ours, theirs) = (median(&mut ours), median(&mut theirs));
+        figures.add("ssh_prompt", ours, "ms", "OpenSSH's sshd, same machine", theirs);
+        figures.bounds("ssh", &[("time to the prompt, ms", ours, theirs)]);
         Ok(())
     }
 }

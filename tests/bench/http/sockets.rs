@@ -91,6 +91,7 @@ pub(super) async fn measure(node: &Node, caddy: &Caddy, figures: &mut Figures) -
     tokio::time::sleep(kill_connections::AGAIN + Duration::from_secs(1)).await;
     let left = u32::try_from(survivors(&mut sockets).await)?;
     figures.alone("ws_survivors", f64::from(left), &format!("of {SOCKETS}"));
+    figures.bounds("ws", &[("WebSockets left", -f64::from(left), -f64::from(SOCKETS))]);
     drop(servers);
     for number in 0..SANDBOXES {
         node.hide(number).await?;
