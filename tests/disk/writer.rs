@@ -81,6 +81,7 @@ fn record(id: SandboxId) -> Result<Record> {
         egress: Default::default(),
         ip: None,
         ip_granted: false,
+        further_ips: Vec::new(),
         services: Default::default(),
         access: Default::default(),
         name: None,

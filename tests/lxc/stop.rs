@@ -15,7 +15,7 @@ systemctl daemon-reload && systemctl start one two && until [ -e /root/up ]; do 
 
 fn with_services(world: &World) -> serde_json::Value {
     let sandbox = world.create(&[]);
-    let ran = world.ctl(&["exec", id(&sandbox), "--shell", SERVICES]);
+    let ran = world.ctl(&["exec", "--timeout", "60s", id(&sandbox), "--shell", SERVICES]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     sandbox
 }

@@ -50,8 +50,13 @@ fn make_and_use(world: &World, vmid: u32, snapshot: &str, options: &str) {
     wait("the new snapshot", || offers(world, snapshot));
     let sandbox = world.create(&["--snapshot", snapshot]);
     assert_eq!(node(&sandbox), NODE);
-    let ran = world.ctl(&["exec", id(&sandbox), "--", "git", "--version"]);
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for program in ["git --version", "curl --version", "ssh -V", "python3 --version"] {
+        let ran = world.ctl(&["exec", id(&sandbox), "--", "sh", "-c", program]);
+        assert_eq!(ran.code, 0, "{program}: {}", ran.stderr);
+    }
+    let ask = "curl -fsS --retry 20 --retry-delay 1 --retry-connrefused http://127.0.0.1:8000/";
+    let ran = world.ctl(&["exec", id(&sandbox), "--", "sh", "-c", ask]);
+    assert_eq!(ran.code, 0, "the web server: {}", ran.stderr);
     assert_eq!(world.ctl(&["rm", id(&sandbox)]).code, 0);
     world.shell(NODE, &format!("pct destroy {vmid}"));
     assert_eq!(config(world, vmid), "");

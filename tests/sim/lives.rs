@@ -124,7 +124,7 @@ impl Cluster {
                 agent_port: 7445,
                 limits: controller::placement::Limits::default(),
             },
-            // Every other story uses candidate probes before the choice.
+            // In every other story, nodes are asked for a reservation before the choice.
             creates: controller::sandbox::Options {
                 candidate_probes: if self.seed.is_multiple_of(2) { 3 } else { 1 },
                 ..controller::sandbox::Options::default()

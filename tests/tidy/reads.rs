@@ -32,7 +32,7 @@ const LISTS: &[(&str, &str)] = &[
     ("agent/src/node_removal.rs", "directories of the node's keys, which root of the host writes"),
     ("agent/src/sandbox/exec/shims.rs", "the agent's own directory"),
     ("controller/src/audit/opening.rs", "the controller's own directory, with a bound"),
-    ("controller/src/setup/machine.rs", "the controller's own directory, with a bound"),
+    ("controller/src/setup/ownership.rs", "the controller's own directory, with a bound"),
     ("agent/helper/src/files.rs", "runs inside, as the user who asked"),
     ("sftp/src/files.rs", "runs inside, as the user who asked"),
     ("archive/src/pack.rs", "runs inside, or at the shell, as the user who asked"),

@@ -25,7 +25,7 @@ Examples:
   sandboxctl node drain pve2                      no new ones, and what is there
                                                   still; exit 1 if any
   sandboxctl node drain pve2 --wait --timeout 8h  until nothing is there
-  sandboxctl node uncordon pve2                   call it off
+  sandboxctl node uncordon pve2                   cancel it
 
 Sandboxes end by their lifetimes, or are deleted by their owners. What is
 stopped is moved to nodes that see its disk (shared storage); what runs or is

@@ -7,7 +7,7 @@ use proto::{
 };
 use serde_json::json;
 
-use super::url::note_bypass;
+use super::url::{note_bypass, note_missing};
 use crate::{
     client::{Controller, patient, promised},
     failure::Failure,
@@ -73,7 +73,11 @@ pub(super) async fn run(
             "bypasses_access": service.bypasses_access,
         }))?;
     } else {
-        output.line(&service.url)?;
+        if service.no_url.is_empty() {
+            output.line(&service.url)?;
+        } else {
+            note_missing(&service, output);
+        }
         note_bypass(std::slice::from_ref(&service), output);
         match service.visibility() {
             wire::Visibility::Unspecified | wire::Visibility::Public => {}

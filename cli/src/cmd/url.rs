@@ -39,7 +39,10 @@ pub(super) async fn run(controller: Controller, url: Url, output: Output) -> Res
                 sandbox.id
             ));
         } else {
-            sandbox.services.iter().try_for_each(|service| output.line(&service.url))?;
+            let (with, without): (Vec<_>, Vec<_>) =
+                sandbox.services.iter().partition(|service| service.no_url.is_empty());
+            with.iter().try_for_each(|service| output.line(&service.url))?;
+            without.iter().for_each(|service| note_missing(service, output));
             note_bypass(&sandbox.services, output);
         }
         return Ok(0);
@@ -51,11 +54,22 @@ pub(super) async fn run(controller: Controller, url: Url, output: Output) -> Res
     })?;
     if output.json {
         output.value(&json::service(service))?;
+    } else if !service.no_url.is_empty() {
+        return Err(Failure::local(missing(service)));
     } else {
         output.line(&service.url)?;
         note_bypass(std::slice::from_ref(service), output);
     }
     Ok(0)
+}
+
+fn missing(service: &HttpService) -> String {
+    format!("port {} has no URL: {}", service.port, service.no_url)
+}
+
+/// Says on stderr why a port has no URL.
+pub(super) fn note_missing(service: &HttpService, output: Output) {
+    output.note(missing(service));
 }
 
 /// Says on stderr if URLs lead past the ingress.

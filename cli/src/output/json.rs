@@ -72,6 +72,9 @@ pub struct Service<'a> {
     url: &'a str,
     visibility: &'static str,
     bypasses_access: bool,
+    /// Why there is no URL.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    no_url: &'a str,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,6 +114,7 @@ pub fn service(service: &wire::HttpService) -> Service<'_> {
         url: &service.url,
         visibility: service.visibility().word(),
         bypasses_access: service.bypasses_access,
+        no_url: &service.no_url,
     }
 }
 

@@ -290,7 +290,9 @@ async fn interrupted_copy_leaves_nothing_on_either_side() {
             // Stays open: the archive has no end.
             let stdin = child.stdin.take();
             let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).expect("runs");
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
             while !listens(pid) {
+                assert!(tokio::time::Instant::now() < deadline, "cp listens to no signal");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             tokio::time::sleep(Duration::from_millis(500)).await;

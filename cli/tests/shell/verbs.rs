@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::json;
 
-use crate::fake::{Behaviour, Fake, HOSTILE, ID, finish};
+use crate::fake::{Behaviour, Fake, HOSTILE, ID, WITHOUT_URL, finish};
 
 async fn fake() -> Fake {
     Fake::start(Behaviour { snapshots: vec!["small"], ..Behaviour::default() }).await
@@ -418,6 +418,13 @@ async fn ports_are_exposed_listed_and_hidden() {
     let closed = fake.run(&["url", ID, "81"]).await;
     assert_eq!(closed.code, Some(3));
     assert!(closed.stderr.contains("hint: open it with"), "{closed:?}");
+    // A script must not take an empty line for a URL.
+    let none = fake.run(&["url", WITHOUT_URL, "web"]).await;
+    assert_eq!((none.code, none.text()), (Some(1), ""), "{none:?}");
+    assert!(none.stderr.contains("no address begins with 10.9."), "{none:?}");
+    let none = fake.run(&["url", WITHOUT_URL]).await;
+    assert_eq!((none.code, none.text()), (Some(0), ""), "{none:?}");
+    assert!(none.stderr.contains("port 8080 has no URL"), "{none:?}");
     for name in ["web", "8080"] {
         assert_eq!(fake.run(&["hide", ID, name]).await.text(), format!("{ID} web, www closed\n"));
     }

@@ -119,7 +119,7 @@ pub(crate) struct Host {
     psi: f64,
     start_s: f64,
     seq: u64,
-    /// Reservations from candidate probes, until the sandbox comes or the time ends.
+    /// Reservations that were asked for before the choice, until the sandbox comes or the time ends.
     pub(crate) promised: Vec<(usize, f64, Request)>,
 }
 

@@ -35,7 +35,7 @@ const ATTEMPTS_MAX: usize = 3;
 const TIME_OUT_S: f64 = 5.0;
 /// Longest wait of a caller for its sandbox, seconds.
 const PATIENCE_S: f64 = 20.0;
-/// Lifetime of a reservation from a candidate probe, seconds.
+/// Lifetime of a reservation on a node that was asked before the choice, seconds.
 const PROMISE_S: f64 = 2.0;
 
 #[derive(Debug)]

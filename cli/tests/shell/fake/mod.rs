@@ -33,7 +33,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status};
 
-use crate::{events::Events, files::Files, session::Sessions};
+use crate::{events::Events, files::Files, forward::Listeners, session::Sessions};
 
 pub(crate) const ID: &str = "pvelxc-01h455vb4peh5vsknk084sn02q";
 const TOKEN: &str = "t0ken";
@@ -72,6 +72,7 @@ pub(crate) struct Behaviour {
     pub(crate) sessions: Sessions,
     pub(crate) files: Files,
     pub(crate) events: Events,
+    pub(crate) listeners: Listeners,
 }
 
 pub(crate) struct Fake {
@@ -202,7 +203,18 @@ pub(crate) fn refuse(reason: Reason) -> Status {
 /// Sandbox with a right-to-left override, a zero-width space and an escape in its metadata.
 pub(crate) const HOSTILE: &str = "hostile";
 
+/// Sandbox whose port has no URL.
+pub(crate) const WITHOUT_URL: &str = "without-url";
+
 fn known(id: &str, phase: Phase) -> Result<Option<Sandbox>, Status> {
+    if id == WITHOUT_URL {
+        let mut sandbox = sandbox(phase, Progress::Done);
+        for service in &mut sandbox.services {
+            service.url.clear();
+            service.no_url = "no address begins with 10.9.".into();
+        }
+        return Ok(Some(sandbox));
+    }
     if id == HOSTILE {
         let note = "a\u{202e}b\u{200b}c\x1b[2Jd".to_owned();
         let metadata = BTreeMap::from([("note".to_owned(), note)]);

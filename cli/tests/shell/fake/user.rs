@@ -394,7 +394,7 @@ impl SandboxService for Service {
         &self,
         request: Request<Streaming<ForwardRequest>>,
     ) -> Answer<Self::ForwardStream> {
-        let messages = crate::forward::serve(request.into_inner()).await?;
+        let messages = crate::forward::serve(&self.0.listeners, request.into_inner()).await?;
         Ok(Response::new(Box::pin(messages)))
     }
 
@@ -405,7 +405,7 @@ impl SandboxService for Service {
         request: Request<ForwardListenRequest>,
     ) -> Answer<Self::ForwardListenStream> {
         known(&request.into_inner().id, Phase::Running)?;
-        Ok(Response::new(Box::pin(crate::forward::listen())))
+        Ok(Response::new(Box::pin(crate::forward::listen(&self.0.listeners))))
     }
 
     async fn list_ports(&self, request: Request<ListPortsRequest>) -> Answer<ListPortsResponse> {
