@@ -166,7 +166,9 @@ async fn wildcard_certificate_is_got_by_acme_and_renewed() {
     let (name, tls) = (ip(PEBBLE).to_string(), ca.client("http/1.1"));
     let (stream, _) = reach::connect(at(PEBBLE, 15_000), &name, tls).await.expect("Pebble");
     let root = Client::over(stream).request(&Request::get(&name, "/roots/0")).await;
-    let client = trusting(&root.expect("an answer").text(), "http/1.1");
+    let root = root.expect("an answer").text();
+    // A new one each time: one that comes again resumes its session, and sees the certificate of then.
+    let client = || trusting(&root, "http/1.1");
 
     // A token that the provider refuses: everything else runs, and the log and `doctor` tell.
     put_token(&file("token"), "another-token");
@@ -184,19 +186,19 @@ async fn wildcard_certificate_is_got_by_acme_and_renewed() {
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].found.contains("Caddy has no certificate for this domain"), "{found:?}");
     let host = host(8000, 100_001);
-    dial(&host, client.clone()).await.expect_err("there is no certificate");
+    dial(&host, client()).await.expect_err("there is no certificate");
     assert_eq!(http::get(node.public, &host, "/").await.status, 200);
 
     // With the right one, Caddy gets the certificate.
     put_token(&file("token"), TOKEN);
     assert!(keeper.look().await);
     assert_eq!(services.on(), [Colour::Green]);
-    let connect = async || dial(&host, client.clone()).await.ok();
+    let connect = async || dial(&host, client()).await.ok();
     let stream = until("no certificate", &node, connect).await;
     let answer = Client::over(stream).request(&Request::get(&host, "/")).await.expect("an answer");
     assert_eq!(answer.status, 200, "{}", answer.text());
     let shown = async || {
-        let shown = reach::connect(own_certificate::listen(), &host, client.clone()).await;
+        let shown = reach::connect(own_certificate::listen(), &host, client()).await;
         shown.ok().map(|(_, der)| der)
     };
     let first = until("no https", &node, async || shown().await).await;

@@ -231,11 +231,16 @@ mod tests {
         let one = "x".repeat(100_000);
         #[expect(clippy::disallowed_methods, reason = "a process to look at")]
         let mut child = std::process::Command::new("/bin/sh")
-            .args(["-c", "read line"])
+            .args(["-c", "echo; read line"])
             .args(std::iter::repeat_n(&one, 15))
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .expect("started");
+        // Until it runs, the kernel may have no command line of it yet.
+        let mut said = [0];
+        let out = child.stdout.as_mut().expect("a pipe");
+        std::io::Read::read_exact(out, &mut said).expect("it runs");
         let found = host_processes(Path::new("/proc"));
         let found = found.iter().find(|process| process.pid == child.id());
         let words = found.map(|process| process.argv.iter().map(String::len).sum::<usize>());
