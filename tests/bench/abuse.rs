@@ -17,6 +17,7 @@ use tokio_stream::{StreamExt as _, iter, pending};
 use tonic::transport::Channel;
 
 use crate::{
+    busy::Busy,
     figures::Figures,
     world::{World, api_address, ingress_address, timed},
 };
@@ -66,6 +67,11 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     ensure!(victim.exec_true(&other).await? == 0, "exec true did not exit with 0");
 
     let quiet = slowest(&other).await?;
+    // What anything that computes does to them, without a caller or a sandbox.
+    let busy = Busy::start()?;
+    let beside_work = slowest(&other).await;
+    drop(busy);
+    let beside_work = beside_work?;
     let mut abuse = JoinSet::new();
     yield_cpus(true)?;
     detach(world, &own, DEAF).await?;
@@ -88,6 +94,8 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     let abused = abused?;
 
     for (name, quiet, abused) in [
+        ("abuse_none_but_busy_exec_p99", quiet.exec, beside_work.exec),
+        ("abuse_none_but_busy_get_p99", quiet.get, beside_work.get),
         ("abuse_by_callers_exec_p99", quiet.exec, called.exec),
         ("abuse_by_callers_get_p99", quiet.get, called.get),
         ("abuse_exec_p99", quiet.exec, abused.exec),

@@ -8,6 +8,7 @@
 #![expect(clippy::disallowed_methods, reason = "a bench measures the real clock")]
 
 mod abuse;
+mod busy;
 mod figures;
 mod fleet;
 mod hand;

@@ -2,13 +2,7 @@
 //! so that they take the same from whatever stands between them.
 
 use std::{
-    hint::spin_loop,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle, available_parallelism},
     time::{Duration, Instant},
 };
 
@@ -49,7 +43,7 @@ impl Server {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let runtime = runtime()?;
-        thread::Builder::new().spawn(move || {
+        std::thread::Builder::new().spawn(move || {
             runtime.block_on(async move {
                 // Of this runtime.
                 let Ok(listener) = TcpListener::from_std(listener) else { return };
@@ -81,39 +75,6 @@ async fn serve(mut stream: TcpStream) -> Result<()> {
             }
         }
         stream.write_all(answer.as_bytes()).await?;
-    }
-}
-
-/// Keeps every CPU busy, as sandboxes that compute do; until it is dropped.
-#[derive(Debug)]
-pub(super) struct Busy {
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Busy {
-    pub(super) fn start() -> Result<Self> {
-        let mut busy = Self { stop: Arc::default(), threads: Vec::new() };
-        for _ in 0..available_parallelism()?.get() {
-            let stop = Arc::clone(&busy.stop);
-            let compute = move || {
-                while !stop.load(Ordering::Relaxed) {
-                    spin_loop();
-                }
-            };
-            busy.threads.push(thread::Builder::new().spawn(compute)?);
-        }
-        Ok(busy)
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            // It cannot have panicked, and there is nothing more to do if it has.
-            drop(thread.join());
-        }
     }
 }
 

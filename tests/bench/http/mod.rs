@@ -15,11 +15,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
+    busy::Busy,
     figures::{Figures, median},
     program,
 };
 use edge::{Caddy, Node};
-use load::{Busy, Server, ask};
+use load::{Server, ask};
 
 /// Numbers of sandboxes that the agent knows, and what the figures are called with them.
 const KNOWN: [(u32, &str); 2] = [(10, ""), (10_000, "_10000_known")];
