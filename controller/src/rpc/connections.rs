@@ -27,7 +27,7 @@ use proto::name::Team;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, Sleep},
+    time::Sleep,
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
@@ -38,13 +38,6 @@ const OPEN_MAX: usize = 4;
 const STRANGERS_MAX: usize = 8;
 /// Time for a peer's first byte after the handshake: in all our protocols the client begins.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
-/// Refusals that a connection gets at once, and the time between those after them.
-const REFUSED_AT_ONCE: u32 = 20;
-const REFUSED_EVERY: Duration = Duration::from_millis(200);
-/// Longest wait for a refusal: well within the deadline that a caller would set.
-const REFUSED_LAST: Duration = Duration::from_secs(5);
-/// Refusals of one connection that wait: some KiB each.
-const REFUSED_WAITING: usize = 64;
 
 /// Owner of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -145,8 +138,6 @@ impl Connections {
                 calls,
                 open: Arc::new(Semaphore::new(OPEN_MAX)),
                 strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
-                refused: Mutex::default(),
-                refusals: Semaphore::new(REFUSED_WAITING),
             })),
             closed: Box::pin(close.cancelled_owned()),
             silent: Some(Box::pin(tokio::time::sleep(FIRST_BYTE))),
@@ -179,27 +170,6 @@ struct Inner {
     calls: Arc<AtomicUsize>,
     open: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
-    refused: Mutex<Pace>,
-    refusals: Semaphore,
-}
-
-/// Paces the refusals of one connection: who asks again at once, and is refused again, takes the time of the
-/// controller from others. Some at once are for a client that has many calls under way when its token ends.
-#[derive(Debug, Default)]
-struct Pace {
-    /// When the next refusal would be due if none came at once.
-    next: Option<Instant>,
-}
-
-impl Pace {
-    /// Takes the next turn; returns how long it is away.
-    fn turn(&mut self, now: Instant) -> Duration {
-        let due = self.next.map_or(now, |next| next.max(now));
-        // Those that wait longest share the last moment, or the turns would be further and further away.
-        let last = REFUSED_EVERY * REFUSED_AT_ONCE + REFUSED_LAST;
-        self.next = Some((due + REFUSED_EVERY).min(now + last));
-        due.saturating_duration_since(now + REFUSED_EVERY * (REFUSED_AT_ONCE - 1)).min(REFUSED_LAST)
-    }
 }
 
 /// Mark of a call that is under way on a connection.
@@ -234,20 +204,6 @@ impl RowHandle {
     pub(super) fn busy(&self) -> Busy {
         self.0.calls.fetch_add(1, Ordering::Relaxed);
         Busy(Arc::clone(&self.0.calls))
-    }
-
-    /// Waits until this connection may have another refusal. When too many wait, it is closed, unless it has had a
-    /// call with a valid token: a proxy may have the calls of many callers on one connection.
-    pub(super) async fn may_refuse(&self) {
-        let wait = self.0.refused.lock().turn(Instant::now());
-        if wait.is_zero() {
-            return;
-        }
-        match self.0.refusals.try_acquire() {
-            Ok(_place) => tokio::time::sleep(wait).await,
-            Err(_) if self.0.team.get().is_some() => {}
-            Err(_) => self.0.connections.table.lock().close(self.0.id),
-        }
     }
 
     /// Takes a permit for a call without a token; `None` when all are taken.
@@ -354,27 +310,6 @@ mod tests {
     async fn is_closed(connection: &mut Connection<DuplexStream>) -> bool {
         let read = tokio::time::timeout(Duration::from_millis(1), connection.read_u8()).await;
         matches!(read, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset)
-    }
-
-    #[test]
-    fn some_refusals_come_at_once_and_the_others_one_after_another() {
-        let (mut pace, start) = (Pace::default(), Instant::now());
-        for number in 0..REFUSED_AT_ONCE {
-            assert_eq!(pace.turn(start), Duration::ZERO, "{number}");
-        }
-        for number in 1..=3 {
-            assert_eq!(pace.turn(start), REFUSED_EVERY * number);
-        }
-        for _ in 0..1000 {
-            assert!(pace.turn(start) <= REFUSED_LAST);
-        }
-        assert_eq!(pace.turn(start), REFUSED_LAST, "no call waits longer");
-        let later = start + REFUSED_LAST + REFUSED_EVERY * REFUSED_AT_ONCE;
-        assert_eq!(pace.turn(later), Duration::ZERO, "and a pause is worth as many at once");
-        for _ in 1..REFUSED_AT_ONCE {
-            assert_eq!(pace.turn(later), Duration::ZERO);
-        }
-        assert_eq!(pace.turn(later), REFUSED_EVERY);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! Guard in front of every call. Checks in this order: does the method exist, whose call is it, has
 //! the team a free permit, has the token the scope. An unknown caller gets nothing that lasts, and a call
-//! lasts no longer than its token (`cut`). Refusals are paced: who asks again at once waits.
+//! lasts no longer than its token (`cut`).
 //! Behind the calls it gives every error our form, whoever made it.
 
 use std::{
@@ -107,14 +107,13 @@ where
         let rules = Arc::clone(&self.rules);
         let version = request.version();
         Box::pin(async move {
-            let Some(row) = request.extensions().get::<RowHandle>().cloned() else {
-                return Ok(unread(Status::internal("a call came over no connection"), version));
-            };
             let path = request.uri().path();
             let Some(method) = scope::method(path) else {
-                row.may_refuse().await;
                 let message = format!("there is no method {path}");
                 return Ok(unread(Status::unimplemented(message), version));
+            };
+            let Some(row) = request.extensions().get::<RowHandle>().cloned() else {
+                return Ok(unread(Status::internal("a call came over no connection"), version));
             };
             match method.need {
                 Need::Open | Need::OneTime => open(&rules, method, &row, request, inner).await,
@@ -141,9 +140,8 @@ where
     if let Some(call) = rules.recorder.begin(method, None, row.peer()) {
         request.extensions_mut().insert(call);
     }
-    let Some(place) = row.open() else {
+    let Some(_place) = row.open() else {
         rules.recorder.count_refused();
-        row.may_refuse().await;
         let message = "too many calls without a token on this connection; try again in a moment";
         return Ok(unread(no_room(message.to_owned()), version));
     };
@@ -162,18 +160,11 @@ where
             Err(status) => status.into_http(),
         })
     });
-    let answer = answered.await.unwrap_or_else(|_| {
+    answered.await.unwrap_or_else(|_| {
         let message = "the message of this call did not come in time";
         let refusal = Refusal::new(Reason::OutcomeUnknown, message);
         Ok(unread(refusal.into(), version))
-    })?;
-    drop(place);
-    // Such as a one-time token that is not good.
-    let status = Status::from_header_map(answer.headers());
-    if status.is_some_and(|status| status.code() == Code::Unauthenticated) {
-        row.may_refuse().await;
-    }
-    Ok(answer)
+    })
 }
 
 /// Handles a call with a token.
@@ -192,13 +183,10 @@ where
     let credentials = Credentials::of(request.headers());
     let Admitted { caller, permit, open } = match rules.admit(method, row, &credentials).await {
         Ok(admitted) => admitted,
-        Err(Denied { status, caller, at_once }) => {
+        Err(Denied { status, caller }) => {
             match caller {
                 Some(caller) => rules.recorder.refuse(method, &caller, row.peer(), &status),
                 None => rules.recorder.count_refused(),
-            }
-            if !at_once {
-                row.may_refuse().await;
             }
             return Ok(unread(*status, version));
         }
@@ -245,13 +233,11 @@ struct Admitted {
 struct Denied {
     status: Box<Status>,
     caller: Option<Caller>,
-    /// Whether it is told without a wait: a team that has no room for a call is told when to try again.
-    at_once: bool,
 }
 
 impl From<Status> for Denied {
     fn from(status: Status) -> Self {
-        Self { status: Box::new(status), caller: None, at_once: false }
+        Self { status: Box::new(status), caller: None }
     }
 }
 
@@ -292,7 +278,7 @@ impl Rules {
                 caller.scopes
             );
             let status = Status::from(Refusal::new(Reason::ScopeMissing, message));
-            return Err(Denied { status: Box::new(status), caller: Some(caller), at_once: false });
+            return Err(Denied { status: Box::new(status), caller: Some(caller) });
         }
         // The team of a token never changes.
         let permit = match early {
@@ -302,12 +288,12 @@ impl Rules {
         Ok(Admitted { caller, permit, open })
     }
 
-    fn permit(&self, team: &proto::name::Team, shape: Shape) -> Result<Permit, Denied> {
+    fn permit(&self, team: &proto::name::Team, shape: Shape) -> Result<Permit, Status> {
         let (kind, own) = match shape {
             Shape::Unary => ("calls", None),
             Shape::Stream => ("streams", self.sandboxes.streams_max(team)),
         };
-        let told = |full| match full {
+        self.permits.take(team, shape, own).map_err(|full| match full {
             NoRoom::Team(max) => {
                 let message = format!(
                     "team {team} has {max} {kind} under way, and may not have more; \
@@ -318,9 +304,7 @@ impl Rules {
                 refusal.with("max", max.to_string()).into()
             }
             NoRoom::All => no_room(format!("too many {kind} are under way; try again in a moment")),
-        };
-        let taken = self.permits.take(team, shape, own);
-        taken.map_err(|full| Denied { status: Box::new(told(full)), caller: None, at_once: true })
+        })
     }
 }
 

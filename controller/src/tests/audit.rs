@@ -281,14 +281,10 @@ async fn token_that_may_only_read_cannot_fill_the_log() {
     let listed = lab.listed(request).await;
     let counted: Vec<_> =
         listed.iter().filter(|entry| entry.kind() == AuditKind::Refused).collect();
-    // Refusals are paced, so that these took more than a minute.
-    assert_eq!(counted.len(), 2, "one a minute: {counted:?}");
-    assert_eq!(counted.iter().map(|entry| entry.count).sum::<u64>(), 499);
-    for counted in counted {
-        assert_eq!(counted.method, "StatFile");
-        assert_eq!((counted.reason(), counted.code), (Reason::ScopeMissing, 7));
-        assert_eq!((counted.team.as_str(), counted.peer.as_str()), ("blue", ""));
-    }
+    let [counted] = counted.as_slice() else { panic!("{counted:?}") };
+    assert_eq!((counted.count, counted.method.as_str()), (499, "StatFile"));
+    assert_eq!((counted.reason(), counted.code), (Reason::ScopeMissing, 7));
+    assert_eq!((counted.team.as_str(), counted.peer.as_str()), ("blue", ""));
 }
 
 #[tokio::test(start_paused = true)]

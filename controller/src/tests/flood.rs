@@ -88,10 +88,9 @@ async fn callers_without_a_token_take_nothing_from_teams() {
         }
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
-    // The flood is still there: its own connections have no free permit.
-    let checks: JoinSet<_> = channels.iter().cloned().map(check).collect();
-    for answer in checks.join_all().await {
-        assert_eq!(reason(answer), Reason::TooManyCalls);
+    for channel in channels.clone() {
+        // The flood is still there: its own connections have no free permit.
+        assert_eq!(reason(check(channel).await), Reason::TooManyCalls);
     }
     for _ in 0..20 {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -281,57 +280,5 @@ async fn revoked_token_is_refused_at_once() {
     lab.store.revoke_token(id, 5).await.expect("revoked");
     for _ in 0..3 {
         assert_eq!(reason(list(&mut api).await), Reason::TokenInvalid);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn caller_that_repeats_a_refused_call_without_a_pause_waits_and_others_do_not() {
-    let lab = Lab::new().await;
-    let unknown = issued("red", "sandbox").text(Format::Plain);
-    let mut stranger = lab.api_as(&unknown);
-    let begun = tokio::time::Instant::now();
-    for number in 0..70 {
-        let answer = stranger.get_sandbox(GetSandboxRequest { id: "x".into() }).await;
-        assert_eq!(reason(answer), Reason::TokenInvalid);
-        if number == 0 {
-            assert!(
-                begun.elapsed() < Duration::from_millis(100),
-                "a single mistake is told at once"
-            );
-        }
-    }
-    // 20 at once, and 50 others.
-    assert!(begun.elapsed() >= Duration::from_secs(9), "{:?}", begun.elapsed());
-    let begun = tokio::time::Instant::now();
-    let other = lab.api_as(&unknown).get_sandbox(GetSandboxRequest { id: "x".into() }).await;
-    assert_eq!(reason(other), Reason::TokenInvalid);
-    assert!(
-        begun.elapsed() < Duration::from_millis(100),
-        "another connection waits for none of them"
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn connection_with_many_refused_calls_at_once_is_closed_unless_it_has_had_a_good_one() {
-    let lab = Lab::new().await;
-    let unknown = issued("red", "sandbox").text(Format::Plain);
-    for has_had_one in [false, true] {
-        let channel = lab.channel();
-        if has_had_one {
-            let mut good =
-                SandboxServiceClient::with_interceptor(channel.clone(), bearer(&lab.red));
-            good.list_sandboxes(ListSandboxesRequest::default()).await.expect("listed");
-        }
-        let mut calls = JoinSet::new();
-        for _ in 0..200 {
-            let mut bad = SandboxServiceClient::with_interceptor(channel.clone(), bearer(&unknown));
-            calls.spawn(async move { bad.get_sandbox(GetSandboxRequest { id: "x".into() }).await });
-        }
-        let answers = calls.join_all().await;
-        let is_told = |answer: &&Result<_, Status>| {
-            answer.as_ref().err().and_then(daemon::status::reason).is_some()
-        };
-        let told = answers.iter().filter(is_told).count();
-        assert_eq!(told == answers.len(), has_had_one, "{told}");
     }
 }
