@@ -45,9 +45,11 @@ pub(crate) struct State {
     pub(crate) connectors: BTreeMap<String, Vec<Value>>,
     secrets: BTreeMap<String, String>,
     pub(crate) may: May,
+    /// Zone whose records the token may not see.
+    pub(crate) hidden_zone: Option<&'static str>,
     /// State of the token, such as `active`; `None`: nobody knows it.
     pub(crate) token: Option<&'static str>,
-    /// Answers to the next calls: 429, with this `retry-after`.
+    /// Answers to the next calls: 429, with this `retry-after`. An empty one lets its call pass.
     pub(crate) busy: VecDeque<&'static str>,
     /// Entries of a page, fewer than are asked for.
     pub(crate) page_max: usize,
@@ -101,6 +103,7 @@ impl Cloud {
             connectors: BTreeMap::new(),
             secrets: BTreeMap::new(),
             may: May { tunnels: true, dns: true, zones: true },
+            hidden_zone: None,
             token: Some("active"),
             busy: VecDeque::new(),
             page_max: 50,
@@ -198,7 +201,8 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>) {
         }
         let fault = state.next_fault();
         let lost = || (500, None, failure(10_001, "Internal error"));
-        match (state.busy.pop_front(), fault) {
+        let busy = state.busy.pop_front().filter(|after| !after.is_empty());
+        match (busy, fault) {
             (Some(after), _) => (429, Some(after), failure(10_429, "Too many requests")),
             (None, Some(Fault::Refused)) => lost(),
             (None, Some(Fault::Lost)) => {
@@ -342,7 +346,7 @@ impl State {
     /// Refuses what the token may not do, as Cloudflare does: it names no permission.
     fn refusal(&self, path: &[&str]) -> Option<Answer> {
         let may = match path {
-            ["zones", _, "dns_records", ..] => self.may.dns,
+            ["zones", zone, "dns_records", ..] => self.may.dns && self.hidden_zone != Some(*zone),
             ["zones", ..] => self.may.zones,
             ["accounts", ..] => self.may.tunnels,
             _ => false,

@@ -1,6 +1,6 @@
 //! The agent's upkeep of a tunnel: what differs from its settings is found by `doctor` and put right by the agent.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc};
+use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 
 use agent::{
     hand_edits::HandEdits,
@@ -13,8 +13,35 @@ use agent::{
 
 use crate::world::{NOW_MS, REFUSAL, World, host, only, set_up, set_up_in};
 
+const RESTART: &str = "restart --no-block pve-sandbox-tunnel";
+
 fn keeper(world: &World) -> Keeper {
     Keeper::new(world.node.clone(), world.origin.clone())
+}
+
+/// Lets the connector run with another configuration than the settings' one, which this returns.
+fn edited(world: &World) -> String {
+    let running = world.node.paths().given.join("config.yml");
+    let wanted = fs::read_to_string(&running).expect("read");
+    fs::write(&running, wanted.replace("8480", "8006"))
+        .expect("as if it was started after an edit");
+    wanted
+}
+
+fn running(world: &World) -> String {
+    fs::read_to_string(world.node.paths().given.join("config.yml")).expect("it runs")
+}
+
+/// Returns the names of what `doctor` finds wrong.
+async fn found(world: &World) -> Vec<&'static str> {
+    world.findings(None).await.iter().map(|check| check.name).collect()
+}
+
+/// Lets time pass for the keeper, and for none of the programs.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 #[tokio::test]
@@ -41,22 +68,87 @@ async fn edit_by_hand_is_found_put_back_without_a_restart_and_recorded() {
 }
 
 #[tokio::test]
-async fn connector_with_an_edited_configuration_is_restarted_once() {
+async fn restart_that_does_not_help_is_told_and_repeated_after_some_minutes() {
     let (_cloud, world) = set_up().await;
-    let running = world.node.paths().given.join("config.yml");
-    let wanted = fs::read_to_string(&running).expect("read");
-    fs::write(&running, wanted.replace("8480", "8006"))
-        .expect("as if it was started after an edit");
+    let wanted = edited(&world);
     only(&world.findings(None).await, "tunnel-config", "systemctl restart pve-sandbox-tunnel");
     let mut keeper = keeper(&world);
     assert_eq!(keeper.look().await.expect("looked"), Work { restarts: true, ..Work::default() });
-    assert_eq!(world.systemctl(), ["try-restart --no-block pve-sandbox-tunnel"]);
+    assert_eq!(world.systemctl(), [RESTART]);
     let ready = node::until_ready(world.metrics, std::time::Duration::from_secs(10)).await;
     assert!(ready.is_some());
     assert_eq!(world.findings(None).await, []);
-    // A restart that does not help is not repeated for ever.
-    fs::write(&running, "other").expect("written");
+    // As if the restart had not helped.
+    edited(&world);
+    for _ in 0..2 {
+        let error = keeper.look().await.expect_err("it still runs with another one");
+        assert!(matches!(error, node::Error::RunsAnother(1)), "{error}");
+        assert_eq!(found(&world).await, ["tunnel-config", "tunnel"]);
+    }
+    assert_eq!(world.systemctl(), [""; 0], "it is too early");
+    pass(Duration::from_secs(120)).await;
+    assert_eq!(keeper.look().await.expect("looked"), Work { restarts: true, ..Work::default() });
+    assert_eq!((world.systemctl(), running(&world)), (vec![RESTART.to_owned()], wanted));
+    node::until_ready(world.metrics, Duration::from_secs(10)).await.expect("restarted");
+    assert_eq!(world.findings(None).await, []);
     assert_eq!(keeper.look().await.expect("looked"), Work::default());
+}
+
+#[tokio::test]
+async fn restart_that_failed_is_repeated_by_the_next_look_and_told_until_it_has_helped() {
+    let (_cloud, world) = set_up().await;
+    let wanted = edited(&world);
+    fs::write(world.file("fails"), "restart").expect("written");
+    let mut keeper = keeper(&world);
+    for _ in 0..2 {
+        let error = keeper.look().await.expect_err("it failed");
+        assert!(matches!(error, node::Error::Failed { .. }), "{error}");
+        assert_eq!(world.systemctl(), [RESTART]);
+        assert_eq!(found(&world).await, ["tunnel-config", "tunnel"]);
+    }
+    // One that succeeds, and whose effect is not there yet.
+    fs::remove_file(world.file("fails")).expect("removed");
+    fs::write(world.file("ignores"), "restart").expect("written");
+    assert_eq!(keeper.look().await.expect("looked"), Work { restarts: true, ..Work::default() });
+    assert!(world.node.paths().problem().exists(), "nobody knows yet that it has helped");
+    keeper.look().await.expect_err("it has not");
+    assert_eq!(found(&world).await, ["tunnel-config", "tunnel"]);
+
+    fs::remove_file(world.file("ignores")).expect("removed");
+    pass(Duration::from_secs(120)).await;
+    assert_eq!(keeper.look().await.expect("looked"), Work { restarts: true, ..Work::default() });
+    assert_eq!(running(&world), wanted);
+    node::until_ready(world.metrics, Duration::from_secs(10)).await.expect("restarted");
+    assert_eq!(world.findings(None).await, []);
+}
+
+#[tokio::test]
+async fn connector_without_a_connection_is_restarted_too() {
+    let (_cloud, world) = set_up().await;
+    fs::write(world.file("edge"), "0").expect("written");
+    world.node.systemctl(&["restart", "pve-sandbox-tunnel"]).await.expect("restarted");
+    let state = node::unit_state(world.node.paths()).await.expect("systemd is there");
+    assert!(state.is_starting && !state.is_active, "{state:?}");
+    let (wanted, pid) = (edited(&world), world.pid());
+    // To systemd it was never started, so this does nothing.
+    world.node.systemctl(&["try-restart", "pve-sandbox-tunnel"]).await.expect("a success");
+    assert_eq!(world.pid(), pid);
+    world.systemctl();
+    assert_eq!(
+        keeper(&world).look().await.expect("looked"),
+        Work { restarts: true, ..Work::default() }
+    );
+    assert_eq!((world.systemctl(), running(&world)), (vec![RESTART.to_owned()], wanted));
+    assert_ne!(world.pid(), pid);
+}
+
+#[tokio::test]
+async fn connector_that_is_being_stopped_is_not_restarted() {
+    let (_cloud, world) = set_up().await;
+    edited(&world);
+    fs::write(world.file("stopping"), "").expect("written");
+    assert_eq!(keeper(&world).look().await.expect("looked"), Work::default());
+    assert_eq!(world.systemctl(), [""; 0]);
 }
 
 #[tokio::test]

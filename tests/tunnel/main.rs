@@ -5,6 +5,7 @@ mod cloud;
 mod controller;
 mod doctor;
 mod documents;
+mod earlier;
 mod faults;
 mod keep;
 mod nodes;

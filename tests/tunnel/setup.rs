@@ -203,6 +203,43 @@ async fn too_many_calls_wait_as_long_as_they_are_told_within_a_bound() {
     cloud.state().busy.push_back("3600");
     let error = world.setup(&cloud, &order).await.1.expect_err("too long").to_string();
     assert!(error.contains("try again in 3600 s"), "{error}");
+    // A time that far away cannot be counted.
+    cloud.state().busy.push_back("18446744073709551615");
+    let error = world.setup(&cloud, &order).await.1.expect_err("too long").to_string();
+    assert!(error.contains("try again in 18446744073709551615 s"), "{error}");
+}
+
+#[tokio::test]
+async fn zone_among_several_of_one_name_is_chosen_or_asked_for() {
+    const ELSEWHERE: &str = "023e105f4ecef8ad9ca31a8372d0c354";
+    const ANOTHER: &str = "699d98642c564d2e855e9661899b7253";
+    let (cloud, world) = (Cloud::start().await, World::new());
+    let mut moved = zone(ELSEWHERE, "example.com");
+    moved["account"]["id"] = json!(ANOTHER);
+    moved["status"] = json!("moved");
+    cloud.state().zones.insert(0, moved);
+    let order = |world: &World| Order { start: false, ..world.order() };
+    let (told, done) = world.setup(&cloud, &order(&world)).await;
+    done.expect("the active one");
+    assert_eq!(String::from(world.settings().zone), ZONE);
+    assert!(!told.iter().any(|line| line.contains("name servers")), "{told:?}");
+
+    // Both are as good now: the earlier one stays, and a node without one asks.
+    cloud.state().zones[0]["status"] = json!("active");
+    cloud.calls();
+    assert_eq!(world.setup(&cloud, &order(&world)).await.1.expect("as before").changes, 0);
+    let other = World::new();
+    let error = other.setup(&cloud, &order(&other)).await.1.expect_err("either").to_string();
+    for word in [ZONE, ELSEWHERE, ACCOUNT, ANOTHER, "--zone-id"] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    assert_eq!(cloud.writes(), [""; 0]);
+    let account = Some(ACCOUNT.parse().expect("an id"));
+    other.setup(&cloud, &Order { account, ..order(&other) }).await.1.expect("the account's");
+    assert_eq!(String::from(other.settings().zone), ZONE);
+    let third = World::new();
+    let given = Some(ZONE.parse().expect("an id"));
+    third.setup(&cloud, &Order { zone: given, ..order(&third) }).await.1.expect("the given one");
 }
 
 #[tokio::test]
@@ -231,6 +268,8 @@ async fn controller_is_published_before_the_wildcard_and_stays_in_a_later_run() 
     let order = Order { controller: Some(elsewhere), ..again };
     let error = world.setup(&cloud, &order).await.1.expect_err("another zone");
     assert!(matches!(error, Error::ControllerZone { .. }), "{error}");
+    let way_out = "--controller-host api.example.com --controller-address 192.0.2.11:7443";
+    assert!(error.to_string().contains(way_out), "{error}");
 }
 
 #[tokio::test]

@@ -6,12 +6,12 @@ use serde_json::json;
 use crate::{
     cloud::{ACCOUNT, Cloud, TOKEN, ZONE, connector},
     documents::Installed,
-    world::{World, api},
+    world::{World, api, set_up},
 };
 
-const DO: Order = Order { force: false, dry_run: false };
+pub(crate) const DO: Order = Order { force: false, dry_run: false };
 
-async fn tear_down(
+pub(crate) async fn tear_down(
     world: &World,
     cloud: Option<&Cloud>,
     order: Order,
@@ -156,8 +156,44 @@ async fn everything_goes_but_what_carries_no_mark() {
     for record in cloud.state().records.values_mut().flatten() {
         record["comment"] = json!("mine");
     }
-    tear_down(&other, Some(&cloud), DO).await.1.expect("gone");
+    let (told, done) = tear_down(&other, Some(&cloud), DO).await;
+    done.expect("gone");
     assert_eq!((cloud.records().len(), cloud.state().tunnels.len()), (2, 1));
+    assert!(told.iter().any(|line| is_foreign_note(line, "office")), "{told:?}");
+}
+
+fn is_foreign_note(line: &str, tunnel: &str) -> bool {
+    let leads = format!("the DNS record *.example.com leads to the tunnel {tunnel}, and stays");
+    line.starts_with("note") && line.contains(&leads)
+}
+
+#[tokio::test]
+async fn record_of_somebody_else_that_leads_to_the_tunnel_is_named_before_the_tunnel_goes() {
+    let (cloud, world) = set_up().await;
+    for record in cloud.state().records.values_mut().flatten() {
+        record["comment"] = json!("mine");
+    }
+    for order in [Order { dry_run: true, ..DO }, DO] {
+        let (told, done) = tear_down(&world, Some(&cloud), order).await;
+        done.expect("gone");
+        let at = |is: &dyn Fn(&String) -> bool| told.iter().position(is);
+        let note = at(&|line| is_foreign_note(line, "pve-sandbox-example-com"));
+        let deletion = at(&|line| line.contains("delete the tunnel pve-sandbox-example-com"));
+        assert!(note.is_some() && note < deletion, "{told:?}");
+    }
+    assert_eq!((cloud.records().len(), cloud.state().tunnels.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn disabled_connector_without_a_connection_is_stopped_too() {
+    let (_cloud, world) = set_up().await;
+    std::fs::write(world.file("edge"), "0").expect("written");
+    world.node.systemctl(&["restart", "pve-sandbox-tunnel"]).await.expect("restarted");
+    std::fs::remove_file(world.file("enabled")).expect("disabled");
+    world.systemctl();
+    tear_down(&world, None, DO).await.1.expect("gone");
+    assert_eq!(world.systemctl(), ["disable --now --quiet pve-sandbox-tunnel"]);
+    assert_eq!(world.pid(), None);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use agent::tunnel::{
 };
 
 use crate::{
-    cloud::{ACCOUNT, Cloud, May, ZONE},
+    cloud::{ACCOUNT, Cloud, Fault, May, ZONE},
     world::World,
 };
 
@@ -41,7 +41,9 @@ async fn missing_permission_is_named() {
             matches!(&error, Error::Lacks { permission, .. } if *permission == expected),
             "{error}"
         );
-        assert!(error.to_string().contains(words), "{error}");
+        let told = error.to_string();
+        assert!(told.contains(words), "{told}");
+        assert!(told.contains("Authentication error (10000)"), "Cloudflare's own words: {told}");
     }
 }
 
@@ -90,6 +92,31 @@ async fn token_that_is_worth_nothing_is_told_from_a_weak_one() {
         (None, "it is unknown"),
     ] {
         let error = refused(all, token).await;
-        assert!(matches!(error, Error::Token(_)) && error.to_string().contains(word), "{error}");
+        let told = error.to_string();
+        assert!(matches!(error, Error::Token { .. }) && told.contains(word), "{told}");
+        assert!(told.contains("Authentication error (10000)"), "Cloudflare's own words: {told}");
     }
+}
+
+#[tokio::test]
+async fn token_is_not_called_unknown_where_cloudflare_does_not_say_so() {
+    let (cloud, world) = (Cloud::start().await, World::new());
+    cloud.state().may.zones = false;
+    // The first call is refused, and the question for the token's state fails.
+    cloud.state().fault = Some((1, Fault::Refused));
+    let error = world.setup(&cloud, &world.order()).await.1.expect_err("refused");
+    assert!(matches!(error, setup::Error::Api(Error::Refused { status: 403, .. })), "{error}");
+    assert!(error.to_string().contains("Authentication error (10000)"), "{error}");
+}
+
+#[tokio::test]
+async fn question_for_the_tokens_state_waits_its_turn() {
+    let (cloud, world) = (Cloud::start().await, World::new());
+    cloud.state().may.zones = false;
+    cloud.state().busy.extend(["", "0"]);
+    let error = world.setup(&cloud, &world.order()).await.1.expect_err("refused");
+    assert!(matches!(error, setup::Error::Api(Error::Lacks { .. })), "{error}");
+    let asked: Vec<_> =
+        cloud.calls().into_iter().filter(|call| call.ends_with("/tokens/verify")).collect();
+    assert_eq!(asked.len(), 1, "the one that was answered: {asked:?}");
 }

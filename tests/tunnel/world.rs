@@ -36,15 +36,26 @@ const REAL: &str = "/usr/bin/cloudflared";
 /// Reason of [`World::with_checker`]'s cloudflared.
 pub(crate) const REFUSAL: &str = "the reason of the test";
 
-/// Stands for systemd: gives the unit its files, starts and stops cloudflared, and notes what it was asked.
+/// Stands for systemd: gives the unit its files, starts and stops cloudflared, and notes what it was asked. As with
+/// `Type=notify`, the unit is activating until it was connected once, and `try-restart` does nothing to such a unit.
+/// Files of the root change that: `edge` has the number of connections from the next start on, `stopping` keeps the unit
+/// in its stop, `fails` has the verb that fails, and `ignores` one that succeeds and does nothing.
 const SYSTEMCTL: &str = r#"
 alive() { test -s $ROOT/pid && readlink /proc/$(cat $ROOT/pid)/exe >/dev/null; }
+state() {
+  if ! alive; then echo inactive; return; fi
+  if test -e $ROOT/stopping; then echo deactivating; return; fi
+  if test "$(cat $ROOT/given/edge 2>/dev/null)" != 0; then touch $ROOT/given/started; fi
+  if test -e $ROOT/given/started; then echo active; else echo activating; fi
+}
 start() {
   mkdir -p $ROOT/given
   cp $ROOT/tunnel/config.yml $ROOT/tunnel/credentials.json $ROOT/given/
+  if test -e $ROOT/edge; then cp $ROOT/edge $ROOT/given/edge; fi
   setsid $CLOUDFLARED --config $ROOT/given/config.yml --no-autoupdate tunnel run \
     --credentials-file $ROOT/given/credentials.json </dev/null >$ROOT/cloudflared.log 2>&1 &
   echo $! > $ROOT/pid
+  state >/dev/null
 }
 stop() {
   if alive; then
@@ -59,18 +70,19 @@ stop() {
   rm -rf $ROOT/given $ROOT/pid
 }
 case "$1" in
-  is-active) if alive; then echo active; exit 0; fi; echo inactive; exit 3;;
+  is-active) now=$(state); echo $now; if test $now = active; then exit 0; fi; exit 3;;
   is-enabled) test -e $ROOT/enabled; exit;;
 esac
 echo "$*" >> $ROOT/systemctl.log
 if test "$(cat $ROOT/fails 2>/dev/null)" = "$1"; then echo "Job failed" >&2; exit 1; fi
+if test "$(cat $ROOT/ignores 2>/dev/null)" = "$1"; then exit 0; fi
 case "$*" in
   start*) if ! alive; then start; fi;;
   stop*) stop;;
   enable*) touch $ROOT/enabled;;
   disable*) rm -f $ROOT/enabled; stop;;
   restart*) stop; start;;
-  try-restart*) if alive; then stop; start; fi;;
+  try-restart*) if test "$(state)" = active; then stop; start; fi;;
   *) echo "unknown: $*" >&2; exit 1;;
 esac
 "#;

@@ -59,8 +59,9 @@ Examples:
   pve-sandbox-agent tunnel teardown
   pve-sandbox-agent tunnel teardown --everything --token-file token
 
-The settings of this node name the tunnel, its zone and its account. A node that
-has left already finds them by ingress.domain, --zone-id and --account-id.";
+The settings of this node name the tunnel, its zone and its account, and those
+of earlier setups. A node that has left already finds those of now by
+ingress.domain, --zone-id and --account-id.";
 
 const TEST_HELP: &str = "\
 Examples:

@@ -261,9 +261,10 @@ async fn set_domain(args: &Setup, domain: &Hostname, node: &Node, say: Say<'_>) 
         say(&format!("note   restart {AGENT} first, and {INGRESS} second"));
         return Ok(true);
     }
-    say(&format!("change restart {AGENT} and {INGRESS}"));
+    say(&format!("change enable and restart {AGENT} and {INGRESS}"));
+    // The package enables neither.
+    node.systemctl(&["enable", "--quiet", AGENT, INGRESS]).await?;
     node.systemctl(&["restart", AGENT]).await?;
-    node.systemctl(&["enable", "--quiet", INGRESS]).await?;
     node.systemctl(&["restart", INGRESS]).await?;
     Ok(true)
 }

@@ -160,6 +160,12 @@ fn unit(unit: Option<UnitState>) -> Check {
             "systemd cannot be asked for it",
             format!("systemctl status {UNIT}"),
         ),
+        Some(UnitState { is_starting: true, .. }) => Check::failed(
+            NAME,
+            UNIT,
+            "it is being started: it has no connection to Cloudflare yet, or ends again and again",
+            format!("journalctl -u {UNIT} -n 20"),
+        ),
         Some(UnitState { is_active: false, .. }) => {
             Check::failed(NAME, UNIT, "it does not run: this node is no connector", start)
         }
@@ -295,6 +301,7 @@ mod tests {
     };
 
     const NOW_MS: u64 = 1_796_000_000_000;
+    const RUNS: UnitState = UnitState { is_active: true, is_starting: false, is_enabled: true };
 
     fn facts() -> Facts {
         Facts {
@@ -305,7 +312,7 @@ mod tests {
             runs_wanted: Some(true),
             credentials: Secrets::Private,
             version: Some(Version { year: 2026, month: 8, patch: 2 }),
-            unit: Some(UnitState { is_active: true, is_enabled: true }),
+            unit: Some(RUNS),
             ready: Some(Ready { connections: 4, connector: "c1".into() }),
             now_ms: NOW_MS,
             cloud: None,
@@ -373,8 +380,9 @@ mod tests {
 
     #[test]
     fn each_flaw_has_one_finding_with_its_remedy() {
-        let down = UnitState { is_active: false, is_enabled: true };
-        let late = UnitState { is_active: true, is_enabled: false };
+        let down = UnitState { is_active: false, ..RUNS };
+        let starts = UnitState { is_active: false, is_starting: true, ..RUNS };
+        let late = UnitState { is_enabled: false, ..RUNS };
         let alone = Ready { connections: 0, connector: "c1".into() };
         let old = Version { year: 2025, month: 8, patch: 0 };
         let problem = |is_refusal| Some(Problem { text: "the reason".into(), is_refusal });
@@ -402,6 +410,7 @@ mod tests {
             (Facts { version: Some(old), ..facts() }, "cloudflared", "apt-get update"),
             (Facts { unit: None, ..facts() }, "tunnel-unit", "systemctl status"),
             (Facts { unit: Some(down), ..facts() }, "tunnel-unit", "systemctl enable"),
+            (Facts { unit: Some(starts), ..facts() }, "tunnel-unit", "journalctl"),
             (Facts { unit: Some(late), ..facts() }, "tunnel-unit", "systemctl enable"),
             (Facts { ready: None, ..facts() }, "tunnel-ready", "systemctl restart"),
             (Facts { ready: Some(alone), ..facts() }, "tunnel-ready", "journalctl"),

@@ -22,6 +22,7 @@ pub mod render;
 pub mod settings;
 pub mod setup;
 pub mod teardown;
+pub mod teller;
 
 /// Unit of the connector.
 pub const UNIT: &str = "pve-sandbox-tunnel";

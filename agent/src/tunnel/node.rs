@@ -54,9 +54,14 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// Returns the places on a node with this configuration: the files are beside Caddy's.
+    /// Returns the places on a node with this configuration.
     pub fn of_host(config: &Config) -> Self {
-        let etc = config.ingress.caddy_config.parent();
+        Self::beside(&config.ingress.caddy_config)
+    }
+
+    /// Returns the places on a node: the files are beside Caddy's configuration.
+    pub fn beside(caddy_config: &Path) -> Self {
+        let etc = caddy_config.parent();
         Self {
             dir: etc.unwrap_or(Path::new("/etc/pve-sandbox")).join("tunnel"),
             cloudflared: "/usr/bin/cloudflared".into(),
@@ -123,6 +128,12 @@ pub enum Error {
         /// Its own words.
         text: String,
     },
+    /// The connector was restarted, and has not taken the configuration.
+    #[error(
+        "cloudflared still runs with another configuration than that of the settings, restarts so far: {0}; \
+         journalctl -u {UNIT} -n 20 shows its log; the agent restarts it again, within an hour at most"
+    )]
+    RunsAnother(u32),
     /// cloudflared refuses the configuration.
     #[error("cloudflared does not accept the configuration: {0}")]
     Invalid(String),
@@ -261,15 +272,29 @@ impl Node {
     /// # Errors
     /// When systemd cannot be asked.
     pub async fn is_stopped(&self) -> Result<bool, Error> {
-        if !has_systemd(&self.paths) {
-            return Ok(false);
-        }
-        let active = self.run(&self.paths.systemctl, &["is-active", UNIT]).await?;
-        if !["inactive", "failed"].contains(&active.stdout.trim()) {
+        if !["inactive", "failed"].contains(&self.active_state().await?.as_str()) {
             return Ok(false);
         }
         let enabled = self.run(&self.paths.systemctl, &["is-enabled", "--quiet", UNIT]).await?;
         Ok(enabled.exit == Exit::Code(0))
+    }
+
+    /// Returns true when the unit runs or is being started, and not when it is being stopped.
+    ///
+    /// # Errors
+    /// When systemd cannot be asked.
+    pub async fn is_up(&self) -> Result<bool, Error> {
+        let state = self.active_state().await?;
+        Ok(RUNS.contains(&state.as_str()) || STARTS.contains(&state.as_str()))
+    }
+
+    /// Returns the state of the unit by systemd's word for it; none without systemd.
+    async fn active_state(&self) -> Result<String, Error> {
+        if !has_systemd(&self.paths) {
+            return Ok(String::new());
+        }
+        let asked = self.run(&self.paths.systemctl, &["is-active", UNIT]).await?;
+        Ok(asked.stdout.trim().to_owned())
     }
 
     async fn cloudflared(&self, words: &[&str]) -> Result<Finished, Error> {
@@ -292,13 +317,28 @@ pub fn has_systemd(paths: &Paths) -> bool {
     paths.systemd.is_dir() && paths.systemctl.exists()
 }
 
+/// Systemd's words for a unit that runs.
+const RUNS: &[&str] = &["active", "reloading", "refreshing"];
+/// Systemd's words for a unit that is being started. That is a connector without a connection to Cloudflare since its
+/// start, or one that has ended and is started again by itself.
+const STARTS: &[&str] = &["activating"];
+
 /// State of the unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct UnitState {
-    /// Whether it runs.
+    /// Whether it runs, and was connected to Cloudflare since its start.
     pub is_active: bool,
+    /// Whether it is being started.
+    pub is_starting: bool,
     /// Whether it starts with the machine.
     pub is_enabled: bool,
+}
+
+impl UnitState {
+    /// Returns true when it runs or is being started.
+    pub fn is_up(self) -> bool {
+        self.is_active || self.is_starting
+    }
 }
 
 /// Asks for the state of the unit; `None` without systemd.
@@ -306,13 +346,13 @@ pub async fn unit_state(paths: &Paths) -> Option<UnitState> {
     if !has_systemd(paths) {
         return None;
     }
-    let ask = async |word: &str| {
-        let asked = systemctl::ask(&paths.systemctl, &[word, "--quiet", UNIT], ASK).await;
-        asked.map(|answer| answer.success)
-    };
+    let ask = async |word: &str| systemctl::ask(&paths.systemctl, &[word, UNIT], ASK).await.ok();
+    let (active, enabled) = (ask("is-active").await?, ask("is-enabled").await?);
+    let state = active.stdout.trim();
     Some(UnitState {
-        is_active: ask("is-active").await.ok()?,
-        is_enabled: ask("is-enabled").await.ok()?,
+        is_active: RUNS.contains(&state),
+        is_starting: STARTS.contains(&state),
+        is_enabled: enabled.success,
     })
 }
 

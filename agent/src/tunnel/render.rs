@@ -93,6 +93,7 @@ pub(super) mod tests {
             domain: "example.com".parse().expect("a host name"),
             controller: None,
             metrics: METRICS,
+            earlier: Vec::new(),
         }
     }
 

@@ -47,6 +47,46 @@ pub struct Settings {
     /// Address where cloudflared tells whether it is connected.
     #[serde(default = "metrics")]
     pub metrics: SocketAddr,
+    /// Remains of earlier setups of this node at Cloudflare, the oldest first: `teardown --everything` removes them,
+    /// too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<Footprint>,
+}
+
+/// Most entries of [`Settings::earlier`].
+pub const EARLIER_MAX: usize = 16;
+
+/// Place of one setup at Cloudflare: its tunnel, and the zone with the records that lead there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// Name of the tunnel.
+    pub name: String,
+    /// Its identifier.
+    pub tunnel: TunnelId,
+    /// Account that it belongs to.
+    pub account: CloudId,
+    /// Zone of the records.
+    pub zone: CloudId,
+    /// Name of the zone, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone_name: Option<String>,
+    /// Domain of the sandboxes.
+    pub domain: Hostname,
+}
+
+impl Footprint {
+    /// Returns true when both are the same tunnel and zone, whatever their domains.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        self.tunnel == other.tunnel && self.zone == other.zone
+    }
+}
+
+impl fmt::Display for Footprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, tunnel, zone, zone_name, .. } = self;
+        let zone = zone_name.clone().unwrap_or_else(|| zone.to_string());
+        write!(f, "the tunnel {name} ({tunnel}) and its DNS records in the zone {zone}")
+    }
 }
 
 fn metrics() -> SocketAddr {
@@ -64,6 +104,18 @@ impl Settings {
         parsed.map(Some).map_err(|error| {
             io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
         })
+    }
+
+    /// Returns what this setup has at Cloudflare.
+    pub fn footprint(&self) -> Footprint {
+        Footprint {
+            name: self.name.clone(),
+            tunnel: self.tunnel.clone(),
+            account: self.account.clone(),
+            zone: self.zone.clone(),
+            zone_name: self.zone_name.clone(),
+            domain: self.domain.clone(),
+        }
     }
 
     /// Writes the settings.
@@ -262,10 +314,16 @@ mod tests {
             domain: host("sbx.example.com"),
             controller: Some(controller("api.example.com", "[2001:db8::1]:7443")),
             metrics: METRICS,
+            earlier: Vec::new(),
         };
         assert_eq!(settings.name, "pve-sandbox-sbx-example-com");
         settings.write(&path).expect("written");
-        assert_eq!(Settings::read(&path).expect("read"), Some(settings));
+        let text = std::fs::read_to_string(&path).expect("read");
+        assert!(!text.contains("earlier"), "as versions before wrote it: {text}");
+        assert_eq!(Settings::read(&path).expect("read").as_ref(), Some(&settings));
+        let moved = Settings { earlier: vec![settings.footprint()], ..settings };
+        moved.write(&path).expect("written");
+        assert_eq!(Settings::read(&path).expect("read"), Some(moved));
         std::fs::write(&path, "{}").expect("written");
         let error = Settings::read(&path).expect_err("not whole").to_string();
         assert!(error.contains("settings.json"), "{error}");

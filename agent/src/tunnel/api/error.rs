@@ -57,21 +57,30 @@ pub enum Error {
     },
     /// The token itself is not accepted.
     #[error(
-        "Cloudflare does not accept the API token: it is {0}; make another at dash.cloudflare.com, \
-         My Profile > API Tokens"
+        "Cloudflare does not accept the API token: it is {state}{}; make another at dash.cloudflare.com, \
+         My Profile > API Tokens",
+        texts(.problems)
     )]
-    Token(String),
+    Token {
+        /// State of the token, for people.
+        state: String,
+        /// Reasons.
+        problems: Vec<Problem>,
+    },
     /// The token lacks a permission.
     #[error(
         "the API token lacks a permission: {permission}{}; add it at dash.cloudflare.com, My Profile > API \
-         Tokens ({call})",
-        if *.permission == Permission::ZoneRead { " (or give --zone-id and --account-id)" } else { "" }
+         Tokens ({call}{})",
+        if *.permission == Permission::ZoneRead { " (or give --zone-id and --account-id)" } else { "" },
+        texts(.problems)
     )]
     Lacks {
         /// Permission.
         permission: Permission,
         /// Call.
         call: String,
+        /// Reasons.
+        problems: Vec<Problem>,
     },
     /// Cloudflare asks to wait longer than a command does.
     #[error("Cloudflare takes no more calls now; try again in {} s", .0.as_secs())]
@@ -129,10 +138,11 @@ impl Error {
 const TEXT_MAX: usize = 300;
 
 fn texts(problems: &[Problem]) -> String {
-    let shown = problems.iter().take(5).map(|problem| {
-        let text: String =
-            problem.message.chars().filter(|c| !c.is_control()).take(TEXT_MAX).collect();
-        format!(": {text} ({})", problem.code)
-    });
-    shown.collect()
+    let shown = problems.iter().take(5);
+    shown.map(|problem| format!(": {} ({})", plain(&problem.message), problem.code)).collect()
+}
+
+/// Returns a text of Cloudflare's as it may be shown: bounded, and without control characters.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(TEXT_MAX).collect()
 }

@@ -16,7 +16,9 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 pub use error::{Error, Permission};
-use model::{Cname, Connector, Envelope, NewTunnel, Page, Record, TokenState, Tunnel, Zone};
+use model::{
+    Cname, Connector, Envelope, NewTunnel, Page, Problem, Record, TokenState, Tunnel, Zone,
+};
 
 use super::{
     ids::{CloudId, TunnelId},
@@ -111,22 +113,24 @@ impl Api {
         self.account.get_or_init(|| account.clone());
     }
 
-    /// Finds the zone of a host: the longest suffix of it that is one. `None` when the token sees none.
+    /// Finds the zones of a host: those of the longest suffix of it that is one. Several accounts can have a zone of one
+    /// name. None when the token sees none.
     ///
     /// # Errors
     /// When a call fails.
-    pub async fn zone_of(&self, host: &Hostname) -> Result<Option<Zone>, Error> {
+    pub async fn zones_of(&self, host: &Hostname) -> Result<Vec<Zone>, Error> {
         let mut name = host.as_str();
         // A zone has two labels at least.
         while name.contains('.') {
             let path = format!("/zones?name={name}");
-            let zones: Vec<Zone> = self.list(path, Permission::ZoneRead).await?;
-            if let Some(zone) = zones.into_iter().find(|zone| zone.name == name) {
-                return Ok(Some(zone));
+            let mut zones: Vec<Zone> = self.list(path, Permission::ZoneRead).await?;
+            zones.retain(|zone| zone.name == name);
+            if !zones.is_empty() {
+                return Ok(zones);
             }
             name = name.split_once('.').map_or("", |(_, rest)| rest);
         }
-        Ok(None)
+        Ok(Vec::new())
     }
 
     /// Reads a zone.
@@ -308,16 +312,22 @@ impl Api {
         Err(Error::TooLong(Call::get(path, permission).name()))
     }
 
-    /// Calls, and waits for its turn where Cloudflare says so.
     async fn call(&self, call: &Call) -> Result<Envelope, Error> {
+        let answer = self.in_turn(&call.method, &call.path, &call.body).await?;
+        self.judge(call, &answer).await
+    }
+
+    /// Sends a request, and waits for its turn where Cloudflare says so.
+    async fn in_turn(&self, method: &Method, path: &str, body: &Bytes) -> Result<Answer, Error> {
         let until = Instant::now() + TURN_MAX;
         loop {
-            let answer = self.send(&call.method, &call.path, call.body.clone()).await?;
+            let answer = self.send(method, path, body.clone()).await?;
             if answer.status != StatusCode::TOO_MANY_REQUESTS {
-                return self.judge(call, &answer).await;
+                return Ok(answer);
             }
             let wait = retry_after(&answer.headers).unwrap_or(TURN);
-            if Instant::now() + wait > until {
+            // Compared with what is left: a sum of a time and a number of somebody else's can overflow.
+            if wait >= until.saturating_duration_since(Instant::now()) {
                 return Err(Error::Busy(wait));
             }
             sleep(wait).await;
@@ -344,9 +354,6 @@ impl Api {
 
     async fn judge(&self, call: &Call, answer: &Answer) -> Result<Envelope, Error> {
         let status = answer.status;
-        if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status) {
-            return Err(self.weak(call).await);
-        }
         let parsed: Result<Envelope, _> = serde_json::from_slice(&answer.body);
         let malformed = |why: String| Error::Malformed { call: call.name(), why };
         let envelope = match parsed {
@@ -356,8 +363,10 @@ impl Api {
             Err(error) => return Err(malformed(error.to_string())),
         };
         // A token of no use is told with 400, too.
-        if envelope.errors.iter().any(|problem| INVALID_TOKEN.contains(&problem.code)) {
-            return Err(self.weak(call).await);
+        let is_weak = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status)
+            || is_unreadable(&envelope.errors);
+        if is_weak {
+            return Err(self.weak(call, status, envelope.errors).await);
         }
         if status.is_success() && envelope.success {
             return Ok(envelope);
@@ -369,34 +378,60 @@ impl Api {
         })
     }
 
-    /// Finds out whether a token that was refused is worth nothing, or lacks a permission.
-    async fn weak(&self, call: &Call) -> Error {
+    /// Finds out why a call was refused with these problems: the token is worth nothing, or lacks a permission, or it is
+    /// for another reason, such as the address that it is used from.
+    async fn weak(&self, call: &Call, status: StatusCode, problems: Vec<Problem>) -> Error {
         let of_call = call.path.strip_prefix("/accounts/").and_then(|path| path.split('/').next());
         let known = self.account.get().map(ToString::to_string);
         let account = of_call.map(str::to_owned).or(known);
-        match self.token_state(account.as_deref()).await {
-            Err(error) => error,
-            Ok(Some(state)) if state == "active" => {
-                Error::Lacks { permission: call.permission, call: call.name() }
+        let state = match self.verify(account.as_deref()).await {
+            Err(error) => return error,
+            Ok(Verified::State(state)) if state == "active" => {
+                return Error::Lacks { permission: call.permission, call: call.name(), problems };
             }
-            Ok(Some(other)) => Error::Token(other),
-            Ok(None) if account.is_some() => Error::Token("unknown".to_owned()),
-            Ok(None) => Error::Token(format!(
+            Ok(Verified::State(other)) => other,
+            Ok(Verified::Unknown) if account.is_some() => "unknown".to_owned(),
+            Ok(Verified::Unknown) => format!(
                 "unknown, or it belongs to an account and lacks {} ({}; --account-id lets this command tell which)",
                 call.permission,
                 call.name()
-            )),
-        }
+            ),
+            Ok(Verified::NotTold) if is_unreadable(&problems) => "malformed".to_owned(),
+            Ok(Verified::NotTold) => {
+                return Error::Refused { call: call.name(), status: status.as_u16(), problems };
+            }
+        };
+        Error::Token { state, problems }
     }
 
-    /// Asks for the state of the token, first as a user's and then as that of an account; `None` when neither knows it.
-    async fn token_state(&self, account: Option<&str>) -> Result<Option<String>, Error> {
-        let user = self.send(&Method::GET, "/user/tokens/verify", Bytes::new()).await?;
-        let state = token_state(&user);
-        let Some(account) = account.filter(|_| state.is_none()) else { return Ok(state) };
-        let path = format!("/accounts/{account}/tokens/verify");
-        Ok(token_state(&self.send(&Method::GET, &path, Bytes::new()).await?))
+    /// Asks for the state of the token, first as a user's and then as that of an account.
+    async fn verify(&self, account: Option<&str>) -> Result<Verified, Error> {
+        let of_user = self.verify_at("/user/tokens/verify").await?;
+        let (Some(account), Verified::Unknown | Verified::NotTold) = (account, &of_user) else {
+            return Ok(of_user);
+        };
+        let of_account = self.verify_at(&format!("/accounts/{account}/tokens/verify")).await?;
+        Ok(match (of_user, of_account) {
+            (_, Verified::State(state)) => Verified::State(state),
+            (Verified::Unknown, Verified::Unknown) => Verified::Unknown,
+            (_, Verified::Unknown | Verified::NotTold) => Verified::NotTold,
+        })
     }
+
+    async fn verify_at(&self, path: &str) -> Result<Verified, Error> {
+        Ok(verified(&self.in_turn(&Method::GET, path, &Bytes::new()).await?))
+    }
+}
+
+/// Cloudflare's word on the token.
+#[derive(Debug, PartialEq, Eq)]
+enum Verified {
+    /// State, such as `active`.
+    State(String),
+    /// Nobody knows the token there.
+    Unknown,
+    /// The question itself was refused.
+    NotTold,
 }
 
 impl Envelope {
@@ -413,11 +448,27 @@ impl Envelope {
 /// Codes of a token that cannot be read at all.
 const INVALID_TOKEN: &[u32] = &[6003, 6111];
 
-/// Returns the state of a token, as an answer tells it.
-fn token_state(answer: &Answer) -> Option<String> {
-    let envelope: Envelope = serde_json::from_slice(&answer.body).ok()?;
-    let state: TokenState = serde_json::from_value(envelope.result).ok()?;
-    (envelope.success && !state.status.is_empty()).then_some(state.status)
+/// Code of a token that nobody knows.
+const UNKNOWN_TOKEN: u32 = 1000;
+
+/// Returns true when Cloudflare could not read the token at all.
+fn is_unreadable(problems: &[Problem]) -> bool {
+    problems.iter().any(|problem| INVALID_TOKEN.contains(&problem.code))
+}
+
+/// Reads an answer to the question for the state of the token.
+fn verified(answer: &Answer) -> Verified {
+    let envelope: Envelope =
+        serde_json::from_slice(&answer.body).unwrap_or_else(|_| Envelope::empty());
+    let is_unknown = answer.status == StatusCode::UNAUTHORIZED
+        || envelope.errors.iter().any(|problem| problem.code == UNKNOWN_TOKEN);
+    match serde_json::from_value(envelope.result) {
+        Ok(TokenState { status }) if envelope.success && !status.is_empty() => {
+            Verified::State(error::plain(&status))
+        }
+        _ if is_unknown => Verified::Unknown,
+        _ => Verified::NotTold,
+    }
 }
 
 fn parsed<T: DeserializeOwned>(call: &Call, result: serde_json::Value) -> Result<T, Error> {

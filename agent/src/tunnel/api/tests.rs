@@ -54,6 +54,33 @@ fn refusal_is_told_in_cloudflares_words_and_without_control_characters() {
     assert!(error.is_name_taken() && !error.is_record_taken() && !error.is_missing());
     let text = error.to_string();
     assert_eq!(text, "POST /x: Cloudflare refused it (409): You already[2J have it (1013)");
-    let lacks = Error::Lacks { permission: Permission::DnsEdit, call: "GET /x".into() };
-    assert!(lacks.to_string().contains("Zone > DNS > Edit"), "{lacks}");
+    let problems =
+        vec![model::Problem { code: 9109, message: "not from\u{1b}[2J 192.0.2.9".into() }];
+    let told = ": not from[2J 192.0.2.9 (9109)";
+    let (permission, call) = (Permission::DnsEdit, "GET /x".to_owned());
+    let lacks = Error::Lacks { permission, call, problems: problems.clone() }.to_string();
+    assert!(lacks.contains("Zone > DNS > Edit"), "{lacks}");
+    assert!(lacks.ends_with(&format!("(GET /x{told})")), "{lacks}");
+    let token = Error::Token { state: "unknown".into(), problems }.to_string();
+    assert!(token.contains(&format!("it is unknown{told}; make another")), "{token}");
+}
+
+#[test]
+fn token_is_unknown_only_where_cloudflare_says_so() {
+    let answer = |status: u16, body: &'static str| Answer {
+        status: StatusCode::from_u16(status).expect("a status"),
+        headers: HeaderMap::new(),
+        body: Bytes::from_static(body.as_bytes()),
+        is_whole: true,
+    };
+    let active = r#"{"success":true,"errors":[],"result":{"status":"active"}}"#;
+    assert_eq!(verified(&answer(200, active)), Verified::State("active".into()));
+    let unknown = r#"{"success":false,"errors":[{"code":1000,"message":"Invalid API Token"}]}"#;
+    for (status, body) in [(401, unknown), (403, unknown), (401, "a page")] {
+        assert_eq!(verified(&answer(status, body)), Verified::Unknown, "{status} {body}");
+    }
+    let elsewhere = r#"{"success":false,"errors":[{"code":9109,"message":"not from here"}]}"#;
+    for (status, body) in [(403, elsewhere), (403, "a page"), (500, "a page"), (200, "{}")] {
+        assert_eq!(verified(&answer(status, body)), Verified::NotTold, "{status} {body}");
+    }
 }

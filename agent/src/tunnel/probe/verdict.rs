@@ -4,7 +4,10 @@ use daemon::doctor::Check;
 use proto::visibility::Visibility;
 
 use super::{Answer, Failure, Seen};
-use crate::tunnel::UNIT;
+use crate::{
+    ingress::render::{NO_AGENT, NO_PEER, NO_ROUTE},
+    tunnel::UNIT,
+};
 
 /// Part of the way where a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,6 +247,17 @@ fn of_node(answer: &Answer, seen: &Seen) -> Verdict {
             in_words,
             "the node that was asked does not know the sandbox: sandboxctl get ID; sandboxctl admin fsck".to_owned(),
         ),
+        // Before the sandbox: nobody has asked it.
+        (500..=599, _) if said.contains(NO_AGENT) || said.contains(NO_ROUTE) => failed(
+            Place::Caddy,
+            in_words,
+            format!("systemctl restart pve-sandbox-agent, on the node that was asked; then {DOCTOR}"),
+        ),
+        (500..=599, _) if said.contains(NO_PEER) => failed(
+            Place::Caddy,
+            in_words,
+            format!("run `{DOCTOR}` on the node of the sandbox: sandboxctl get ID names it"),
+        ),
         (503, _) => failed(Place::Caddy, in_words, "sandboxctl get ID tells its state; then try again".to_owned()),
         (502 | 504, _) => failed(
             Place::Sandbox,
@@ -425,8 +439,29 @@ mod tests {
         ends(&seen(Ok(of_node(503, "this sandbox is stopped"))), Place::Caddy, "tells its state");
         ends(&seen(Ok(of_node(502, "nothing listens on port 80"))), Place::Sandbox, "0.0.0.0");
         ends(&seen(Ok(of_node(418, "?"))), Place::Caddy, "doctor");
+        ends(
+            &seen(Ok(of_node(502, "the sandbox did not answer (502)"))),
+            Place::Sandbox,
+            "ss -ltn",
+        );
         let both = Seen { local: Err(Failure::Slow), ..seen(Err(Failure::Slow)) };
         ends(&both, Place::Sandbox, "sandboxctl exec");
+    }
+
+    /// The sandbox was not asked: whoever looks into it finds nothing.
+    #[test]
+    fn silent_agents_and_nodes_are_told_from_a_silent_sandbox() {
+        for status in [502, 503, 504] {
+            for (said, remedy) in [
+                (NO_AGENT, "restart pve-sandbox-agent"),
+                (NO_ROUTE, "restart pve-sandbox-agent"),
+                (NO_PEER, "on the node of the sandbox"),
+            ] {
+                let told = of_node(status, &format!("{said} ({status})\n"));
+                ends(&seen(Ok(told.clone())), Place::Caddy, remedy);
+                ends(&seen(Ok(told)), Place::Caddy, "doctor");
+            }
+        }
     }
 
     #[test]

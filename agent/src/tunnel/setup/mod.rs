@@ -1,6 +1,7 @@
 //! `tunnel setup`: makes or joins the tunnel, its DNS records, this node's files and its unit. What is right is left
 //! alone, so it can be repeated; what is somebody else's is refused before anything is changed.
 
+mod earlier;
 pub(super) mod place;
 
 use std::{io, net::SocketAddr, time::Duration};
@@ -12,7 +13,7 @@ use super::{
     UNIT,
     api::{
         self, Api,
-        model::{Cname, ConfigSource, Connector, Record, Tunnel},
+        model::{Cname, ConfigSource, Connector, Record, Tunnel, Zone},
     },
     credentials::{Credentials, fresh_secret},
     ids::{CloudId, TunnelId},
@@ -21,9 +22,10 @@ use super::{
     node::{self, Node, Ready},
     record::{self, Plan},
     render::{Origin, render},
-    settings::{Controller, Hostname, Settings},
+    settings::{Address, Controller, Hostname, Settings},
+    teller::{Say, Teller},
 };
-use place::Place;
+use place::{Known, Place};
 
 /// Longest wait for the first connection to Cloudflare.
 const CONNECT: Duration = Duration::from_secs(30);
@@ -81,6 +83,13 @@ pub enum Error {
         perm = api::Permission::ZoneRead
     )]
     NoZone(Hostname),
+    /// Several zones have the name, and none is better than the others.
+    #[error(
+        "the API token sees several zones of this name, and nothing says which one is meant ({}): repeat this with \
+         --zone-id and the id of one, or with --account-id",
+        zones(.0)
+    )]
+    SeveralZones(Vec<Zone>),
     /// The zone is another domain's.
     #[error(
         "the zone that was given is {zone}, and {domain} is not in it: leave --zone-id and CF_ZONE_ID out, or give another"
@@ -94,7 +103,7 @@ pub enum Error {
     /// The account that was given is not the zone's.
     #[error(
         "the account that was given is {given}, and the zone {zone} belongs to {account}, so its records cannot lead \
-         to a tunnel there: leave --account-id and CF_ACCOUNT_ID out"
+         to a tunnel there: leave --account-id and CF_ACCOUNT_ID out, or give --zone-id of a zone of that account"
     )]
     OtherAccount {
         /// Name of the zone.
@@ -138,45 +147,33 @@ pub enum Error {
     )]
     Taken(Vec<Record>),
     /// The host of the controller is in another zone.
-    #[error("{host} is not in the zone {zone}: its record cannot be made there")]
+    #[error(
+        "the controller's public name {host} is not in the zone {zone}, so its record cannot be made there: repeat \
+         this with a name in that zone, such as --controller-host api.{zone} --controller-address {address}"
+    )]
     ControllerZone {
         /// Host.
         host: Hostname,
+        /// Address of the controller.
+        address: Address,
         /// Zone.
         zone: String,
     },
 }
 
+/// Most zones that an error lists.
+const ZONES_SHOWN: usize = 10;
+
+fn zones(zones: &[Zone]) -> String {
+    let shown = zones.iter().take(ZONES_SHOWN).map(|zone| {
+        let Zone { id, name, status, account, .. } = zone;
+        format!("{id}: {name}, {status}, account {}", account.id)
+    });
+    shown.collect::<Vec<_>>().join("; ")
+}
+
 fn shown(records: &[Record]) -> String {
     records.iter().map(record::shown).collect::<Vec<_>>().join("; ")
-}
-
-/// Prints a line for people.
-pub type Say<'a> = &'a mut dyn FnMut(&str);
-
-/// Teller of changes, done or only planned.
-struct Teller<'a> {
-    say: Say<'a>,
-    dry_run: bool,
-    changes: usize,
-}
-
-impl Teller<'_> {
-    fn fine(&mut self, what: &str) {
-        (self.say)(&format!("ok     {what}"));
-    }
-
-    fn note(&mut self, what: &str) {
-        (self.say)(&format!("note   {what}"));
-    }
-
-    /// Tells of a change; returns whether it is to be made. It is told before: a failure names the next one.
-    fn makes(&mut self, what: &str) -> bool {
-        self.changes += 1;
-        let word = if self.dry_run { "would" } else { "change" };
-        (self.say)(&format!("{word:<6} {what}"));
-        !self.dry_run
-    }
 }
 
 /// Sets the tunnel up.
@@ -190,15 +187,19 @@ pub async fn run(
     node: &Node,
     say: Say<'_>,
 ) -> Result<Done, Error> {
-    let mut teller = Teller { say, dry_run: order.dry_run, changes: 0 };
+    let mut teller = Teller::new(say, order.dry_run);
     let version = node::version(node.paths()).await?;
     match outdated(version, order.now_ms) {
         None => teller.fine(&format!("cloudflared {version}")),
         Some(why) => teller.note(&format!("cloudflared {version} is {why}; {UPGRADE}")),
     }
     let before = node::settings(node.paths())?;
-    let place =
-        place::find(api, &origin.domain, order.zone.as_ref(), order.account.as_ref()).await?;
+    let known = Known {
+        zone: order.zone.as_ref(),
+        account: order.account.as_ref(),
+        before: before.as_ref().map(|before| &before.zone),
+    };
+    let place = place::find(api, &origin.domain, known).await?;
     let kept = before.as_ref().and_then(|before| before.controller.clone());
     let controller = order.controller.clone().or(kept);
     remarks(&place, controller.as_ref(), &mut teller)?;
@@ -214,8 +215,8 @@ pub async fn run(
     let metrics = before.as_ref().map_or(order.metrics, |before| before.metrics);
     let hosts = hosts(&origin.domain, controller.as_ref());
     let mut plans = Vec::new();
-    for host in hosts {
-        let existing = api.records(&place.zone, &host).await?;
+    for host in &hosts {
+        let existing = api.records(&place.zone, host).await?;
         let own = tunnel.as_ref().map(|tunnel| &tunnel.id);
         let plan = record::plan(&existing, own, order.replace_record);
         match &plan {
@@ -223,7 +224,7 @@ pub async fn run(
             Plan::Replace(old) if !order.replace_record => {
                 let target = record::tunnel_of(old).filter(|target| Some(target) != own);
                 if let Some(target) = target {
-                    refuse_in_use(&host, &target, &place, api, metrics).await?;
+                    refuse_in_use(host, &target, &place, api, metrics).await?;
                 }
             }
             Plan::Keep | Plan::Create | Plan::Replace(_) | Plan::Evict(_) => {}
@@ -234,8 +235,11 @@ pub async fn run(
     let made = make_tunnel(order, &place, api, tunnel, &mut teller).await?;
     let wanted = made.as_ref().map(|(tunnel, _)| tunnel);
     for (host, plan) in plans {
-        make_record(&host, plan, wanted, order, &place, api, &mut teller).await?;
+        make_record(host, plan, wanted, order, &place, api, &mut teller).await?;
     }
+    let now =
+        earlier::Now { tunnel: wanted.map(|tunnel| &tunnel.id), zone: &place.zone, names: &hosts };
+    let earlier = earlier::tell(before.as_ref(), &now, api, &mut teller).await;
     let Some((tunnel, credentials)) = made else {
         teller.makes(&format!("write the files in {}", node.paths().dir.display()));
         teller.makes(&format!("enable and start {UNIT}"));
@@ -250,6 +254,7 @@ pub async fn run(
         domain: origin.domain.clone(),
         controller,
         metrics,
+        earlier,
     };
     let is_new = files(&settings, before.as_ref(), &credentials, origin, node, &mut teller).await?;
     let done = start(&settings, is_new, order, node, &mut teller).await?;
@@ -269,7 +274,8 @@ fn remarks(
     if let (Some(controller), Some(zone)) = (controller, &place.zone_name) {
         let host = &controller.host;
         if !host.is_in(zone) {
-            return Err(Error::ControllerZone { host: host.clone(), zone: zone.clone() });
+            let (address, zone) = (controller.address.clone(), zone.clone());
+            return Err(Error::ControllerZone { host: host.clone(), address, zone });
         }
         let depth = |name: &str| name.split('.').count();
         if depth(host.as_str()) > depth(zone) + 1 {
@@ -480,7 +486,7 @@ async fn files(
         settings.write(&path).map_err(|error| file(&path, error))?;
     }
     if !teller.dry_run {
-        // One of before these files.
+        // One from before there were these files.
         node::leave_problem(paths, None)?;
     }
     let runs_other = paths.running_config().is_some_and(|running| running != wanted);
@@ -501,7 +507,7 @@ async fn start(
         teller.note(&format!(
             "nothing was started: systemctl enable {UNIT}; systemctl restart {UNIT}"
         ));
-        if state.is_some_and(|state| state.is_enabled && !state.is_active) {
+        if state.is_some_and(|state| state.is_enabled && !state.is_up()) {
             teller.note(&format!(
                 "the agent starts {UNIT} within 30 s, since it is enabled: systemctl disable {UNIT} keeps it stopped"
             ));
