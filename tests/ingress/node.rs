@@ -255,7 +255,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    fn start(dir: &Path, table: Arc<Table>, limits: &Limits, parents: &[&str]) -> Self {
+    fn start(dir: &Path, table: Arc<Table>, limits: &Limits, rules: &Rules) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -265,10 +265,7 @@ impl Agent {
         let revoked = Arc::new(Revoked::load(dir.join("revoked")).expect("a list"));
         let ingress = Arc::new(Ingress {
             routes: table,
-            rules: Rules {
-                domain: DOMAIN.parse().expect("a domain"),
-                parents: parents.iter().map(|page| page.parse().expect("an origin")).collect(),
-            },
+            rules: rules.clone(),
             clock: Arc::new(SystemClock::default()),
             proof: Proof::read(&dir.join("caddy.json")).expect("a proof"),
             probe: Probe::default(),
@@ -313,8 +310,8 @@ pub(crate) struct Node {
     listen: Vec<SocketAddr>,
     /// Bounds of held requests.
     limits: Limits,
-    /// Pages that may use sessions.
-    parents: &'static [&'static str],
+    /// Settings of the verdict, with the pages that may use sessions.
+    rules: Rules,
     agent: Agent,
     old: Vec<Agent>,
     caddy: Child,
@@ -369,8 +366,9 @@ impl Node {
         change(&mut json);
         std::fs::write(&config, json.to_string()).expect("writable");
         let table = Arc::new(Table::default());
-        let parents = &[PARENT];
-        let agent = Agent::start(&dir, Arc::clone(&table), &limits, parents);
+        let parents = vec![PARENT.parse().expect("an origin")];
+        let rules = Rules { domain: settings.domain.clone(), parents, cors: settings.cors };
+        let agent = Agent::start(&dir, Arc::clone(&table), &limits, &rules);
         let caddy = run_caddy(&config, &dir);
         let old = Vec::new();
         let secure = settings.secure.iter().flat_map(|secure| &secure.listen);
@@ -382,7 +380,7 @@ impl Node {
             dir,
             listen,
             limits,
-            parents,
+            rules,
             agent,
             old,
             caddy,
@@ -426,14 +424,14 @@ impl Node {
 
     /// Starts the route server again, with no page that may use sessions.
     pub(crate) fn name_no_page(&mut self) {
-        self.parents = &[];
+        self.rules.parents.clear();
         self.restart_agent();
     }
 
     /// Stops the route server in an orderly way, and starts another one.
     pub(crate) fn restart_agent(&mut self) {
         self.agent.stop.cancel();
-        let fresh = Agent::start(&self.dir, Arc::clone(&self.table), &self.limits, self.parents);
+        let fresh = Agent::start(&self.dir, Arc::clone(&self.table), &self.limits, &self.rules);
         // The old one still finishes its requests.
         self.old.push(std::mem::replace(&mut self.agent, fresh));
     }
@@ -445,7 +443,7 @@ impl Node {
 
     /// Starts a route server again.
     pub(crate) fn start_agent(&mut self) {
-        self.agent = Agent::start(&self.dir, Arc::clone(&self.table), &self.limits, self.parents);
+        self.agent = Agent::start(&self.dir, Arc::clone(&self.table), &self.limits, &self.rules);
     }
 
     /// Ends Caddy.

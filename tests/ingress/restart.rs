@@ -110,6 +110,9 @@ async fn request_fails_and_reaches_no_sandbox_while_the_agent_is_away() {
         let answer = answer.expect("an answer");
         assert!(matches!(answer.status, 500..=599), "{} {}", answer.status, answer.text());
         assert!(!answer.text().contains("alpha"), "{}", answer.text());
+        // Not that the sandbox is at fault, which nobody has asked.
+        let told = answer.text().starts_with("the agent of this node does not answer (");
+        assert!(told, "{}", answer.text());
     }
     // Caddy asks for 15 s, the time that an agent takes to restart.
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());

@@ -71,6 +71,62 @@ async fn request_does_not_wake_a_sandbox_that_forbids_it() {
     assert_eq!(node.table.wakes(), 0);
 }
 
+/// A script of another site: its browser asks first, and sends the request only when it may.
+#[tokio::test(flavor = "multi_thread")]
+async fn page_of_another_site_wakes_a_public_port_by_a_request_that_needs_a_preflight() {
+    need_caddy!();
+    let node = Node::start(1).await;
+    let sandbox = Sandbox::start(at(10, 8000), "woken").await;
+    node.table.put(100_001, ip(10), PAUSED, &[8000]);
+    let name = host(8000, 100_001);
+    let from = "https://other.test";
+    let preflight = Request { method: "OPTIONS", ..Request::get(&name, "/api") }
+        .with("Origin", from)
+        .with("Access-Control-Request-Method", "POST")
+        .with("Access-Control-Request-Headers", "content-type");
+    let answer = ask(&node, &preflight).await;
+    assert_eq!(answer.status, 204, "{}", answer.text());
+    for (header, value) in [
+        ("access-control-allow-origin", "*"),
+        ("access-control-allow-headers", "content-type"),
+        // Its server is asked as soon as it can answer.
+        ("access-control-max-age", "0"),
+    ] {
+        assert_eq!(answer.head.all(header), [value], "{:?}", answer.head);
+    }
+    let methods = answer.head.get("access-control-allow-methods").unwrap_or_default();
+    assert!(methods.contains("POST"), "{methods}");
+    assert_eq!((node.table.wakes(), sandbox.got().len()), (0, 0), "it wakes nothing");
+
+    let post = Request { method: "POST", body: b"{}", ..Request::get(&name, "/api") }
+        .with("Origin", from)
+        .with("Content-Type", "application/json")
+        .with("Sec-Fetch-Site", "cross-site")
+        .with("Sec-Fetch-Mode", "cors")
+        .with("Sec-Fetch-Dest", "empty");
+    let answer = ask(&node, &post).await;
+    assert_eq!((answer.status, node.table.wakes()), (200, 1), "{}", answer.text());
+    // Now its server is asked, and what the ingress adds holds for a while.
+    let before = sandbox.got().len();
+    let answer = ask(&node, &preflight).await;
+    assert_eq!((answer.status, answer.head.get("access-control-max-age")), (204, Some("600")));
+    assert_eq!(sandbox.got().len(), before + 1);
+}
+
+/// Where an operator allows other sites nothing, a paused sandbox allows them nothing, either.
+#[tokio::test(flavor = "multi_thread")]
+async fn preflight_of_a_paused_public_port_is_refused_without_cors() {
+    need_caddy!();
+    let node = Node::shaped(1, None, |settings| settings.cors = false).await;
+    node.table.put(100_001, ip(10), PAUSED, &[8000]);
+    let name = host(8000, 100_001);
+    let preflight = Request { method: "OPTIONS", ..Request::get(&name, "/api") }
+        .with("Origin", "https://other.test")
+        .with("Access-Control-Request-Method", "POST");
+    assert_eq!(ask(&node, &preflight).await.status, 503);
+    assert_eq!(node.table.wakes(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hundred_requests_wake_a_paused_sandbox_once() {
     need_caddy!();

@@ -47,7 +47,8 @@ impl Check for IngressCheck {
         });
         let mut ended = self.sandboxes.ended();
         ended.sort_by_key(|tombstone| std::cmp::Reverse(tombstone.ended_ms));
-        ended.retain(|tombstone| !taken.contains(&tombstone.vmid));
+        // Of one that moved, the node that has it answers.
+        ended.retain(|tombstone| !tombstone.moved && !taken.contains(&tombstone.vmid));
         let of_ended = ended.iter().take(ASKED_MAX).filter_map(|tombstone| {
             Some((tombstone.id, tombstone.vmid, closed(&BTreeSet::new())?, GONE))
         });
@@ -167,7 +168,11 @@ mod tests {
         std::fs::write(config.with_extension("proof"), "0".repeat(64)).expect("written");
         let ingress = Ingress {
             routes,
-            rules: Rules { domain: "sbx.test".parse().expect("a domain"), parents: Vec::new() },
+            rules: Rules {
+                domain: "sbx.test".parse().expect("a domain"),
+                parents: Vec::new(),
+                cors: true,
+            },
             clock: Arc::new(crate::clock::SystemClock::default()),
             proof: Proof::read(&config).expect("a proof"),
             probe: Probe::default(),
@@ -187,6 +192,10 @@ mod tests {
         node.running(1).await;
         node.running(2).await;
         node.sandboxes.delete(&id(2), LONG).await.expect("deleted");
+        let moved = node.running(3).await;
+        node.sandboxes.stop(&id(3), LONG).await.expect("stopped");
+        node.cluster.migrate(moved.vmid, &node.other());
+        node.sandboxes.forget_moved(&id(3), &node.other(), LONG).await.expect("forgotten");
         let dir = tempfile::tempdir().expect("a directory");
         let socket = dir.path().join("ingress.sock");
         let check = IngressCheck {

@@ -23,6 +23,7 @@ const NAMED: &[&str] = &[
     "X-Sbx-Ancestors",
     "X-Sbx-Host",
     "X-Sbx-Kind",
+    "X-Sbx-Max-Age",
     "X-Sbx-Origin",
     "X-Sbx-Proof",
     "X-Sbx-Remove",

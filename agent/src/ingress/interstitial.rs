@@ -1,5 +1,5 @@
 //! Answers to requests that their sandbox cannot take yet: a page for people, which loads itself
-//! again, JSON or a line of text for programs. Pure.
+//! again while that costs nothing, JSON or a line of text for programs. Pure.
 //!
 //! The page asks for nothing else: no script, no font, no picture. So it works under any policy, in a
 //! frame of another site, and while nothing but the agent answers.
@@ -108,6 +108,15 @@ impl Refusal {
             Self::Failed { again, .. } | Self::TooManyWakes { again } => again.max(AGAIN),
         }
     }
+
+    /// True when the page loads itself again. After a failure, or too many wakes, each load is one more wake: a tab that
+    /// nobody looks at would go on for ever.
+    const fn reloads(self) -> bool {
+        match self {
+            Self::Waits { .. } | Self::Passive(_) | Self::TeamWaits | Self::NodeWaits => true,
+            Self::Failed { .. } | Self::TooManyWakes { .. } => false,
+        }
+    }
 }
 
 /// Builds the answer, 503 in the form that the client asks for. Scripts can read it from any page.
@@ -158,8 +167,19 @@ fn page(refusal: Refusal, again_s: u128) -> String {
         | Refusal::NodeWaits => {
             let mut text = refusal.text();
             text.replace_range(..1, "T");
-            ("Not available now", format!("{text}. This page tries again in {again_s} s."), None)
+            let next = if refusal.reloads() {
+                format!("This page tries again in {again_s} s.")
+            } else {
+                // A click is somebody's: it loads this very page, in a frame too.
+                format!("After {again_s} s you can <a href=\"\">try again</a>.")
+            };
+            ("Not available now", format!("{text}. {next}"), None)
         }
+    };
+    let refresh = if refusal.reloads() {
+        format!("<meta http-equiv=\"refresh\" content=\"{again_s}\">\n")
+    } else {
+        String::new()
     };
     // A full bar would promise too much: it nears its end, and reaches it when the page is there.
     let bar = elapsed.map_or_else(String::new, |elapsed| {
@@ -168,7 +188,7 @@ fn page(refusal: Refusal, again_s: u128) -> String {
     });
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"refresh\" content=\"{again_s}\">\n\
+         {refresh}\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"robots\" content=\"noindex\">\n\
          <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n\
@@ -215,14 +235,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn page_for_people_stands_alone_and_loads_itself_again() {
+    async fn page_for_people_stands_alone() {
         for refusal in ALL {
             let (headers, page) = answer(refusal, Intent::Navigation, "text/html,*/*;q=0.8").await;
+            // The link leads to the page itself.
+            let page = page.replace("href=\"\"", "");
             assert_eq!(text(&headers, "content-type"), "text/html; charset=utf-8");
             assert_eq!(text(&headers, "cache-control"), "no-store");
-            let seconds = text(&headers, "retry-after");
-            let refresh = format!("http-equiv=\"refresh\" content=\"{seconds}\"");
-            assert!(page.contains(&refresh), "{page}");
             for outside in ["src=", "href=", "url(", "@import", "<script", "http:", "https:", "{"] {
                 let style = page.find(STYLE).expect("the style") + STYLE.len();
                 let rest = &page[style..];
@@ -234,6 +253,21 @@ mod tests {
             assert!(page.len() < 2000, "{}", page.len());
         }
         assert!(!STYLE.contains("url(") && !STYLE.contains("@import"));
+    }
+
+    /// A forgotten tab would else wake a sandbox that cannot wake for ever, and use up the wakes of its team.
+    #[tokio::test]
+    async fn page_loads_itself_again_only_where_that_wakes_nothing() {
+        for refusal in ALL {
+            let (headers, page) = answer(refusal, Intent::Navigation, "text/html").await;
+            let seconds = text(&headers, "retry-after");
+            let refresh = format!("http-equiv=\"refresh\" content=\"{seconds}\"");
+            let wakes = matches!(refusal, Refusal::Failed { .. } | Refusal::TooManyWakes { .. });
+            assert_eq!(page.contains(&refresh), !wakes, "{page}");
+            assert_eq!(page.contains("http-equiv"), !wakes, "{page}");
+            let by_hand = format!("After {seconds} s you can <a href=\"\">try again</a>.");
+            assert_eq!(page.contains(&by_hand), wakes, "{page}");
+        }
     }
 
     #[tokio::test]

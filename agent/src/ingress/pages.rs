@@ -68,7 +68,7 @@ pub(super) fn preflight_answers() -> Value {
     let keep = |matched: Value| json!({ "match": matched, "routes": [{ "handle": [{ "handler": "copy_response" }] }] });
     let allow = json!({
         "match": { "headers": { ALLOW_ORIGIN: null } },
-        "routes": [{ "handle": [allowance("*", "false")] }],
+        "routes": [{ "handle": [allowance("*", "false", "600")] }],
     });
     json!([
         keep(json!({ "status_code": [401, 403] })),
@@ -79,13 +79,13 @@ pub(super) fn preflight_answers() -> Value {
     ])
 }
 
-/// Renders the answer to such a question about a port that is not public. Its server is not asked: the question has no
-/// credential. The agent says which origin is allowed.
-pub(super) fn preflight_of_a_guarded_port() -> Value {
-    allowance("{http.vars.sbx_access}", "true")
+/// Renders the answer to such a question without its server: the question has no credential, which a port that is not
+/// public needs, or the server cannot answer now. The agent says which origin is allowed, and for how long.
+pub(super) fn preflight_without_its_server() -> Value {
+    allowance("{http.vars.sbx_access}", "true", "{http.vars.sbx_max_age}")
 }
 
-fn allowance(origin: &str, credentials: &str) -> Value {
+fn allowance(origin: &str, credentials: &str, max_age: &str) -> Value {
     json!({
         "handler": "static_response",
         "status_code": 204,
@@ -94,7 +94,7 @@ fn allowance(origin: &str, credentials: &str) -> Value {
             "Access-Control-Allow-Credentials": [credentials],
             "Access-Control-Allow-Methods": ["GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"],
             "Access-Control-Allow-Headers": ["{http.request.header.Access-Control-Request-Headers}"],
-            "Access-Control-Max-Age": ["600"],
+            "Access-Control-Max-Age": [max_age],
             "Vary": ["Origin, Access-Control-Request-Headers"],
         },
     })

@@ -1,10 +1,14 @@
-//! Memory of the sandboxes of other nodes: where each is, and for a day where each was, so that its
+//! Memory of the sandboxes of all nodes: where each is, and for a day where each was, so that its
 //! URL says "deleted" at every node, not only at its owner's. Pure.
 //!
 //! This copy only serves to find the owner, which is authoritative; nothing is ever decided by it
-//! alone.
+//! alone. Where each container is comes as a whole. The sandbox in it is in its config, which is read when pmxcfs gives
+//! the config another version.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    cell::LazyCell,
+    collections::{BTreeMap, HashMap},
+};
 
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
@@ -16,9 +20,11 @@ use crate::pve::Cluster;
 /// Time for which sandboxes that have left are remembered, in milliseconds; the same as owners keep
 /// tombstones.
 const MEMORY_MS: u64 = 24 * 60 * 60 * 1000;
-/// Time for which a config is not read again, in milliseconds. A mark does not change, but a vmid
-/// may get another owner.
-const FRESH_MS: u64 = 60_000;
+/// Time after which a config is read again although its version is the same, in milliseconds. pmxcfs begins to count
+/// anew when it starts, so a config that was written meanwhile may have got its old number.
+const AGE_MS: u64 = 10 * 60 * 1000;
+/// Most configs that are read again for their age in one look: those that were read together do not come together.
+const AGED_MAX: usize = 50;
 /// Most sandboxes that have left and are remembered.
 const LEFT_MAX: usize = 100_000;
 
@@ -39,19 +45,37 @@ pub enum Place {
     On(NodeName),
 }
 
+/// Config of a container that must be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unread {
+    pub vmid: Vmid,
+    pub node: NodeName,
+    /// Version that was current when this was listed; what is read is of this version or of a later one.
+    version: u64,
+}
+
+/// Last read of a config.
+#[derive(Debug)]
+struct Read {
+    node: NodeName,
+    version: u64,
+    at_ms: u64,
+}
+
 #[derive(Debug)]
 pub struct Seen {
     own: NodeName,
     guests: BTreeMap<Vmid, NodeName>,
+    versions: BTreeMap<Vmid, u64>,
     sandboxes: HashMap<SandboxId, Sighting>,
     /// Sandbox of each container, current or last.
     vmids: HashMap<Vmid, SandboxId>,
-    /// Node and time of the last read of each config, in milliseconds.
-    read: HashMap<Vmid, (NodeName, u64)>,
+    /// Configs that were read.
+    read: HashMap<Vmid, Read>,
 }
 
 impl Seen {
-    /// Starts from remembered sightings. The first `update` finds those that have left.
+    /// Starts from remembered sightings. The first `apply` finds those that have left.
     pub fn new(own: NodeName, remembered: impl IntoIterator<Item = (SandboxId, Sighting)>) -> Self {
         let sandboxes: HashMap<_, _> = remembered.into_iter().collect();
         let mut vmids = HashMap::new();
@@ -60,50 +84,122 @@ impl Seen {
             let last = vmids.entry(sighting.vmid).or_insert(*id);
             *last = (*last).max(*id);
         }
-        Self { own, guests: BTreeMap::new(), sandboxes, vmids, read: HashMap::new() }
+        let (guests, versions, read) = (BTreeMap::new(), BTreeMap::new(), HashMap::new());
+        Self { own, guests, versions, sandboxes, vmids, read }
     }
 
-    /// Lists the containers whose config must be read before `update`.
-    pub fn unread(&self, cluster: &Cluster, now_ms: u64) -> Vec<(Vmid, NodeName)> {
-        let unread = |vmid: &Vmid, node: &NodeName| {
-            self.read.get(vmid).is_none_or(|(at, ms)| at != node || now_ms >= ms + FRESH_MS)
-        };
-        let elsewhere = cluster.guests.iter().filter(|(_, node)| **node != self.own);
-        elsewhere.filter(|(v, n)| unread(v, n)).map(|(v, n)| (*v, n.clone())).collect()
-    }
-
-    /// Applies the current state of the cluster, and the sandbox ids in the configs that were read.
-    /// Returns the sandboxes that are new, have moved or have left, which must be saved.
-    pub fn update(
-        &mut self,
-        cluster: Cluster,
-        marks: &BTreeMap<Vmid, Option<SandboxId>>,
-        now_ms: u64,
-    ) -> Vec<SandboxId> {
-        self.guests = cluster.guests;
-        let Self { own, guests, sandboxes, vmids, read } = self;
+    /// Applies the current state of the cluster: where each container is, and which are gone. Returns the sandboxes that
+    /// have left, or are in another container, which must be saved.
+    pub fn apply(&mut self, cluster: Cluster, now_ms: u64) -> Vec<SandboxId> {
+        (self.guests, self.versions) = (cluster.guests, cluster.versions);
+        let Self { guests, read, .. } = self;
         read.retain(|vmid, _| guests.contains_key(vmid));
+        let changed = self.find_gone(now_ms);
+        self.forget(now_ms);
+        changed
+    }
+
+    fn find_gone(&mut self, now_ms: u64) -> Vec<SandboxId> {
+        let Self { guests, sandboxes, vmids, .. } = self;
+        let living = LazyCell::new(|| {
+            let containers = vmids.iter().filter(|(vmid, _)| guests.contains_key(*vmid));
+            containers.map(|(vmid, id)| (*id, *vmid)).collect::<HashMap<_, _>>()
+        });
         let mut changed = Vec::new();
-        for (vmid, mark) in marks {
-            let Some(node) = guests.get(vmid).filter(|node| *node != own) else { continue };
-            read.insert(*vmid, (node.clone(), now_ms));
-            let Some(id) = *mark else { continue };
-            let sighting = Sighting { vmid: *vmid, node: node.clone(), left_ms: None };
-            vmids.insert(*vmid, id);
-            if sandboxes.get(&id) != Some(&sighting) {
-                sandboxes.insert(id, sighting);
-                changed.push(id);
-            }
-        }
         for (id, sighting) in sandboxes.iter_mut() {
             let there =
                 vmids.get(&sighting.vmid) == Some(id) && guests.contains_key(&sighting.vmid);
-            if !there && sighting.left_ms.is_none() {
-                sighting.left_ms = Some(now_ms);
-                changed.push(*id);
+            if there || sighting.left_ms.is_some() {
+                continue;
+            }
+            // An attempt to create it that was given up had a container, too: it lives in the other one.
+            let other = living.get(id).and_then(|vmid| Some((*vmid, guests.get(vmid)?)));
+            match other {
+                Some((vmid, node)) => (sighting.vmid, sighting.node) = (vmid, node.clone()),
+                None => sighting.left_ms = Some(now_ms),
+            }
+            changed.push(*id);
+        }
+        changed
+    }
+
+    /// Lists the configs to read, those of this node among them: a sandbox that has come here was seen elsewhere before.
+    /// First those that are new, have moved or have changed, the last one first; then some that were read long ago.
+    pub fn unread(&self, now_ms: u64) -> Vec<Unread> {
+        let (mut unread, mut aged) = (Vec::new(), Vec::new());
+        for (vmid, node) in &self.guests {
+            let one = Unread { vmid: *vmid, node: node.clone(), version: self.version(*vmid) };
+            match self.read_of(*vmid, node) {
+                None => unread.push(one),
+                Some(read) if now_ms >= read.at_ms.saturating_add(AGE_MS) => {
+                    aged.push((read.at_ms, one));
+                }
+                Some(_) => {}
             }
         }
-        self.forget(now_ms);
+        unread.sort_by_key(|one| std::cmp::Reverse(one.version));
+        aged.sort_by_key(|(at_ms, _)| *at_ms);
+        unread.extend(aged.into_iter().take(AGED_MAX).map(|(_, one)| one));
+        unread
+    }
+
+    /// True while a config is new or has changed, and was not read since: any sandbox may be in it.
+    pub fn is_behind(&self) -> bool {
+        self.guests.iter().any(|(vmid, node)| self.read_of(*vmid, node).is_none())
+    }
+
+    fn version(&self, vmid: Vmid) -> u64 {
+        self.versions.get(&vmid).copied().unwrap_or_default()
+    }
+
+    /// Returns the read of a config as it is now.
+    fn read_of(&self, vmid: Vmid, node: &NodeName) -> Option<&Read> {
+        let version = self.version(vmid);
+        self.read.get(&vmid).filter(|read| read.node == *node && read.version == version)
+    }
+
+    /// Notes the sandbox that a config is of. Returns the sandboxes that are new, have moved or have left, which must be
+    /// saved.
+    pub fn note(
+        &mut self,
+        config: &Unread,
+        mark: Option<SandboxId>,
+        now_ms: u64,
+    ) -> Vec<SandboxId> {
+        let Unread { vmid, node, version } = config;
+        // The container may have moved or gone since.
+        if self.guests.get(vmid) != Some(node) {
+            return Vec::new();
+        }
+        let read = Read { node: node.clone(), version: *version, at_ms: now_ms };
+        self.read.insert(*vmid, read);
+        let Some(id) = mark else { return Vec::new() };
+        // Of two containers of one sandbox, the one that was written last counts.
+        if let Some(now) = self.sandboxes.get(&id)
+            && now.left_ms.is_none()
+            && now.vmid != *vmid
+            && self.guests.contains_key(&now.vmid)
+            && self.vmids.get(&now.vmid) == Some(&id)
+            && self.version(now.vmid) > *version
+        {
+            self.vmids.insert(*vmid, id);
+            return Vec::new();
+        }
+        let mut changed = Vec::new();
+        let sighting = Sighting { vmid: *vmid, node: node.clone(), left_ms: None };
+        if self.sandboxes.get(&id) != Some(&sighting) {
+            self.sandboxes.insert(id, sighting);
+            changed.push(id);
+        }
+        let before = self.vmids.insert(*vmid, id).filter(|before| *before != id);
+        if let Some(before) = before
+            && let Some(sighting) = self.sandboxes.get_mut(&before)
+            && sighting.vmid == *vmid
+            && sighting.left_ms.is_none()
+        {
+            sighting.left_ms = Some(now_ms);
+            changed.push(before);
+        }
         changed
     }
 
@@ -116,13 +212,11 @@ impl Seen {
             let (_, nth, _) = left.select_nth_unstable(too_many - 1);
             until = until.max(nth.saturating_add(1));
         }
-        sandboxes.retain(|id, sighting| {
-            let keep = sighting.left_ms.is_none_or(|ms| ms >= until);
-            if !keep && vmids.get(&sighting.vmid) == Some(id) {
-                vmids.remove(&sighting.vmid);
-            }
-            keep
-        });
+        let before = sandboxes.len();
+        sandboxes.retain(|_, sighting| sighting.left_ms.is_none_or(|ms| ms >= until));
+        if sandboxes.len() < before {
+            vmids.retain(|_, id| sandboxes.contains_key(id));
+        }
     }
 
     /// Finds where a sandbox is, or was.
@@ -172,13 +266,43 @@ mod tests {
         SandboxId::new(1_000 + u64::from(number), &[number; 10])
     }
 
-    fn cluster(guests: &[(u32, u32)]) -> Cluster {
-        let guests = guests.iter().map(|(guest, at)| (vmid(*guest), node(*at))).collect();
-        Cluster { quorate: true, guests, ..Cluster::default() }
+    /// Guests with their node and the version of their config.
+    fn versions(guests: &[(u32, u32, u64)]) -> Cluster {
+        Cluster {
+            quorate: true,
+            guests: guests.iter().map(|(guest, at, _)| (vmid(*guest), node(*at))).collect(),
+            versions: guests.iter().map(|(guest, _, version)| (vmid(*guest), *version)).collect(),
+            ..Cluster::default()
+        }
     }
 
-    fn marks(list: &[(u32, Option<u8>)]) -> BTreeMap<Vmid, Option<SandboxId>> {
-        list.iter().map(|(guest, mark)| (vmid(*guest), mark.map(id))).collect()
+    fn of_version_one(guests: &[(u32, u32)]) -> Vec<(u32, u32, u64)> {
+        guests.iter().map(|(guest, at)| (*guest, *at, 1)).collect()
+    }
+
+    fn cluster(guests: &[(u32, u32)]) -> Cluster {
+        versions(&of_version_one(guests))
+    }
+
+    /// Applies a cluster, and reads these of the configs that must be read.
+    fn look(
+        seen: &mut Seen,
+        cluster: Cluster,
+        marks: &[(u32, Option<u8>)],
+        now_ms: u64,
+    ) -> Vec<SandboxId> {
+        let mut changed = seen.apply(cluster, now_ms);
+        for config in seen.unread(now_ms) {
+            let mark = marks.iter().find(|(guest, _)| vmid(*guest) == config.vmid);
+            if let Some((_, mark)) = mark {
+                changed.extend(seen.note(&config, mark.map(id), now_ms));
+            }
+        }
+        changed
+    }
+
+    fn unread(seen: &Seen, now_ms: u64) -> Vec<u32> {
+        seen.unread(now_ms).iter().map(|config| config.vmid.get()).collect()
     }
 
     fn seen() -> Seen {
@@ -189,8 +313,8 @@ mod tests {
     fn sandbox_of_another_node_is_found_by_id_and_vmid() {
         let mut seen = seen();
         let now = cluster(&[(100, 1), (200, 2), (300, 3)]);
-        assert_eq!(seen.unread(&now, 0), [(vmid(200), node(2)), (vmid(300), node(3))]);
-        assert_eq!(seen.update(now, &marks(&[(200, Some(2)), (300, None)]), 0), [id(2)]);
+        let read = [(100, None), (200, Some(2)), (300, None)];
+        assert_eq!(look(&mut seen, now, &read, 0), [id(2)]);
         assert_eq!(seen.find(SandboxRef::Vmid(vmid(100))), Place::Here);
         assert_eq!(seen.find(SandboxRef::Vmid(vmid(200))), Place::On(node(2)));
         assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(2)));
@@ -202,14 +326,14 @@ mod tests {
     #[test]
     fn departed_sandbox_is_remembered_for_a_day() {
         let mut seen = seen();
-        seen.update(cluster(&[(200, 2)]), &marks(&[(200, Some(2))]), 0);
-        assert_eq!(seen.update(cluster(&[]), &marks(&[]), 5), [id(2)]);
+        look(&mut seen, cluster(&[(200, 2)]), &[(200, Some(2))], 0);
+        assert_eq!(look(&mut seen, cluster(&[]), &[], 5), [id(2)]);
         for name in [SandboxRef::Vmid(vmid(200)), SandboxRef::Id(id(2))] {
             assert_eq!(seen.find(name), Place::On(node(2)));
         }
-        assert!(seen.update(cluster(&[]), &marks(&[]), 5 + DAY).is_empty());
+        assert!(look(&mut seen, cluster(&[]), &[], 5 + DAY).is_empty());
         assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(2)));
-        seen.update(cluster(&[]), &marks(&[]), 6 + DAY);
+        look(&mut seen, cluster(&[]), &[], 6 + DAY);
         for name in [SandboxRef::Vmid(vmid(200)), SandboxRef::Id(id(2))] {
             assert_eq!(seen.find(name), Place::Nowhere);
         }
@@ -219,28 +343,122 @@ mod tests {
     #[test]
     fn reused_vmid_resolves_to_the_new_sandbox() {
         let mut seen = seen();
-        seen.update(cluster(&[(200, 2)]), &marks(&[(200, Some(2))]), 0);
-        let changed = seen.update(cluster(&[(200, 3)]), &marks(&[(200, Some(3))]), 1);
+        look(&mut seen, cluster(&[(200, 2)]), &[(200, Some(2))], 0);
+        let changed = look(&mut seen, cluster(&[(200, 3)]), &[(200, Some(3))], 1);
         assert_eq!(changed, [id(3), id(2)]);
         assert_eq!(seen.find(SandboxRef::Vmid(vmid(200))), Place::On(node(3)));
         assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(2)));
     }
 
+    /// Only the node that had it last knows that it was deleted, and not moved once more.
     #[test]
-    fn config_is_reread_after_a_move_and_periodically() {
+    fn deleted_sandbox_was_on_the_node_that_it_moved_to() {
+        for (to, place) in [(1, Place::Here), (3, Place::On(node(3)))] {
+            let mut seen = seen();
+            look(&mut seen, cluster(&[(200, 2)]), &[(200, Some(2))], 0);
+            let moved = cluster(&[(200, to)]);
+            assert_eq!(look(&mut seen, moved, &[(200, Some(2))], 1), [id(2)], "{place:?}");
+            assert_eq!(seen.sighting(&id(2)).and_then(|sighting| sighting.left_ms), None);
+            assert_eq!(look(&mut seen, cluster(&[]), &[], 2), [id(2)]);
+            for name in [SandboxRef::Id(id(2)), SandboxRef::Vmid(vmid(200))] {
+                assert_eq!(seen.find(name), place);
+            }
+        }
+    }
+
+    /// Each attempt to create a sandbox makes a container with its mark.
+    #[test]
+    fn sandbox_stays_found_when_the_container_of_an_earlier_attempt_is_removed() {
         let mut seen = seen();
-        let now = || cluster(&[(200, 2)]);
-        seen.update(now(), &marks(&[(200, Some(2))]), 0);
-        assert!(seen.unread(&now(), FRESH_MS - 1).is_empty());
-        assert_eq!(seen.unread(&now(), FRESH_MS).len(), 1);
-        assert_eq!(seen.unread(&cluster(&[(200, 3)]), 1), [(vmid(200), node(3))]);
+        let both = || versions(&[(200, 2, 2), (300, 3, 1)]);
+        look(&mut seen, both(), &[(300, Some(2))], 0);
+        look(&mut seen, both(), &[(200, Some(2))], 1);
+        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(2)), "written last");
+        assert_eq!(look(&mut seen, versions(&[(300, 3, 1)]), &[], 2), [id(2)]);
+        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(3)));
+        assert_eq!(seen.sighting(&id(2)).and_then(|sighting| sighting.left_ms), None);
+        assert_eq!(look(&mut seen, versions(&[]), &[], 3), [id(2)]);
+        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(3)), "it was there last");
+    }
+
+    #[test]
+    fn container_of_an_earlier_attempt_that_is_read_later_hides_nothing() {
+        let mut seen = seen();
+        let both = || versions(&[(200, 2, 1), (300, 3, 2)]);
+        look(&mut seen, both(), &[(300, Some(2)), (200, Some(2))], 0);
+        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(3)));
+        assert_eq!(look(&mut seen, versions(&[(300, 3, 2)]), &[], 1), []);
+        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(3)));
+    }
+
+    /// A container that exists becomes a sandbox, or is released, by a new line in its config.
+    #[test]
+    fn config_is_read_again_as_soon_as_it_is_written() {
+        let mut seen = seen();
+        let before = || versions(&[(200, 2, 7), (201, 2, 8)]);
+        look(&mut seen, before(), &[(200, None), (201, None)], 0);
+        seen.apply(before(), 1);
+        assert!(unread(&seen, 1).is_empty() && !seen.is_behind());
+        seen.apply(versions(&[(200, 2, 9), (201, 2, 8)]), 2);
+        assert_eq!((unread(&seen, 2), seen.is_behind()), (vec![200], true));
+        let adopted = versions(&[(200, 2, 9), (201, 2, 8)]);
+        assert_eq!(look(&mut seen, adopted, &[(200, Some(2))], 3), [id(2)]);
+        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(2)));
+        assert!(!seen.is_behind());
+        // On another node it is another file. After a start of pmxcfs all have other numbers.
+        seen.apply(versions(&[(200, 3, 9), (201, 2, 8)]), 4);
+        assert_eq!(unread(&seen, 4), [200]);
+        seen.apply(versions(&[(200, 2, 1), (201, 2, 2)]), 5);
+        assert_eq!(unread(&seen, 5), [201, 200]);
+    }
+
+    #[test]
+    fn config_that_changed_last_is_read_first_and_what_was_read_stays_read() {
+        let mut seen = seen();
+        let now = || versions(&[(200, 2, 5), (201, 2, 9), (202, 3, 7)]);
+        seen.apply(now(), 0);
+        assert_eq!(unread(&seen, 0), [201, 202, 200]);
+        look(&mut seen, now(), &[(201, Some(1))], 0);
+        assert_eq!((unread(&seen, 0), seen.is_behind()), (vec![202, 200], true));
+        // Requests by vmid need no mark, and what was read is found.
+        assert_eq!(seen.find(SandboxRef::Vmid(vmid(200))), Place::On(node(2)));
+        assert_eq!(seen.find(SandboxRef::Id(id(1))), Place::On(node(2)));
+        look(&mut seen, now(), &[(200, None), (202, None)], 1);
+        assert!(unread(&seen, 1).is_empty() && !seen.is_behind());
+    }
+
+    #[test]
+    fn mark_of_a_container_that_has_moved_since_is_not_taken() {
+        let mut seen = seen();
+        seen.apply(cluster(&[(200, 2)]), 0);
+        let config = seen.unread(0).remove(0);
+        seen.apply(cluster(&[(200, 3)]), 1);
+        assert!(seen.note(&config, Some(id(2)), 1).is_empty());
+        assert_eq!(unread(&seen, 1), [200]);
+    }
+
+    #[test]
+    fn configs_of_some_age_are_read_again_a_few_at_a_time() {
+        let mut seen = seen();
+        let many = u32::try_from(AGED_MAX).expect("fits") + 1;
+        let guests: Vec<_> = (0..many).map(|number| (100 + number, 2)).collect();
+        let marks: Vec<_> = guests.iter().map(|(guest, _)| (*guest, None)).collect();
+        look(&mut seen, cluster(&guests), &marks, 0);
+        assert!(unread(&seen, AGE_MS - 1).is_empty());
+        look(&mut seen, cluster(&guests), &marks, AGE_MS);
+        assert_eq!(unread(&seen, AGE_MS), [99 + many]);
+        assert!(!seen.is_behind(), "they were read");
+        // One that has changed comes before all of them.
+        let changed = versions(&[&[(100, 2, 2)][..], &of_version_one(&guests[1..])].concat());
+        seen.apply(changed, AGE_MS);
+        assert_eq!(unread(&seen, AGE_MS), [100, 99 + many]);
     }
 
     #[test]
     fn remembered_sandbox_is_found_after_a_restart() {
         let there = Sighting { vmid: vmid(200), node: node(2), left_ms: None };
         let mut seen = Seen::new(node(1), [(id(2), there)]);
-        assert_eq!(seen.update(cluster(&[]), &marks(&[]), 9), [id(2)]);
+        assert_eq!(look(&mut seen, cluster(&[]), &[], 9), [id(2)]);
         assert_eq!(seen.find(SandboxRef::Vmid(vmid(200))), Place::On(node(2)));
         assert_eq!(seen.sighting(&id(2)).and_then(|s| s.left_ms), Some(9));
     }
@@ -261,7 +479,7 @@ mod tests {
             )
         });
         let mut seen = Seen::new(node(1), remembered);
-        seen.update(cluster(&[]), &marks(&[]), 2_000);
+        seen.apply(cluster(&[]), 2_000);
         assert_eq!(seen.sightings().count(), LEFT_MAX);
         assert_eq!(seen.find(SandboxRef::Vmid(vmid(109))), Place::Nowhere);
         assert_eq!(seen.find(SandboxRef::Vmid(vmid(110))), Place::On(node(2)));

@@ -21,6 +21,8 @@
 //! - The access log has no headers and no query: they hold credentials. `user_id` is the only field of it that
 //!   a handler can set in every version, so the request's id and its sandbox are in there.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -38,8 +40,22 @@ pub const PEER_NAME: &str = "ingress.pve-sandbox.internal";
 /// Header of a peer's question with the certificate that the other node's Caddy has shown: DER, base64.
 pub const PEER_CERTIFICATE: &str = "X-Sbx-Peer-Certificate";
 
+/// Time for which Caddy asks again when the agent's connection breaks off: an agent takes less to restart.
+pub(super) const ASKS_AGAIN: Duration = Duration::from_secs(15);
+
+/// Beginning of the answer where the agent does not answer Caddy.
+pub(crate) const NO_AGENT: &str = "the agent of this node does not answer";
+/// Answer where something else than the agent answers Caddy, or an agent with another proof.
+pub(crate) const NO_ROUTE: &str = "the node gave no route";
+/// Beginning of the answer where the Caddy of the sandbox's node does not answer.
+pub(crate) const NO_PEER: &str = "the node of this sandbox did not answer";
+
 /// Kind of a route to another node.
 const PEER: &str = "peer";
+/// Kinds of routes to a sandbox of this node: `replies` says which is for what.
+const LOCAL: &str = "local";
+const KNOWN: &str = "known";
+const STRIPPED: &str = "stripped";
 
 /// Name of Caddy's logger of requests.
 const ACCESS_LOGGER: &str = "http.log.access.access";
@@ -210,16 +226,6 @@ fn server(settings: &Settings, of: Server, proof: &str) -> Value {
     if settings.access_log.is_some() {
         handle.insert(0, log_entry(of.via()));
     }
-    let failed = |who: &str| {
-        let text = format!("{who} did not answer ({{http.error.status_code}})\n");
-        explanation("{http.error.status_code}", &text)
-    };
-    let mut failures = vec![json!({ "handle": [failed("the sandbox")] })];
-    if of.via() == Via::Edge && settings.peers.is_some() {
-        let to_peer = json!([{ "vars": { "sbx_kind": [PEER] } }]);
-        let node = failed("the node of this sandbox");
-        failures.insert(0, json!({ "match": to_peer, "terminal": true, "handle": [node] }));
-    }
     let mut server = json!({
         "automatic_https": { "disable": true },
         "read_header_timeout": "10s",
@@ -236,7 +242,7 @@ fn server(settings: &Settings, of: Server, proof: &str) -> Value {
             },
             { "handle": [explanation(404, "this host is no sandbox\n")] },
         ],
-        "errors": { "routes": failures },
+        "errors": { "routes": failures(settings, of) },
     });
     if settings.access_log.is_some() {
         server["logs"] = json!({ "default_logger_name": "access" });
@@ -246,6 +252,25 @@ fn server(settings: &Settings, of: Server, proof: &str) -> Value {
         server["read_idle_timeout"] = json!("10m");
     }
     server
+}
+
+/// Renders what a client is told when somebody on the way does not answer. Before a route is known, that is most
+/// likely the agent.
+fn failures(settings: &Settings, of: Server) -> Vec<Value> {
+    let failed = |said: &str| {
+        let text = format!("{said} ({{http.error.status_code}})\n");
+        explanation("{http.error.status_code}", &text)
+    };
+    let after = |kinds: &[&str], said: &str| {
+        let routed = json!([{ "vars": { "sbx_kind": kinds } }]);
+        json!({ "match": routed, "terminal": true, "handle": [failed(said)] })
+    };
+    let mut failures = vec![after(&[LOCAL, KNOWN, STRIPPED], "the sandbox did not answer")];
+    if of.via() == Via::Edge && settings.peers.is_some() {
+        failures.push(after(&[PEER], NO_PEER));
+    }
+    failures.push(json!({ "handle": [failed(NO_AGENT)] }));
+    failures
 }
 
 /// Ignores that a client asks for another protocol than WebSocket, as a server may. Requests inside of such a connection
@@ -298,6 +323,7 @@ fn question(settings: &Settings, of: Server, proof: &str) -> Value {
             "sbx_sandbox": "{http.reverse_proxy.header.X-Sbx-Sandbox}",
             "sbx_ancestors": "{http.reverse_proxy.header.X-Sbx-Ancestors}",
             "sbx_origin": "{http.reverse_proxy.header.X-Sbx-Origin}",
+            "sbx_max_age": "{http.reverse_proxy.header.X-Sbx-Max-Age}",
         });
         let handlers = [vec![vars], then].concat();
         json!({
@@ -313,23 +339,22 @@ fn question(settings: &Settings, of: Server, proof: &str) -> Value {
             "routes": [{ "handle": handlers }],
         })
     };
-    // `replies` in the agent says which is for what.
     let mut answers = vec![
-        route("local", to_sandbox(settings, of, Visitor::Anybody)),
-        route("known", to_sandbox(settings, of, Visitor::Known)),
+        route(LOCAL, to_sandbox(settings, of, Visitor::Anybody)),
+        route(KNOWN, to_sandbox(settings, of, Visitor::Known)),
         route(
-            "stripped",
+            STRIPPED,
             [vec![without_credential()], to_sandbox(settings, of, Visitor::Known)].concat(),
         ),
     ];
-    answers.push(route("preflight", vec![pages::preflight_of_a_guarded_port()]));
+    answers.push(route("preflight", vec![pages::preflight_without_its_server()]));
     if let (Via::Edge, Some(peers)) = (via, &settings.peers) {
         answers.push(route(PEER, vec![to_peer(peers, of)]));
     }
     // A successful answer that is not a route is not the agent's.
     answers.push(json!({
         "match": { "status_code": [1, 2] },
-        "routes": [{ "handle": [explanation(502, "the node gave no route\n")] }],
+        "routes": [{ "handle": [explanation(502, &format!("{NO_ROUTE}\n"))] }],
     }));
     let mut set = json!({
         "X-Forwarded-Method": ["{http.request.method}"],
@@ -350,8 +375,10 @@ fn question(settings: &Settings, of: Server, proof: &str) -> Value {
             "uri": format!("/v1/route?via={}&rid={{http.request.uuid}}", asks(via)),
         },
         "transport": no_keep_alive(),
-        // The time that an agent takes to restart.
-        "load_balancing": { "try_duration": "15s", "try_interval": "50ms" },
+        "load_balancing": {
+            "try_duration": format!("{}s", ASKS_AGAIN.as_secs()),
+            "try_interval": "50ms",
+        },
         "trusted_proxies": of.trusted(),
         "headers": {
             "request": {

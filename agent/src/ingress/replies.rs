@@ -40,6 +40,8 @@ const ANCESTORS: HeaderName = HeaderName::from_static("x-sbx-ancestors");
 const PAGE: HeaderName = HeaderName::from_static("x-sbx-origin");
 /// Header with the text to remove from the query.
 const REMOVE: HeaderName = HeaderName::from_static("x-sbx-remove");
+/// Header with the time for which a browser may rely on the answer to a preflight, in seconds.
+const MAX_AGE: HeaderName = HeaderName::from_static("x-sbx-max-age");
 
 /// Where a request goes.
 #[derive(Debug)]
@@ -108,8 +110,8 @@ pub(super) fn readable_by(reply: &mut Reply, page: &str) {
     }
 }
 
-/// Lets Caddy answer a preflight itself, for an origin. Only an answer with the proof does.
-pub(super) fn preflight(proof: &Proof, allowed: &str) -> Reply {
+/// Lets Caddy answer a preflight itself, for an origin and so many seconds. Only an answer with the proof does.
+pub(super) fn preflight(proof: &Proof, allowed: &str, for_s: u32) -> Reply {
     let mut reply = Response::new(Full::new(Bytes::new()));
     *reply.status_mut() = StatusCode::NO_CONTENT;
     let headers = reply.headers_mut();
@@ -121,6 +123,7 @@ pub(super) fn preflight(proof: &Proof, allowed: &str) -> Reply {
     headers.insert(UPSTREAM, HeaderValue::from_static("-"));
     headers.insert(SANDBOX_HOST, HeaderValue::from_static("-"));
     headers.insert(ACCESS, plain(allowed));
+    headers.insert(MAX_AGE, plain(for_s));
     reply
 }
 

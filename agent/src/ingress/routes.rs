@@ -34,6 +34,8 @@ impl Routes for NodeRoutes {
     fn local(&self, sandbox: SandboxRef) -> Option<Target> {
         Some(match self.sandboxes.known(&sandbox)? {
             Known::Live(record) => target(&record),
+            // It lives on the node that took it over, or that node says when it was deleted.
+            Known::Ended(Tombstone { moved: true, .. }) => return None,
             Known::Ended(Tombstone { id, vmid, team, .. }) => Target {
                 id,
                 vmid,
@@ -121,6 +123,8 @@ fn main_port(record: &Record) -> Option<Port> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use proto::{name::ServiceName, visibility::Visibility};
 
@@ -150,20 +154,35 @@ mod tests {
         assert_eq!(main_port(&record), record.port_named(&name));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn port_is_in_the_table_before_its_caller_has_an_answer() {
-        let node = Node::new().await;
-        let dir = tempfile::tempdir().expect("a directory");
-        let sources = Sources {
-            root: dir.path().to_owned(),
-            memory: dir.path().join("owners"),
-            peer_port: 8481,
-        };
+    fn routes(node: &Node, dir: &Path) -> (NodeRoutes, Arc<NameDirectory>) {
+        let sources = Sources { root: dir.to_owned(), memory: dir.join("owners"), peer_port: 8481 };
         let clock = Arc::clone(&node.clock) as Arc<dyn crate::clock::Clock>;
         let pve = node.cluster.node(&node.name);
         let owners = Arc::new(Owners::new(pve, clock, sources));
-        let names = Arc::new(NameDirectory::load(dir.path().join("names")));
-        let routes = NodeRoutes::new(Arc::clone(&node.sandboxes), owners, Arc::clone(&names));
+        let names = Arc::new(NameDirectory::load(dir.join("names")));
+        (NodeRoutes::new(Arc::clone(&node.sandboxes), owners, Arc::clone(&names)), names)
+    }
+
+    /// The node that it left answered 410 for a sandbox that lives elsewhere.
+    #[tokio::test(start_paused = true)]
+    async fn sandbox_that_moved_away_is_looked_for_on_its_new_node() {
+        let (node, dir) = (Node::new().await, tempfile::tempdir().expect("a directory"));
+        let (routes, _names) = routes(&node, dir.path());
+        let made = node.sandboxes.create(order(1), LONG).await.expect("made");
+        node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+        node.cluster.migrate(made.vmid, &node.other());
+        node.sandboxes.forget_moved(&id(1), &node.other(), LONG).await.expect("forgotten");
+        for name in [SandboxRef::Id(id(1)), SandboxRef::Vmid(made.vmid)] {
+            assert_eq!(routes.local(name), None);
+        }
+        let owner = routes.owner(SandboxRef::Vmid(made.vmid)).await;
+        assert!(matches!(owner, Owner::Peer(_)), "{owner:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn port_is_in_the_table_before_its_caller_has_an_answer() {
+        let (node, dir) = (Node::new().await, tempfile::tempdir().expect("a directory"));
+        let (routes, names) = routes(&node, dir.path());
         let mut wanted = order(1);
         wanted.spec.name = Some("box".parse().expect("a name"));
         wanted.spec.services.insert("web".parse().expect("a name"), port(80));

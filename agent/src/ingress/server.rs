@@ -132,6 +132,7 @@ pub async fn serve(listener: UnixListener, ingress: Arc<Ingress>, stop: Cancella
         }
     }
     drop(listener);
+    ingress.holds.stop();
     questions.close();
     if timeout(DRAIN, questions.wait()).await.is_err() {
         tracing::warn!(left = questions.len(), "route questions remained unanswered at shutdown");
@@ -327,7 +328,9 @@ impl Ingress {
                 Answer::Busy => later(TOO_MANY),
             },
             Verdict::Wake => later("this sandbox is paused, and did not wake in time"),
-            Verdict::Preflight { allowed } => replies::preflight(&self.proof, &allowed),
+            Verdict::Preflight { allowed, for_s } => {
+                replies::preflight(&self.proof, &allowed, for_s)
+            }
             Verdict::Redirect(redirect) => replies::redirect(&redirect),
             Verdict::Malformed(why) => explain(StatusCode::BAD_REQUEST, why),
             Verdict::Ambiguous => explain(
@@ -438,6 +441,7 @@ mod tests {
         id::{SandboxId, Vmid},
         name::Port,
     };
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
     use crate::{
@@ -445,7 +449,6 @@ mod tests {
         ingress::{OpenPort, State, hold::Limits},
     };
 
-    /// A node with one sandbox.
     /// A node with one sandbox, which may have been another one until the first look.
     #[derive(Debug)]
     struct One {
@@ -478,39 +481,73 @@ mod tests {
         async fn wake(&self, _: SandboxRef) {}
     }
 
+    /// A sandbox with this port open to everybody.
+    fn target(port: Port, state: State, ip: Option<std::net::IpAddr>) -> Target {
+        Target {
+            id: SandboxId::new(1, &[1; 10]),
+            vmid: Vmid::try_from(100_001).expect("a vmid"),
+            team: "red".parse().expect("a team"),
+            state,
+            ip,
+            ports: [(port, OpenPort::PUBLIC)].into(),
+            main: None,
+            key: None,
+            name: None,
+        }
+    }
+
+    fn ingress(dir: &Path, routes: One) -> Ingress {
+        let domain = "sbx.test".parse().expect("a domain");
+        Ingress {
+            routes: Arc::new(routes),
+            rules: Rules { domain, parents: Vec::new(), cors: true },
+            clock: Arc::new(SystemClock::default()),
+            proof: Proof::ensure(&dir.join("caddy.json")).expect("a proof"),
+            probe: Probe::default(),
+            revoked: Arc::new(Revoked::load(dir.join("revoked")).expect("a list")),
+            metrics: Arc::default(),
+            holds: Holds::new(Limits::default()),
+        }
+    }
+
+    /// Caddy gives up a question that breaks off after so long, and the request with it.
+    #[tokio::test(start_paused = true)]
+    async fn request_that_is_held_for_long_is_answered_when_the_agent_stops() {
+        let port = Port::try_from(80).expect("a port");
+        let now = target(port, State::Booting, None);
+        let dir = tempfile::tempdir().expect("a directory");
+        let ingress = ingress(dir.path(), One { before: Mutex::default(), now });
+        let (path, stop) = (dir.path().join("route.sock"), CancellationToken::new());
+        let listener = listen(&path, None).expect("a socket");
+        let serving = tokio::spawn(serve(listener, Arc::new(ingress), stop.clone()));
+
+        let mut caddy = UnixStream::connect(&path).await.expect("connected");
+        let question =
+            "GET /v1/route?via=edge&rid=1 HTTP/1.1\r\nHost: 80-vm-100001.sbx.test\r\n\r\n";
+        caddy.write_all(question.as_bytes()).await.expect("sent");
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        stop.cancel();
+        let mut answer = String::new();
+        let read = timeout(DRAIN, caddy.read_to_string(&mut answer)).await;
+        read.expect("before the agent ends").expect("read");
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("\r\nretry-after: 2\r\n"), "{answer}");
+        serving.await.expect("ended");
+    }
+
     /// A server with a full queue lets the connect of a question wait for seconds.
     #[tokio::test]
     async fn port_that_is_hidden_while_its_server_is_tried_gets_no_request() {
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = server.local_addr().expect("an address");
         let port = Port::try_from(u32::from(address.port())).expect("a port");
-        let vmid = Vmid::try_from(100_001).expect("a vmid");
-        let hidden = Target {
-            id: SandboxId::new(1, &[1; 10]),
-            vmid,
-            team: "red".parse().expect("a team"),
-            state: State::Running,
-            ip: Some(address.ip()),
-            ports: Default::default(),
-            main: None,
-            key: None,
-            name: None,
-        };
-        let open = Target { ports: [(port, OpenPort::PUBLIC)].into(), ..hidden.clone() };
+        let open = target(port, State::Running, Some(address.ip()));
+        let (vmid, hidden) = (open.vmid, Target { ports: Default::default(), ..open.clone() });
         let dir = tempfile::tempdir().expect("a directory");
         let host = format!("{port}-vm-{vmid}.sbx.test");
         let asked = HeaderMap::from_iter([(HOST, HeaderValue::try_from(host).expect("a value"))]);
         for (now, status) in [(open.clone(), 204), (hidden, 403)] {
-            let ingress = Ingress {
-                routes: Arc::new(One { before: Mutex::new(Some(open.clone())), now }),
-                rules: Rules { domain: "sbx.test".parse().expect("a domain"), parents: Vec::new() },
-                clock: Arc::new(SystemClock::default()),
-                proof: Proof::ensure(&dir.path().join("caddy.json")).expect("a proof"),
-                probe: Probe::default(),
-                revoked: Arc::new(Revoked::load(dir.path().join("revoked")).expect("a list")),
-                metrics: Arc::default(),
-                holds: Holds::new(Limits::default()),
-            };
+            let ingress = ingress(dir.path(), One { before: Mutex::new(Some(open.clone())), now });
             let question = Question::new(Via::Edge, &asked, &ingress.rules, 0);
             let reply = ingress.route(&question, Some(SandboxRef::Vmid(vmid)), &asked).await;
             assert_eq!(reply.status(), status);
@@ -520,18 +557,9 @@ mod tests {
 
     #[test]
     fn questions_about_one_sandbox_count_together_under_all_its_names() {
-        let vmid = Vmid::try_from(100_001).expect("a vmid");
-        let now = Target {
-            id: SandboxId::new(1, &[1; 10]),
-            vmid,
-            team: "red".parse().expect("a team"),
-            state: State::Running,
-            ip: None,
-            ports: Default::default(),
-            main: None,
-            key: None,
-            name: "box--red".parse().ok(),
-        };
+        let port = Port::try_from(80).expect("a port");
+        let name = "box--red".parse().ok();
+        let now = Target { name, ..target(port, State::Running, None) };
         let one = One { before: Mutex::default(), now };
         let (asked, id) = (Asked::default(), SandboxRef::Id(one.now.id));
         let ask = |host: &str| {

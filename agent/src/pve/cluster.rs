@@ -50,6 +50,8 @@ struct Guests {
 #[derive(Debug, Deserialize)]
 struct Guest {
     node: NodeName,
+    #[serde(default)]
+    version: u64,
 }
 
 /// Signs that distinguish a node without a cluster from a member that lost its cluster.
@@ -176,17 +178,19 @@ pub fn cluster(
         .map(|(name, node)| (name, Member { ip: node.ip, online: node.online == 1 }))
         .collect();
     nodes.entry(members.nodename).or_insert(Member { ip: None, online: true });
+    let guests = guests.ids.into_iter().filter_map(|(id, guest)| {
+        let vmid: Vmid = id.parse().ok()?;
+        Some(((vmid, guest.node), (vmid, guest.version)))
+    });
+    let (guests, versions) = guests.unzip();
     Cluster {
         quorate: quorum.holds(),
         number: quorum.number(),
         members: nodes,
         maintenance,
         links: BTreeSet::new(),
-        guests: guests
-            .ids
-            .into_iter()
-            .filter_map(|(id, guest)| Some((id.parse::<Vmid>().ok()?, guest.node)))
-            .collect(),
+        guests,
+        versions,
     }
 }
 
@@ -300,6 +304,8 @@ mod tests {
         assert_eq!(cluster.members[&node("pve2")], Member { ip: None, online: false });
         let guests: Vec<_> = cluster.guests.iter().map(|(id, n)| (id.get(), n.as_str())).collect();
         assert_eq!(guests, [(601, "pve2"), (910, "pve1")]);
+        let versions: Vec<_> = cluster.versions.iter().map(|(id, n)| (id.get(), *n)).collect();
+        assert_eq!(versions, [(601, 263), (910, 281)]);
         let expected = Identity { node: node("pve2"), number: Some(4) };
         assert_eq!(identity(MEMBERS.as_bytes(), FINE), Some(expected));
     }

@@ -142,7 +142,11 @@ impl Node {
         let routes = NodeRoutes::new(Arc::clone(agent.sandboxes()), Arc::new(owners), names);
         let ingress = Ingress {
             routes: Arc::new(routes),
-            rules: Rules { domain: settings.domain.clone(), parents: Vec::new() },
+            rules: Rules {
+                domain: settings.domain.clone(),
+                parents: Vec::new(),
+                cors: settings.cors,
+            },
             clock,
             proof: proof.clone(),
             probe: Probe::default(),

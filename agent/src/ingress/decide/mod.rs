@@ -47,10 +47,13 @@ pub enum Verdict {
         /// Permission that it has.
         grant: Grant,
     },
-    /// 204, and nothing of the sandbox is asked: a page may send requests, which need a credential.
+    /// 204, and nothing of the sandbox is asked: a page may send requests. They need a credential, or their server
+    /// cannot answer now.
     Preflight {
         /// Origin of the page, or `*`.
         allowed: String,
+        /// Time for which a browser may rely on this answer, in seconds.
+        for_s: u32,
     },
     /// 303: the URL without the credential in it.
     Redirect(Redirect),
@@ -146,6 +149,8 @@ const NO_NAME: &str = "this host is no sandbox: the form is port-{port}-vm-{vmid
                        port-{port}-{sandbox_id} or {port}-{sandbox_id} in front of the domain";
 const NOBODY: &str = "there is no such sandbox";
 const NOT_BY_NAME: &str = "no sandbox has an open port with this host name";
+/// Time for which a browser may rely on the answer to a preflight, in seconds.
+const PREFLIGHT_S: u32 = 600;
 
 /// Returns the port that a host name leads to; `None` when the sandbox does not have this name, or no main port.
 fn port_of(label: &Label, target: &Target) -> Option<Port> {
@@ -166,9 +171,18 @@ fn on_this_node(question: &Question<'_>, port: Port, target: &Target) -> Verdict
         Some(Access::Forbidden(why)) => return Verdict::Forbidden(why),
         Some(Access::Ambiguous) => return Verdict::Ambiguous,
         // In every state of the sandbox alike: who asks is unknown.
-        Some(Access::Preflight { allowed }) => return Verdict::Preflight { allowed },
+        Some(Access::Preflight { allowed }) => {
+            return Verdict::Preflight { allowed, for_s: PREFLIGHT_S };
+        }
         Some(Access::Granted(grant)) => grant,
     };
+    let is_up = target.state == State::Running && target.ip.is_some();
+    if !is_up && question.is_allowed_preflight() {
+        // The port is public, and its server cannot be asked. After a refusal a browser would not send the request, which
+        // wakes the sandbox, waits for it, or is told why it cannot. The next preflight asks again: the server may say
+        // otherwise by then.
+        return Verdict::Preflight { allowed: "*".to_owned(), for_s: 0 };
+    }
     match (target.state, target.ip) {
         (State::Running, Some(ip)) => Verdict::Local {
             upstream: SocketAddr::new(ip, port.get()),

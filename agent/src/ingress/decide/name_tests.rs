@@ -31,7 +31,8 @@ fn target(state: State, ports: &[u32]) -> Target {
 fn ask(label: &str, via: Via, local: Option<&Target>, owner: &Owner) -> Verdict {
     let host = HeaderValue::from_str(&format!("{label}.sbx.test")).expect("a value");
     let headers: HeaderMap = [(HOST, host)].into_iter().collect();
-    let rules = Rules { domain: "sbx.test".parse().expect("a domain"), parents: Vec::new() };
+    let domain = "sbx.test".parse().expect("a domain");
+    let rules = Rules { domain, parents: Vec::new(), cors: true };
     decide(&Question::new(via, &headers, &rules, 0), local, owner)
 }
 

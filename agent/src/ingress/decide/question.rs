@@ -70,6 +70,8 @@ pub struct Rules {
     pub domain: Domain,
     /// Pages that may use a browser's session for a sandbox in its user's name.
     pub parents: Vec<Origin>,
+    /// True when scripts of other sites may call public servers that say nothing about that.
+    pub cors: bool,
 }
 
 /// A request of a client, as Caddy tells it.
@@ -156,6 +158,11 @@ impl<'a> Question<'a> {
         self.value(&METHOD) == Some(b"OPTIONS")
             && self.headers.contains_key(ORIGIN)
             && self.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+    }
+
+    /// True for such a question that the ingress answers itself while no server of a public port can.
+    pub(super) fn is_allowed_preflight(&self) -> bool {
+        self.rules.cors && self.is_preflight()
     }
 
     /// Returns the origin that is told that it may send requests: a page that the operator named, by its name, so
@@ -280,7 +287,7 @@ mod tests {
 
     fn rules() -> Rules {
         let parents = vec!["https://app.example.com".parse().expect("an origin")];
-        Rules { domain: "sbx.test".parse().expect("a domain"), parents }
+        Rules { domain: "sbx.test".parse().expect("a domain"), parents, cors: true }
     }
 
     fn may_use_session(method: &str, more: &[(&str, &str)]) -> bool {

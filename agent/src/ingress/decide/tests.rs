@@ -154,7 +154,8 @@ fn target(state: State) -> Target {
 }
 
 fn rules() -> Rules {
-    Rules { domain: domain(), parents: vec!["https://app.example.com".parse().expect("an origin")] }
+    let parents = vec!["https://app.example.com".parse().expect("an origin")];
+    Rules { domain: domain(), parents, cors: true }
 }
 
 fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -204,10 +205,19 @@ fn text(purpose: Purpose) -> String {
 
 /// Asks for port 8000 with these headers, method and URI.
 fn request(target: &Target, method: &str, uri: &str, more: &[(&str, &str)]) -> Verdict {
-    let host = ("host", "port-8000-vm-100001.sbx.test");
-    let all = [&[host, ("x-forwarded-method", method), ("x-forwarded-uri", uri)], more].concat();
-    let (headers, rules) = (headers(&all), rules());
-    decide(&Question::new(Via::Edge, &headers, &rules, NOW), Some(target), &Owner::Nobody)
+    request_by(&rules(), target, method, uri, more)
+}
+
+fn request_by(
+    rules: &Rules,
+    target: &Target,
+    method: &str,
+    uri: &str,
+    more: &[(&str, &str)],
+) -> Verdict {
+    let all = [&[HOST, ("x-forwarded-method", method), ("x-forwarded-uri", uri)], more].concat();
+    let headers = headers(&all);
+    decide(&Question::new(Via::Edge, &headers, rules, NOW), Some(target), &Owner::Nobody)
 }
 
 #[track_caller]
@@ -382,10 +392,37 @@ fn nobody_unknown_wakes_a_sandbox() {
     let paused = Target { state: State::Paused { wakes: true }, ..guarded(Visibility::Token) };
     for target in [paused, guarded(Visibility::Token), guarded(Visibility::Team)] {
         let verdict = request(&target, "OPTIONS", "/", preflight);
-        assert_eq!(verdict, Verdict::Preflight { allowed: "*".into() });
+        assert_eq!(verdict, Verdict::Preflight { allowed: "*".into(), for_s: PREFLIGHT_S });
     }
     let bare = request(&guarded(Visibility::Token), "OPTIONS", "/", &[]);
     assert!(matches!(bare, Verdict::Unauthorized(_)), "{bare:?}");
+}
+
+/// A browser would else never send the request, which wakes the sandbox, waits for it, or reads why it cannot.
+#[test]
+fn preflight_of_a_public_port_is_allowed_while_its_server_cannot_answer() {
+    let preflight =
+        [("origin", "https://a.b"), ("access-control-request-method", "PUT")].as_slice();
+    let nowhere = Target { ip: None, ..guarded(Visibility::Public) };
+    let states = [true, false].map(|wakes| State::Paused { wakes });
+    let states = states.into_iter().chain([State::Booting, State::Stopped]);
+    let targets = states.map(|state| Target { state, ..guarded(Visibility::Public) });
+    for target in targets.chain([nowhere]) {
+        let verdict = request(&target, "OPTIONS", "/", preflight);
+        // It wakes nothing, and is for this request alone: the server may say otherwise once it runs.
+        assert_eq!(verdict, Verdict::Preflight { allowed: "*".into(), for_s: 0 }, "{target:?}");
+        // The answer to what is no preflight is as before, and so is that of an operator who allows none.
+        let bare = request(&target, "OPTIONS", "/", &[]);
+        assert!(matches!(bare, Verdict::Wake | Verdict::Unavailable(_)), "{bare:?}");
+        let none = Rules { cors: false, ..rules() };
+        assert_eq!(request_by(&none, &target, "OPTIONS", "/", preflight), bare);
+    }
+    let paused = Target { state: State::Paused { wakes: true }, ..guarded(Visibility::Public) };
+    assert_eq!(request(&paused, "PUT", "/", &[("origin", "https://a.b")]), Verdict::Wake);
+    // A server that runs is asked itself, and a closed port stays closed.
+    granted(request(&guarded(Visibility::Public), "OPTIONS", "/", preflight));
+    let closed = Target { ports: BTreeMap::new(), ..paused };
+    assert_eq!(request(&closed, "OPTIONS", "/", preflight), Verdict::NotExposed(port(8000)));
 }
 
 #[test]

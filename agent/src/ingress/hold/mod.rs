@@ -4,6 +4,9 @@
 //! for it wait for that startup, and one that goes away ends nothing. What a team may hold, and how
 //! often it may wake, is bounded, so that its visitors take nothing from others. A wake that failed is
 //! remembered for a moment, so that retries cost nothing.
+//!
+//! When the agent stops, Caddy asks the next one about a request whose question breaks off, unless it has waited for too
+//! long by then. Such a request is answered instead.
 
 use std::{
     collections::HashMap,
@@ -20,15 +23,19 @@ use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Routes, State, Target,
     intent::Intent,
     interstitial::{Refusal, Stage},
+    render::ASKS_AGAIN,
 };
 
 /// Longest time that any request may be held: proxies in front give up after 100 s.
 pub const HOLD_MAX: Duration = Duration::from_secs(90);
+/// Longest time from the stop of an agent until the next one listens.
+const RESTART: Duration = Duration::from_secs(8);
 /// Interval between looks at a sandbox that boots. They cost a look into memory.
 const LOOK: Duration = Duration::from_millis(50);
 /// Most teams whose wakes are counted; beyond that those that have all of theirs are forgotten.
@@ -79,6 +86,8 @@ struct Shared {
     room: Semaphore,
     of_teams: KeyedCount<Team>,
     state: Mutex<Tables>,
+    /// Cancelled when the agent stops.
+    stop: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -124,7 +133,12 @@ impl Holds {
     pub fn new(limits: Limits) -> Self {
         let room = Semaphore::new(limits.node_held);
         let (of_teams, state) = (KeyedCount::default(), Mutex::default());
-        Self(Arc::new(Shared { limits, room, of_teams, state }))
+        Self(Arc::new(Shared { limits, room, of_teams, state, stop: CancellationToken::new() }))
+    }
+
+    /// Says that the agent stops: requests about which Caddy would not ask the next agent are answered at once.
+    pub fn stop(&self) {
+        self.0.stop.cancel();
     }
 
     /// Returns the longest time that `wait` takes.
@@ -164,11 +178,18 @@ impl Holds {
             limits.hold
         };
         let Startup { begun, stage, mut end } = startup;
-        let ended = timeout(patience, end.wait_for(Option::is_some)).await;
-        match ended.map(|result| result.is_ok_and(|end| *end == Some(true))) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Refusal::Failed { stage, again: limits.rest }),
-            Err(_) => Err(Refusal::Waits { stage, elapsed: begun.elapsed() }),
+        let comes_up =
+            async { end.wait_for(Option::is_some).await.is_ok_and(|end| *end == Some(true)) };
+        let ended = tokio::select! {
+            biased;
+            is_up = comes_up => Some(is_up),
+            () = sleep(patience) => None,
+            () = shared.too_late_for_the_next(Instant::now()) => None,
+        };
+        match ended {
+            Some(true) => Ok(()),
+            Some(false) => Err(Refusal::Failed { stage, again: limits.rest }),
+            None => Err(Refusal::Waits { stage, elapsed: begun.elapsed() }),
         }
     }
 
@@ -217,6 +238,15 @@ impl Holds {
 impl Shared {
     fn startup_of(&self, id: &SandboxId) -> Option<Startup> {
         self.state.lock().startups.get(id).cloned()
+    }
+
+    /// Waits until the agent stops, if by then a request that is held since `held` has waited for so long that Caddy
+    /// would give up before the next agent listens.
+    async fn too_late_for_the_next(&self, held: Instant) {
+        self.stop.cancelled().await;
+        if held.elapsed() + RESTART < ASKS_AGAIN {
+            std::future::pending().await
+        }
     }
 }
 

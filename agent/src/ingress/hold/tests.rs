@@ -130,6 +130,28 @@ async fn person_gets_a_page_soon_and_a_program_is_held_longer() {
     assert!(holds.0.state.lock().startups.is_empty());
 }
 
+/// Caddy asks the next agent about the other one, whose question breaks off.
+#[tokio::test(start_paused = true)]
+async fn request_that_is_too_old_for_the_next_agent_is_answered_when_the_agent_stops() {
+    let table = Table::new(Duration::from_secs(80));
+    let (holds, target) = (Holds::new(Limits::default()), table.set(id(1), PAUSED));
+    let all_routes = routes(&table);
+    let old = holds.wait(&all_routes, &target, Intent::Request);
+    let young = async {
+        sleep(ASKS_AGAIN - RESTART).await;
+        holds.wait(&all_routes, &target, Intent::Request).await
+    };
+    let stops = async {
+        sleep(Duration::from_secs(10)).await;
+        holds.stop();
+    };
+    let (old, young, ()) = tokio::join!(old, young, stops);
+    let stage = Stage::Waking;
+    assert_eq!(old, Err(Refusal::Waits { stage, elapsed: Duration::from_secs(10) }));
+    let elapsed = ASKS_AGAIN - RESTART + Limits::default().hold;
+    assert_eq!(young, Err(Refusal::Waits { stage, elapsed }), "the agent ends before");
+}
+
 #[tokio::test(start_paused = true)]
 async fn request_that_goes_away_leaves_its_place_and_not_its_wake() {
     let table = Table::new(Duration::from_secs(5));

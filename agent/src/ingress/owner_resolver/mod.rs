@@ -5,6 +5,9 @@
 //! the controller down. Both are polled, because pmxcfs does not notify of changes. An unknown name
 //! triggers a poll at once, so a sandbox that was just created is found too.
 //!
+//! A poll reads the list as a whole, and of the configs those that are new or have changed, for a while: the next polls
+//! read the rest. Until all are read, an id that is not found is not called unknown.
+//!
 //! A deleted sandbox leaves no trace in pmxcfs. It is remembered (`seen`), across restarts in a
 //! small file: the request still goes to the owner, which answers 410. Answers come from memory and
 //! do not wait for that file, whose disk may hang.
@@ -29,14 +32,14 @@ use proto::{
 };
 use tokio::{
     io::AsyncWriteExt,
-    task::JoinHandle,
+    task::{JoinError, JoinHandle},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Owner,
-    peer_directory::{Place, Seen, Sighting},
+    peer_directory::{Place, Seen, Sighting, Unread},
 };
 use crate::{
     clock::Clock,
@@ -48,8 +51,12 @@ use crate::{
 const PERIOD: Duration = Duration::from_secs(1);
 /// Greatest age of the last poll for a name to count as unknown.
 const FRESH: Duration = Duration::from_millis(100);
-/// Time budget of a poll; pmxcfs answers within a millisecond, or hangs.
+/// Longest wait for the state of the cluster; pmxcfs answers within a millisecond, or hangs.
 const LOOK: Duration = Duration::from_secs(2);
+/// Time after which a poll reads no further config.
+const READING: Duration = Duration::from_secs(1);
+/// Most configs that a poll reads. Each takes some tenths of a millisecond.
+const READS_MAX: usize = 1000;
 /// Longest wait for the memory file when the agent stops.
 const SAVE: Duration = Duration::from_secs(2);
 /// Most lines of the file beyond one for each sandbox to remember, before it is rewritten.
@@ -87,6 +94,8 @@ struct State {
     members: BTreeMap<NodeName, Member>,
     /// True when pmxcfs could not be read last time.
     blind: bool,
+    /// True while a sandbox may be in a config that was not read yet.
+    behind: bool,
 }
 
 #[derive(Debug)]
@@ -98,7 +107,14 @@ struct Looked {
     write: Option<JoinHandle<io::Result<()>>>,
     /// Polls that have found this write under way.
     waited: u32,
+    /// Sandboxes whose sighting has changed since the last write began.
+    unsaved: Vec<SandboxId>,
+    /// Read of configs, until its results were taken.
+    reading: Option<JoinHandle<Vec<Reading>>>,
 }
+
+/// Config that was read, and the sandbox whose mark it has.
+type Reading = (Unread, io::Result<Option<SandboxId>>);
 
 /// Polls after which a write that is still under way is told.
 const SLOW: u32 = 10;
@@ -120,9 +136,16 @@ impl Owners {
         // Later lines win; a line cut short by a power failure is skipped.
         let remembered: BTreeMap<_, _> = remembered.lines().filter_map(from_line).collect();
         let seen = Seen::new(pve.node().clone(), remembered);
-        let state = RwLock::new(State { seen, members: BTreeMap::new(), blind: true });
-        let looked =
-            tokio::sync::Mutex::new(Looked { at: None, lines: UNKNOWN, write: None, waited: 0 });
+        let members = BTreeMap::new();
+        let state = RwLock::new(State { seen, members, blind: true, behind: true });
+        let looked = tokio::sync::Mutex::new(Looked {
+            at: None,
+            lines: UNKNOWN,
+            write: None,
+            waited: 0,
+            unsaved: Vec::new(),
+            reading: None,
+        });
         Self { pve, clock, sources, state, looked }
     }
 
@@ -144,8 +167,15 @@ impl Owners {
             return owner;
         }
         self.look(FRESH).await;
-        let blind = || if self.state.read().blind { Owner::Unknown } else { Owner::Nobody };
-        self.known(sandbox).unwrap_or_else(blind)
+        self.known(sandbox).unwrap_or_else(|| self.absent(sandbox))
+    }
+
+    /// Returns the owner of a sandbox that was not found. One that is asked for by its id may be in a config that was not
+    /// read yet.
+    fn absent(&self, sandbox: SandboxRef) -> Owner {
+        let state = self.state.read();
+        let is_behind = state.behind && matches!(sandbox, SandboxRef::Id(_));
+        if state.blind || is_behind { Owner::Unknown } else { Owner::Nobody }
     }
 
     fn known(&self, sandbox: SandboxRef) -> Option<Owner> {
@@ -172,37 +202,74 @@ impl Owners {
         if looked.at.is_some_and(|at| at.elapsed() < fresh) {
             return;
         }
-        let looking = timeout(LOOK, self.look_now()).await;
+        if self.look_at_cluster(&mut looked).await {
+            self.read_marks(&mut looked).await;
+            self.save(&mut looked).await;
+        }
         looked.at = Some(Instant::now());
-        match looking {
-            Ok(None) => {}
-            Ok(Some(changes)) => self.save(&mut looked, changes).await,
-            Err(_) => {
-                self.state.write().blind = true;
-                tracing::warn!("pmxcfs did not answer in time");
-            }
+    }
+
+    /// Reads and applies where all containers are; false when pmxcfs is down or hangs.
+    async fn look_at_cluster(&self, looked: &mut Looked) -> bool {
+        let cluster = timeout(LOOK, self.pve.cluster()).await.unwrap_or_else(|_| {
+            tracing::warn!("pmxcfs did not answer in time");
+            Cluster::default()
+        });
+        let mut state = self.state.write();
+        state.blind = cluster.members.is_empty();
+        if state.blind {
+            return false;
+        }
+        state.members.clone_from(&cluster.members);
+        looked.unsaved.extend(state.seen.apply(cluster, self.clock.now_ms()));
+        state.behind = state.seen.is_behind();
+        true
+    }
+
+    /// Reads configs that are new or have changed, for a while. One read runs at a time: a file that hangs holds up the
+    /// poll that finds it, and then only what is in the configs.
+    async fn read_marks(&self, looked: &mut Looked) {
+        match looked.reading.take_if(|reading| reading.is_finished()) {
+            Some(reading) => self.note_marks(looked, reading.await),
+            None if looked.reading.is_some() => return,
+            None => {}
+        }
+        let mut unread = self.state.read().seen.unread(self.clock.now_ms());
+        unread.truncate(READS_MAX);
+        if unread.is_empty() {
+            return;
+        }
+        let root = self.sources.root.clone();
+        let reading = tokio::task::spawn_blocking(move || marks(&root, unread));
+        let read = timeout(2 * READING, looked.reading.insert(reading)).await;
+        if let Ok(read) = read {
+            looked.reading = None;
+            self.note_marks(looked, read);
+        } else {
+            tracing::warn!("configs of containers were not read in time: pmxcfs is slow, or hangs");
         }
     }
 
-    /// Polls pmxcfs. Returns the lines that the memory file lacks; `None` when pmxcfs is down.
-    async fn look_now(&self) -> Option<String> {
-        let cluster = self.pve.cluster().await;
-        if cluster.members.is_empty() {
-            self.state.write().blind = true;
-            return None;
+    fn note_marks(&self, looked: &mut Looked, read: Result<Vec<Reading>, JoinError>) {
+        let read = read.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the configs of containers were not read");
+            Vec::new()
+        });
+        let (mut state, now_ms) = (self.state.write(), self.clock.now_ms());
+        for (config, mark) in read {
+            match mark {
+                Ok(mark) => looked.unsaved.extend(state.seen.note(&config, mark, now_ms)),
+                Err(error) => {
+                    tracing::warn!(vmid = %config.vmid, %error, "a container's config was not read");
+                }
+            }
         }
-        let now_ms = self.clock.now_ms();
-        let marks = self.marks(&cluster, now_ms).await;
-        let mut state = self.state.write();
-        state.members.clone_from(&cluster.members);
-        state.blind = false;
-        let changed = state.seen.update(cluster, &marks, now_ms);
-        Some(to_lines(changed.iter().filter_map(|id| Some((id, state.seen.sighting(id)?)))))
+        state.behind = state.seen.is_behind();
     }
 
     /// Begins to write changes to the memory file. One write runs at a time: what comes meanwhile, and what failed, is
     /// in the next one, which replaces the file.
-    async fn save(&self, looked: &mut Looked, changes: String) {
+    async fn save(&self, looked: &mut Looked) {
         match looked.write.take_if(|write| write.is_finished()) {
             Some(write) => note(looked, write.await),
             None if looked.write.is_some() => {
@@ -211,7 +278,7 @@ impl Owners {
                     let path = self.sources.memory.display();
                     tracing::warn!(%path, "sightings are not saved yet: the disk is slow, or hangs");
                 }
-                if !changes.is_empty() {
+                if !std::mem::take(&mut looked.unsaved).is_empty() {
                     looked.lines = UNKNOWN;
                 }
                 return;
@@ -220,7 +287,9 @@ impl Owners {
         }
         looked.waited = 0;
         let path = self.sources.memory.clone();
-        let state = self.state.read();
+        let (state, changed) = (self.state.read(), std::mem::take(&mut looked.unsaved));
+        let changed = changed.iter().filter_map(|id| Some((id, state.seen.sighting(id)?)));
+        let changes = to_lines(changed);
         let kept = state.seen.sightings().count();
         looked.write = if looked.lines > kept + LINES_SPARE {
             let all = to_lines(state.seen.sightings());
@@ -241,42 +310,40 @@ impl Owners {
         let Some(write) = looked.write.take() else { return };
         note(&mut looked, write.await);
         if looked.lines == UNKNOWN {
-            self.save(&mut looked, String::new()).await;
+            self.save(&mut looked).await;
             if let Some(write) = looked.write.take() {
                 note(&mut looked, write.await);
             }
         }
     }
+}
 
-    async fn marks(&self, cluster: &Cluster, now_ms: u64) -> BTreeMap<Vmid, Option<SandboxId>> {
-        let unread = self.state.read().seen.unread(cluster, now_ms);
-        let mut marks = BTreeMap::new();
-        for (vmid, node) in unread {
-            let path = self.sources.root.join(pmxcfs::config(&node, vmid));
-            match mark(&path, vmid).await {
-                Ok(id) => drop(marks.insert(vmid, id)),
-                // A virtual machine has its config elsewhere, and a container may just have gone.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    marks.insert(vmid, None);
-                }
-                Err(error) => tracing::warn!(%vmid, %error, "a container's config was not read"),
-            }
-        }
-        marks
-    }
+/// Reads configs in this order until the time of a poll is over. Blocks: pmxcfs is a FUSE file system.
+fn marks(root: &Path, unread: Vec<Unread>) -> Vec<Reading> {
+    let begun = Instant::now();
+    let in_time = unread.into_iter().take_while(|_| begun.elapsed() < READING);
+    let read = in_time.map(|config| {
+        let path = root.join(pmxcfs::config(&config.node, config.vmid));
+        let mark = mark(&path, config.vmid);
+        (config, mark)
+    });
+    read.collect()
 }
 
 /// Reads the sandbox id from the mark in a config, if the mark belongs to this very container.
-async fn mark(path: &Path, vmid: Vmid) -> io::Result<Option<SandboxId>> {
-    use tokio::io::AsyncReadExt;
-    let mut bytes = Vec::new();
-    tokio::fs::File::open(path).await?.take(CONFIG_BYTES_MAX).read_to_end(&mut bytes).await?;
+fn mark(path: &Path, vmid: Vmid) -> io::Result<Option<SandboxId>> {
+    let bytes = match read::whole(path, CONFIG_BYTES_MAX) {
+        Ok(bytes) => bytes,
+        // A virtual machine has its config elsewhere, and a container may just have gone.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
     let mark = ContainerConfig::parse(&bytes).mark();
     Ok(mark.filter(|mark| mark.vmid == vmid).map(|mark| mark.sandbox_id))
 }
 
 /// Notes how a write of the memory file ended. After a failure the next one replaces the file.
-fn note(looked: &mut Looked, write: Result<io::Result<()>, tokio::task::JoinError>) {
+fn note(looked: &mut Looked, write: Result<io::Result<()>, JoinError>) {
     if let Err(error) = write.unwrap_or_else(|gone| Err(gone.into())) {
         looked.lines = UNKNOWN;
         tracing::warn!(%error, "sightings were not saved");

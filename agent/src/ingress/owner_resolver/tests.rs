@@ -92,6 +92,65 @@ async fn new_sandbox_is_found_by_id_and_vmid_at_the_next_poll() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn poll_reads_some_configs_and_the_next_one_the_rest() {
+    let rig = Rig::new();
+    let owners = rig.owners();
+    // Without a version of its config, the one with the highest vmid comes last.
+    for number in 0..u32::try_from(READS_MAX).expect("fits") {
+        let config = ContainerConfig::parse(b"hostname: x\n");
+        rig.cluster.add_guest(&rig.nodes[1], vmid(1000 + number), config, false);
+    }
+    rig.put(900_000, 2, 900_000);
+    owners.look(Duration::ZERO).await;
+    let (last, by_id) = (SandboxRef::Vmid(vmid(900_000)), SandboxRef::Id(id(2)));
+    assert_eq!(owners.known(last), Some(peer()), "the mark is not needed for it");
+    assert_eq!(owners.known(by_id), None);
+    assert_eq!(owners.absent(by_id), Owner::Unknown, "any sandbox may be in what is unread");
+    assert_eq!(owners.absent(SandboxRef::Vmid(vmid(200))), Owner::Nobody, "all vmids are listed");
+    owners.look(Duration::ZERO).await;
+    assert_eq!(owners.known(by_id), Some(peer()));
+    assert_eq!(owners.absent(SandboxRef::Id(id(3))), Owner::Nobody);
+}
+
+/// A pipe that nobody writes stands for the file that hangs: opening it for a read does not return.
+#[tokio::test]
+async fn config_that_hangs_delays_no_request_by_vmid_and_is_read_later() {
+    let rig = Rig::new();
+    let owners = rig.owners();
+    rig.put(200, 2, 200);
+    owners.look(Duration::ZERO).await;
+    rig.put(201, 3, 201);
+    let config = rig.dir.path().join("nodes/node2/lxc/201.conf");
+    let text = std::fs::read(&config).expect("it was written");
+    std::fs::remove_file(&config).expect("removed");
+    nix::unistd::mkfifo(&config, nix::sys::stat::Mode::S_IRWXU).expect("made");
+
+    owners.look(Duration::ZERO).await;
+    let by_vmid = [200, 201].map(|number| owners.known(SandboxRef::Vmid(vmid(number))));
+    let by_id = [2, 3].map(|number| owners.known(SandboxRef::Id(id(number))));
+    let unread = owners.absent(SandboxRef::Id(id(3)));
+    // The next one does not wait for it, and begins no second read.
+    let next = timeout(READING / 2, owners.look(Duration::ZERO)).await;
+    let pending = owners.looked.lock().await.reading.is_some();
+    // The read ends before anything is judged: the end of the test waits for it.
+    tokio::task::spawn_blocking(move || std::fs::write(&config, text))
+        .await
+        .expect("ran")
+        .expect("written");
+    assert_eq!(by_vmid, [Some(peer()), Some(peer())]);
+    assert_eq!((by_id, unread), ([Some(peer()), None], Owner::Unknown));
+    assert_eq!((next, pending), (Ok(()), true));
+
+    let read = async {
+        while owners.known(SandboxRef::Id(id(3))).is_none() {
+            owners.look(Duration::ZERO).await;
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(10), read).await.expect("it is read");
+}
+
+#[tokio::test(start_paused = true)]
 async fn deleted_sandbox_keeps_its_owner_for_a_day_across_restarts() {
     let rig = Rig::new();
     let owners = rig.owners();

@@ -21,7 +21,7 @@ use crate::{
     output::Output,
 };
 
-use judge::{Answers, judge};
+use judge::{Answers, WithSession, judge};
 
 /// Longest wait for one answer; a sandbox that wakes may take some seconds.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -29,8 +29,15 @@ const LIMIT: Duration = Duration::from_secs(30);
 const BODY_MAX: usize = 4096;
 /// Header with the token of a port.
 const TOKEN: &str = "x-sbx-token";
-/// Key of a WebSocket's handshake: any 16 bytes.
-const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAA==";
+/// Life of a credential that is made for one test, seconds: it is left behind.
+const CREDENTIAL_S: i64 = 60;
+/// Headers of a WebSocket's handshake; the key is any 16 bytes.
+const HANDSHAKE: [(&str, &str); 4] = [
+    ("connection", "Upgrade"),
+    ("upgrade", "websocket"),
+    ("sec-websocket-version", "13"),
+    ("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA=="),
+];
 
 /// Headers of a browser that loads a frame in a page of another site.
 const FRAME: [(&str, &str); 3] = [
@@ -54,7 +61,8 @@ Examples:
   sandboxctl ingress test ID web --origin https://app.example.com
 
 For each port: does it answer, may a page of another site read the answer and
-show it in a frame, may it send a request (preflight), do WebSockets pass.
+show it in a frame, may it send a request (preflight), do WebSockets pass; and
+for a team's port: may the page use its user's session.
 Ends with 1 when something fails.")]
 pub(crate) struct IngressTest {
     /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
@@ -116,9 +124,8 @@ async fn look(
     asked: &IngressTest,
 ) -> Result<Vec<Check>, Failure> {
     let name = format!("{} ({})", service.name, service.port);
-    if service.url.is_empty() {
-        let remedy = "sandboxctl get ID shows when it has one";
-        return Ok(vec![Check::failed("answer", name, "it has no URL yet", remedy)]);
+    if let Some(unasked) = unasked(&name, service) {
+        return Ok(vec![unasked]);
     }
     let client = match &asked.ca {
         None if service.url.starts_with("http://") => Client::without_tls(LIMIT, BODY_MAX),
@@ -128,10 +135,7 @@ async fn look(
     };
     let asker = Asker { client, at: asked.at, origin: asked.origin.clone() };
     let access = match service.visibility() {
-        Visibility::Private => {
-            return Ok(vec![Check::ok("answer", name, "private: nobody reaches it by HTTP")]);
-        }
-        Visibility::Unspecified | Visibility::Public => None,
+        Visibility::Unspecified | Visibility::Public | Visibility::Private => None,
         Visibility::Token => {
             let made = credential(controller, id, service, AccessKind::Token).await?;
             Some((TOKEN, made.0))
@@ -158,6 +162,7 @@ async fn look(
     let mut page = vec![("referer", referrer.as_str())];
     page.extend_from_slice(if is_team { &FRAME } else { std::slice::from_ref(&from) });
     let answers = Answers {
+        is_public: access.is_none(),
         get: asker.ask(&service.url, Method::GET, access, &page).await,
         preflight: asker
             .ask(
@@ -172,21 +177,33 @@ async fn look(
             )
             .await,
         websocket: asker
-            .ask(
-                &service.url,
-                Method::GET,
-                access,
-                &[
-                    page_of_socket,
-                    ("connection", "Upgrade"),
-                    ("upgrade", "websocket"),
-                    ("sec-websocket-version", "13"),
-                    ("sec-websocket-key", KEY),
-                ],
-            )
+            .ask(&service.url, Method::GET, access, &[&HANDSHAKE[..], &[page_of_socket]].concat())
             .await,
+        // The last ones: a script of an open page does not wake a sandbox.
+        with_session: if is_team {
+            Some(asker.with_session(&service.url, access).await)
+        } else {
+            None
+        },
     };
     Ok(judge(&name, &asker.origin, &answers))
+}
+
+/// Judges a service to which nothing is sent; `None` for all others.
+fn unasked(name: &str, service: &HttpService) -> Option<Check> {
+    if service.url.is_empty() {
+        let remedy = "sandboxctl get ID shows when it has one";
+        return Some(Check::failed("answer", name, "it has no URL yet", remedy));
+    }
+    if service.bypasses_access {
+        // A credential would go to the sandbox itself.
+        let found = "there is no ingress: this URL leads to the container itself";
+        let remedy = "pve-sandbox-controller setup --domain DOMAIN, and [ingress] domain in agent.toml: \
+                      docs/local.md";
+        return Some(Check::failed("answer", name, found, remedy));
+    }
+    (service.visibility() == Visibility::Private)
+        .then(|| Check::ok("answer", name, "private: nobody reaches it by HTTP"))
 }
 
 /// Makes a credential of a port; returns it alone and as a URL.
@@ -196,14 +213,18 @@ async fn credential(
     service: &HttpService,
     kind: AccessKind,
 ) -> Result<(String, String), Failure> {
-    let request = CreateAccessLinkRequest {
+    let request = order(id, service, kind);
+    let made = answer(controller.sandboxes.clone().create_access_link(request)).await?;
+    Ok((made.credential, made.url))
+}
+
+fn order(id: &str, service: &HttpService, kind: AccessKind) -> CreateAccessLinkRequest {
+    CreateAccessLinkRequest {
         id: id.to_owned(),
         service: service.name.clone(),
         kind: kind.into(),
-        ttl: None,
-    };
-    let made = answer(controller.sandboxes.clone().create_access_link(request)).await?;
-    Ok((made.credential, made.url))
+        ttl: Some(prost_types::Duration { seconds: CREDENTIAL_S, nanos: 0 }),
+    }
 }
 
 /// Page of another site.
@@ -231,6 +252,18 @@ impl Asker {
         self.client.send(request, self.at.as_ref().map(std::slice::from_ref)).await
     }
 
+    /// Asks as a script of the page does in its user's name.
+    async fn with_session(&self, url: &str, access: Option<(&str, &str)>) -> WithSession {
+        let from = [("origin", self.origin.as_str()), ("sec-fetch-site", "cross-site")];
+        let fetch =
+            [&from[..], &[("sec-fetch-mode", "cors"), ("sec-fetch-dest", "empty")]].concat();
+        let socket = [&HANDSHAKE[..], &from, &[("sec-fetch-mode", "websocket")]].concat();
+        WithSession {
+            get: self.ask(url, Method::GET, access, &fetch).await,
+            websocket: self.ask(url, Method::GET, access, &socket).await,
+        }
+    }
+
     /// Begins a session with a link, as a browser does; returns its cookie.
     async fn session(&self, link: &str) -> Result<String, String> {
         let answer = self.ask(link, Method::GET, None, &[]).await;
@@ -239,5 +272,46 @@ impl Asker {
         let pair = cookie.and_then(|cookie| cookie.split(';').next());
         pair.map(str::to_owned)
             .ok_or_else(|| format!("{}: the link began no session", answer.status.as_u16()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use daemon::doctor::State;
+
+    use super::*;
+
+    fn service(visibility: Visibility) -> HttpService {
+        HttpService {
+            name: "web".into(),
+            port: 80,
+            url: "http://10.100.1.7:80".into(),
+            visibility: visibility.into(),
+            ..HttpService::default()
+        }
+    }
+
+    /// Whatever is sent there reaches the sandbox itself, and a token of the port would, too.
+    #[test]
+    fn container_without_an_ingress_is_sent_nothing() {
+        for visibility in
+            [Visibility::Public, Visibility::Team, Visibility::Token, Visibility::Private]
+        {
+            let past = HttpService { bypasses_access: true, ..service(visibility) };
+            let told = unasked("web (80)", &past).expect("nothing is sent");
+            assert_eq!(told.state, State::Failed, "{told:?}");
+            assert!(told.found.contains("leads to the container itself"), "{told:?}");
+            let is_asked = unasked("web (80)", &service(visibility)).is_none();
+            assert_eq!(is_asked, visibility != Visibility::Private, "{visibility:?}");
+            let without = HttpService { url: String::new(), ..service(visibility) };
+            assert!(unasked("web (80)", &without).is_some());
+        }
+    }
+
+    #[test]
+    fn credential_of_a_test_is_good_for_a_minute() {
+        let ordered = order("pvelxc-01", &service(Visibility::Token), AccessKind::Token);
+        assert_eq!(ordered.ttl.map(|ttl| (ttl.seconds, ttl.nanos)), Some((60, 0)));
+        assert_eq!((ordered.service.as_str(), ordered.kind()), ("web", AccessKind::Token));
     }
 }
