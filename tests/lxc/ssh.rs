@@ -401,3 +401,34 @@ fn ssh_session_goes_on_while_the_agent_is_killed_and_wakes_by_its_rule() {
     drop(client);
     world.finish();
 }
+
+#[test]
+fn dropped_connection_ends_the_foreground_and_spares_the_background() {
+    let Some(world) = world() else { return };
+    let (client, sandbox) = Client::new(&world, &[]);
+    let count = |sleep: &str| client.says(&format!("pgrep -c -x -f 'sleep {sleep}' || true"));
+    let runs = |line: &str| {
+        let all = world.json(&["ps", id(&sandbox)]);
+        let is_it = |exec: &serde_json::Value| exec["command"] == line && exec["lost"].is_null();
+        all.as_array().expect("a list").iter().any(is_it)
+    };
+    // On pipes, and on a terminal.
+    for (options, number) in [(&[][..], "471"), (&["-tt"][..], "472")] {
+        let line = format!(
+            "setsid sleep {number}1 & nohup sleep {number}2 >/dev/null 2>&1 & \
+             sleep {number}3 & sleep {number}4; true"
+        );
+        let ssh = client.client("ssh").args(options).args([&client.name, &line]).spawn();
+        let mut ssh = ssh.expect("it runs");
+        wait("the processes", || count(&format!("{number}[1-4]")) == "4");
+        assert!(runs(&line), "{options:?}");
+        // Killed, it says nothing to the server: the connection breaks.
+        ssh.kill().expect("killed");
+        ssh.wait().expect("ended");
+        wait("the end of the command", || !runs(&line));
+        assert_eq!(count(&format!("{number}[34]")), "0", "{options:?}");
+        assert_eq!(count(&format!("{number}[12]")), "2", "{options:?}");
+    }
+    drop(client);
+    world.finish();
+}

@@ -22,7 +22,7 @@ use tonic::{Response, Status, Streaming};
 use super::{Answer, status::refusal};
 use crate::sandbox::exec::{
     Execs, Outputs,
-    order::{self, Command, Input, Order, Output, Window},
+    order::{self, Command, Input, Order, Output, Title, Window},
 };
 
 /// Longest wait for the first message.
@@ -314,6 +314,8 @@ fn order(start: wire::ExecStart) -> Result<Order, Invalid> {
             text => Some(order::exec_id(text)?),
         },
         detached: start.detached,
+        spare_background: start.spare_background,
+        title: (!start.title.is_empty()).then_some(Title(start.title)),
     })
 }
 
@@ -385,6 +387,11 @@ mod tests {
         let sized = wire::ExecStart { tty: true, window: window(30, 90), ..start() };
         let size = Window { rows: 30, columns: 90 };
         assert_eq!(order(sized).expect("valid").tty, Some(size));
+        assert!(!plain.spare_background && plain.title.is_none());
+        let titled = wire::ExecStart { spare_background: true, title: "make".into(), ..start() };
+        let titled = order(titled).expect("valid");
+        assert!(titled.spare_background && titled.title == Some(Title("make".into())));
+        assert!(!format!("{titled:?}").contains("make"), "it may be a command line");
     }
 
     #[tokio::test]

@@ -116,7 +116,7 @@ struct Expected {
 }
 
 /// Reason given for a command about which the helper sent an invalid message.
-const NOT_UNDERSTOOD: &str = "what supervised it inside the sandbox said nonsense of it";
+const NOT_UNDERSTOOD: &str = "the helper inside the sandbox sent an invalid message about it";
 /// Reason given for the commands of a helper that was stuck.
 const STUCK: &str = "what supervised it inside the sandbox did not answer for 15 s and was replaced; \
                      the command was ended";

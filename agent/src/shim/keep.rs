@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     ring::Budget,
-    session::{HELD, Session},
+    session::{HELD, REST, Session},
 };
 
 /// Most ended commands that are kept: with exec_ids from callers, and with generated ones.
@@ -14,7 +14,7 @@ const ENDED_MAX: usize = 64;
 const MADE_UP_KEPT: Duration = HELD;
 /// Retention of an ended command with an exec_id from its caller, at least while its background
 /// processes write.
-const NAMED_KEPT: Duration = Duration::from_secs(60 * 60);
+const NAMED_KEPT: Duration = REST;
 /// Most ended commands whose background processes may continue to write. Beyond them, the one that
 /// ended first is read no more, and its background processes are killed by their next write.
 const BACKGROUND_MAX: usize = 64;

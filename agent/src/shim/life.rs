@@ -85,9 +85,9 @@ impl Life {
         time: Duration,
     ) {
         let session = Arc::clone(&self.session);
-        let ended = CancellationToken::new();
+        let (ended, hung_up) = (CancellationToken::new(), CancellationToken::new());
         let live = async {
-            let cause = self.live(time).await;
+            let cause = self.live(time, &hung_up).await;
             ended.cancel();
             cause
         };
@@ -113,8 +113,13 @@ impl Life {
                     feed(&session, &mut stdin).await;
                     drop(timeout(Duration::from_secs(1), stdin.write_all(EOT)).await);
                 });
-                let pumps = future::try_join_all([(0, Source::Terminal(stdout))].map(pump));
-                let (cause, _, open) = tokio::join!(live, fed, pumps);
+                let pumped = pump((0, Source::Terminal(stdout)));
+                let pumped = async {
+                    // Dropping the pump closes the terminal: its relay sees that nobody reads.
+                    let open = hung_up.run_until_cancelled(pumped).await.transpose()?;
+                    Ok::<_, io::Error>(vec![open.flatten()])
+                };
+                let (cause, _, open) = tokio::join!(live, fed, pumped);
                 (cause, open)
             }
         };
@@ -146,8 +151,11 @@ impl Life {
         session.background_ended();
     }
 
-    async fn live(&mut self, mut left: Duration) -> Cause {
+    /// Waits for the end of the command, or ends it. Cancels `hung_up` when a hang-up closes its
+    /// terminal.
+    async fn live(&mut self, mut left: Duration, hung_up: &CancellationToken) -> Cause {
         let session = Arc::clone(&self.session);
+        let spares = session.title.spare_background;
         let mut last = Instant::now();
         let mut looked = (last, Duration::ZERO);
         let cause = loop {
@@ -158,7 +166,14 @@ impl Life {
                     Ok(Err(why)) => break Cause::Unseen(why),
                     Err(_) => break Cause::HelperGone,
                 },
-                () = session.hung_up() => break Cause::HungUp,
+                () = session.hung_up(), if !hung_up.is_cancelled() => {
+                    if !spares {
+                        break Cause::HungUp;
+                    }
+                    if self.hang_up(hung_up).await {
+                        return Cause::HungUp;
+                    }
+                }
                 Some(number) = self.signals.recv() => self.tree.signal(number).await,
                 () = sleep(left.min(TICK)) => {
                     session.expire();
@@ -174,12 +189,30 @@ impl Life {
                 break Cause::TimedOut;
             }
         };
-        self.tree.end().await;
+        // A timeout bounds all that the command has started; the loss of its supervisor does not.
+        if spares && cause != Cause::TimedOut {
+            self.tree.hang_up().await;
+        } else {
+            self.tree.end().await;
+        }
         if !matches!(cause, Cause::HelperGone | Cause::Unseen(_)) {
             // The command is known to have ended; this only lets the kernel catch up.
             drop(timeout(FOLLOW, &mut self.exit).await);
         }
         cause
+    }
+
+    /// Hangs up a command whose background is to go on. True when the command itself has ended. One
+    /// that ignores SIGHUP has not: it runs on without its terminal, or with the end of its stdin.
+    async fn hang_up(&mut self, hung_up: &CancellationToken) -> bool {
+        self.tree.hang_up().await;
+        hung_up.cancel();
+        let ended = timeout(FOLLOW, &mut self.exit).await.is_ok();
+        if !ended {
+            // Not before the signal: half of an input must not pass for the whole.
+            self.session.end_stdin();
+        }
+        ended
     }
 
     /// Looks from time to time whether a command without a caller uses CPU. `looked` is when that

@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 pub use host::Container;
 pub use server::serve;
 
-use crate::pve::{HostPaths, shim_cgroup};
+use crate::pve::{HostPaths, shim_cgroup, shim_io::ShimIo};
 
 /// Subcommand of the agent's program that runs a shim.
 pub const COMMAND: &str = "shim";
@@ -68,6 +68,9 @@ pub struct Options {
     /// the agent's cgroup.
     #[serde(default)]
     pub limits: Option<shim_cgroup::Limits>,
+    /// Limit of its use of disks. An agent older than this field sets none.
+    #[serde(default)]
+    pub io: ShimIo,
 }
 
 /// Most pieces of a forward that are under way in each direction.

@@ -30,11 +30,12 @@ pub fn run(options: &str) -> Result<(), Error> {
     let host = Arc::new(Container::new(&options).map_err(Error::Vmid)?);
     let own =
         options.limits.map(|limits| (options.places.cgroup_root.clone(), host.vmid(), limits));
-    if let Some((root, vmid, limits)) = &own
-        && let Err(error) = shim_cgroup::join(root, *vmid, *limits)
-    {
-        // Commands are worth more than their accounting.
-        tracing::warn!(%vmid, %error, "the shim stays in the agent's cgroup");
+    if let Some((root, vmid, limits)) = &own {
+        if let Err(error) = shim_cgroup::join(root, *vmid, *limits) {
+            // Commands are worth more than their accounting.
+            tracing::warn!(%vmid, %error, "the shim stays in the agent's cgroup");
+        }
+        options.io.set(&options.places, *vmid);
     }
     let Options { socket, dir, ids, output_bytes_max, .. } = options;
     // One thread, and few for blocking calls: there is one shim for each sandbox.

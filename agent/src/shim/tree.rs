@@ -1,4 +1,5 @@
-//! Finds and ends all processes of a command.
+//! Finds and ends the processes of a command: all of them, or those that a terminal ends when it
+//! closes.
 //!
 //! Killing a command does not kill what it has started, so its processes are searched in the
 //! container's cgroup: the command itself, its session and process group, processes with its mark
@@ -16,7 +17,7 @@ use tokio::{
 use super::Host;
 use crate::sys::{pidfd, proc, proc::ProcStat};
 
-/// Time that processes get to end after SIGTERM.
+/// Time that processes get to end after each signal.
 const GRACE: Duration = Duration::from_secs(2);
 /// Time after which ending the processes is given up.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -32,6 +33,16 @@ const PROC: &str = "/proc";
 const SIGKILL: i32 = nix::libc::SIGKILL;
 const SIGTERM: i32 = nix::libc::SIGTERM;
 const SIGCONT: i32 = nix::libc::SIGCONT;
+const SIGHUP: i32 = nix::libc::SIGHUP;
+
+/// Part of a command's processes.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// All that the command has started.
+    All,
+    /// Processes of its session, except those that ignore SIGHUP.
+    Session(u32),
+}
 
 #[derive(Debug, Clone)]
 pub(super) struct Tree {
@@ -74,29 +85,76 @@ impl Tree {
     /// Ends all processes: SIGTERM, then SIGKILL, until none is left. False when some are left at
     /// the deadline.
     pub(super) async fn end(&self) -> bool {
+        self.end_part(Part::All, &[SIGTERM, SIGKILL]).await
+    }
+
+    /// Hangs up, as a terminal that closes: ends the processes of the command's session, except
+    /// those that ignore SIGHUP. Other sessions, such as that of a daemon or of tmux, go on. False
+    /// when some are left at the deadline.
+    pub(super) async fn hang_up(&self) -> bool {
+        let session = match self.leader {
+            Some(leader) => Some(leader),
+            // Asked once: later the oldest may be one that left the session.
+            None => first_session(&self.find().await),
+        };
+        let Some(session) = session else { return true };
+        self.end_part(Part::Session(session), &[SIGHUP, SIGTERM, SIGKILL]).await
+    }
+
+    /// Sends these processes the signals, one after each [`GRACE`] and the last until the deadline.
+    async fn end_part(&self, part: Part, signals: &[i32]) -> bool {
         let begun = Instant::now();
         let mut told = BTreeSet::new();
         loop {
-            let left = self.find().await;
+            let left = match part {
+                Part::All => self.find().await,
+                Part::Session(session) => self.find_in(session).await,
+            };
             if left.is_empty() {
                 return true;
             }
-            if begun.elapsed() >= DEADLINE {
+            let elapsed = begun.elapsed();
+            if elapsed >= DEADLINE {
                 tracing::warn!(left = left.len(), "processes of a command did not end");
                 return false;
             }
+            let number = due(signals, elapsed);
             for kin in left {
-                if begun.elapsed() >= GRACE {
+                if number == SIGKILL {
                     send(&kin, SIGKILL);
-                } else if told.insert(kin) {
-                    send(&kin, SIGTERM);
-                    // A stopped process would not handle SIGTERM.
+                } else if told.insert((kin, number)) {
+                    send(&kin, number);
+                    // A stopped process would not handle the signal.
                     send(&kin, SIGCONT);
                 }
             }
             sleep(PAUSE).await;
         }
     }
+
+    /// Finds the processes of a session that do not ignore SIGHUP. One of which that is unknown
+    /// counts among them.
+    async fn find_in(&self, session: u32) -> Vec<ProcStat> {
+        let host = Arc::clone(&self.host);
+        let found = tokio::task::spawn_blocking(move || {
+            let ignores = |pid: u32| proc::signal_masks(Path::new(PROC), pid).ignores(SIGHUP);
+            let mut found = processes(&*host);
+            found.retain(|kin| kin.session == session && !ignores(kin.pid));
+            found
+        });
+        found.await.unwrap_or_default()
+    }
+}
+
+/// Chooses the signal that is due after this time. Pure.
+fn due(signals: &[i32], elapsed: Duration) -> i32 {
+    let stage = usize::try_from(elapsed.as_millis() / GRACE.as_millis()).unwrap_or(usize::MAX);
+    signals.get(stage).or(signals.last()).copied().unwrap_or(SIGKILL)
+}
+
+/// Finds the session that a command was started in: that of the oldest of its processes. Pure.
+fn first_session(family: &[ProcStat]) -> Option<u32> {
+    family.iter().min_by_key(|kin| (kin.start, kin.pid)).map(|kin| kin.session)
 }
 
 /// Lists the processes of the container.
@@ -228,5 +286,23 @@ mod tests {
         assert_eq!(pids(Some(30), 0), [30, 31]);
         assert_eq!(pids(Some(40), 0), Vec::<u32>::new());
         assert_eq!(pids(None, 0), Vec::<u32>::new());
+    }
+
+    #[test]
+    fn session_of_a_command_is_that_of_its_oldest_process() {
+        let all =
+            [kin(31, 30, 31, 31), kin(24, 10, 24, 24), kin(23, 10, 23, 20), kin(20, 12, 20, 20)];
+        assert_eq!(first_session(&all), Some(20));
+        assert_eq!(first_session(&all[..2]), Some(24));
+        assert_eq!(first_session(&[]), None);
+    }
+
+    #[test]
+    fn hang_up_is_followed_by_stronger_signals() {
+        let hang_up = [SIGHUP, SIGTERM, SIGKILL];
+        let at = |graces: f64| due(&hang_up, GRACE.mul_f64(graces));
+        assert_eq!([at(0.0), at(0.9)], [SIGHUP; 2]);
+        assert_eq!([at(1.0), at(1.9)], [SIGTERM; 2]);
+        assert_eq!([at(2.0), at(9.0)], [SIGKILL; 2]);
     }
 }

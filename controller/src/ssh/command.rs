@@ -28,9 +28,16 @@ use crate::sandbox::{Error, Result};
 const STDERR: u32 = 1;
 /// Exit code of a command that could not be run, as `ssh` itself has it.
 const FAILED: u32 = 255;
-/// Finds the user's shell and becomes it.
-const LOGIN: &str = "s=$(getent passwd \"$(id -u)\" 2>/dev/null | cut -d: -f7); \
-    [ -x \"$s\" ] || s=$(command -v bash || echo /bin/sh); exec \"$s\" -l";
+/// Exit code of a shell that does not find a program.
+const NOT_FOUND: u32 = 127;
+/// Finds the user's shell, as `$s`.
+const SHELL: &str = "s=$(getent passwd \"$(id -u)\" 2>/dev/null | cut -d: -f7); \
+    [ -x \"$s\" ] || s=$(command -v bash || echo /bin/sh)";
+/// Most characters of a title: no list shows more.
+const TITLE_MAX: usize = 200;
+/// Advice where the sandbox has no `scp` for a client that speaks the old protocol.
+const OLD_SCP: &str = "pve-sandbox: the sandbox has no scp, which scp of OpenSSH before 9.0 needs \
+    there: use `scp -s` (from OpenSSH 8.7 on), sftp or rsync\r\n";
 
 /// Program that a client asks for.
 #[derive(Debug)]
@@ -52,20 +59,33 @@ impl Program {
         }
     }
 
-    fn command(self) -> Result<exec_start::Command> {
+    /// Builds the command, and its title for lists.
+    fn command(self) -> Result<(exec_start::Command, String)> {
         Ok(match self {
             Self::Line(line) => {
                 let line = String::from_utf8(line);
                 let line = line.map_err(|_| Invalid::new("command", "must be UTF-8"))?;
-                exec_start::Command::Shell(line)
+                let title = line.chars().take(TITLE_MAX).collect();
+                (in_shell("-c \"$1\"", Some(line)), title)
             }
-            Self::Shell => {
-                let args = ["/bin/sh", "-c", LOGIN].map(str::to_owned).into();
-                exec_start::Command::Argv(Argv { args })
-            }
-            Self::Sftp => exec_start::Command::Sftp(SftpServer {}),
+            Self::Shell => (in_shell("-l", None), "(login shell)".to_owned()),
+            Self::Sftp => (exec_start::Command::Sftp(SftpServer {}), String::new()),
         })
     }
+
+    /// Returns true for the old protocol of `scp`, which runs another `scp` on the server.
+    fn is_old_scp(&self) -> bool {
+        let Self::Line(line) = self else { return false };
+        let mut words = line.split(u8::is_ascii_whitespace);
+        words.next() == Some(&b"scp"[..]) && words.any(|word| matches!(word, b"-t" | b"-f"))
+    }
+}
+
+/// Builds the command that becomes the user's shell with these options, and `line` as `$1`.
+fn in_shell(options: &str, line: Option<String>) -> exec_start::Command {
+    let script = format!("{SHELL}; exec \"$s\" {options}");
+    let args = ["/bin/sh", "-c", &script, "sh"].map(str::to_owned);
+    exec_start::Command::Argv(Argv { args: args.into_iter().chain(line).collect() })
 }
 
 /// Requests of a client about a command, before it starts.
@@ -86,7 +106,7 @@ pub(super) struct Ends {
 /// Runs a program to its end, and closes the channel.
 pub(super) async fn run(session: Arc<Session>, program: Program, requested: Requested, ends: Ends) {
     let Ends { out, handle, inputs } = ends;
-    let action = program.action();
+    let (action, is_old_scp) = (program.action(), program.is_old_scp());
     let ready = program.command().and_then(|command| Ok((command, session.enter()?)));
     let carried = match ready {
         Ok((command, permit)) => {
@@ -111,7 +131,12 @@ pub(super) async fn run(session: Arc<Session>, program: Program, requested: Requ
     };
     let told = async {
         match carried {
-            Some(Ok(Some(exit))) => tell(&handle, &out, exit).await,
+            Some(Ok(Some(exit))) => {
+                if is_old_scp && exit.code == NOT_FOUND {
+                    out.extended_data_bytes(STDERR, OLD_SCP).await?;
+                }
+                tell(&handle, &out, exit).await
+            }
             Some(Err(error)) => {
                 let text = format!("pve-sandbox: {error}\r\n");
                 out.extended_data_bytes(STDERR, text).await?;
@@ -129,7 +154,7 @@ pub(super) async fn run(session: Arc<Session>, program: Program, requested: Requ
 /// Carries bytes both ways. `None`: the connection has gone.
 async fn carry(
     session: &Session,
-    command: exec_start::Command,
+    (command, title): (exec_start::Command, String),
     requested: Requested,
     out: &ChannelWriteHalf<Msg>,
     inputs: Inputs,
@@ -143,6 +168,9 @@ async fn carry(
         env: env.into_iter().collect(),
         tty: window.is_some() && !is_sftp,
         window: window.filter(|_| !is_sftp),
+        // A client that has gone may come back to what it left in the background, such as tmux.
+        spare_background: true,
+        title,
         ..ExecStart::default()
     };
     let first = ExecRequest { message: Some(exec_request::Message::Start(start)) };
@@ -231,5 +259,17 @@ mod tests {
         }
         assert_eq!(signal_number(&Sig::Custom("STOP@x".to_owned())), None);
         assert!(signal_name(0).is_none());
+    }
+
+    #[test]
+    fn old_scp_is_told_from_other_lines() {
+        let is_old = |line: &str| Program::Line(line.into()).is_old_scp();
+        for line in ["scp -t /root", "scp -r -p -f -- a b", "scp -v -d -t ."] {
+            assert!(is_old(line), "{line}");
+        }
+        for line in ["scp", "scp a b:c", "scp -true", "rsync -t", "scpx -t", "echo scp -t"] {
+            assert!(!is_old(line), "{line}");
+        }
+        assert!(!Program::Shell.is_old_scp() && !Program::Sftp.is_old_scp());
     }
 }

@@ -16,8 +16,9 @@ pub(super) const SMALL_WINDOW: u32 = 2;
 const PACKET: u32 = 32 * 1024;
 /// Time of every refusal, so that none tells more than another.
 const REFUSAL: Duration = Duration::from_millis(500);
-/// Tries to log in. A client's first question, which methods there are, is one of them; then three keys.
-const TRIES: usize = 4;
+/// Tries to log in. A client's first question, which methods there are, is one of them; then nine keys: ssh-agent's
+/// are offered one after another. What slows down a stranger is the time of each refusal.
+const TRIES: usize = 10;
 /// Time after which a silent client is asked for a sign of life; after three without one it is gone.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVES: usize = 3;

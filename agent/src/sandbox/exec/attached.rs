@@ -118,7 +118,8 @@ impl Attached {
             Some(Err(_)) | None if !self.still_runs().await => Err(stopped()),
             Some(Err(_)) | None => Err(Error::new(
                 Reason::ExecLost,
-                "what supervised the command on the node was killed, and its end was not seen",
+                "the command's supervisor on the node was killed, or its output was not read for \
+                 an hour: the rest of the output, and its end, are lost",
             )),
         }
     }

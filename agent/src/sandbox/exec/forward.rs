@@ -191,7 +191,7 @@ impl Shared {
             Refused::Lost(_) | Refused::No(..) => false,
         };
         if old {
-            let message = "what runs for us inside the sandbox is of an older version, which knows no \
+            let message = "the shim of the sandbox is of an older version, which knows no \
                            forwards: stop and start the sandbox";
             return Error::new(Reason::ForwardRefused, message);
         }

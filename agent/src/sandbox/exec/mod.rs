@@ -3,9 +3,9 @@
 //! The sandbox's shim (`crate::shim`) runs the command and keeps its output and its exit. This
 //! module does the agent's part: it finds or starts the shim, and passes bytes between it and a
 //! caller. So a command outlives the agent. A command ends by itself, at its timeout, or when its
-//! caller hangs up, unless that caller gave the run a name (`exec_id`); at a timeout or hang-up
-//! everything that it started is ended too. After an end by itself, its background processes keep
-//! running.
+//! caller hangs up, unless that caller gave the run a name (`exec_id`). At a timeout everything
+//! that it started is ended too, and at a hang-up, unless the caller asked to spare its background.
+//! After an end by itself, its background processes keep running.
 //!
 //! A stream of output always ends with an exit or with an error.
 
@@ -451,12 +451,14 @@ fn start(record: &Record, order: &Order, now_ms: u64) -> Result<wire::Start, Err
         }
         Command::Sftp => (helper::Task::Sftp, "(sftp)".to_owned()),
     };
+    let title = order.title.as_ref().map_or(title, |title| title.0.clone());
     let env = environment(&record.env, &order.env, order.tty.is_some());
     let start = of_task(task, &order.user, order.cwd.clone(), env)?;
     Ok(wire::Start {
         exec_id: order.exec_id.clone().unwrap_or(start.exec_id),
         keep: order.exec_id.is_some(),
         detached: order.detached,
+        spare_background: order.spare_background,
         // The largest value means none.
         timeout_ms: order.timeout.map_or(u64::MAX, daemon::clock::millis),
         window: order.tty.map(size),

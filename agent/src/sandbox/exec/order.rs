@@ -38,7 +38,15 @@ pub struct Order {
     pub exec_id: Option<String>,
     /// True when the command never waits for a reader that has gone. Only with an `exec_id`.
     pub detached: bool,
+    /// True when a caller that hangs up ends its session alone, as an SSH server does.
+    pub spare_background: bool,
+    /// Text for lists in place of the command; `None`: the command itself.
+    pub title: Option<Title>,
 }
+
+/// Text that a caller has lists show in place of a command.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Title(pub String);
 
 /// A command to attach to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,6 +143,12 @@ impl fmt::Debug for Command {
             Self::Shell(_) => write!(f, "Shell({HIDDEN})"),
             Self::Sftp => f.write_str("Sftp"),
         }
+    }
+}
+
+impl fmt::Debug for Title {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Title({HIDDEN})")
     }
 }
 

@@ -10,14 +10,15 @@ use std::{
         unix::{fs::DirBuilderExt, net::UnixListener},
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use proto::id::{SandboxId, Vmid};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::Semaphore};
 
 use crate::{
     journal::Record,
-    pve::{HostPaths, shim_cgroup},
+    pve::{HostPaths, IoMax, shim_cgroup, shim_io::ShimIo},
     run,
     shim::{self, Options},
     sys::{image, proc},
@@ -80,6 +81,8 @@ pub enum Backend {
 pub struct Allowance {
     /// Limits of CPU and memory.
     pub limits: shim_cgroup::Limits,
+    /// Limits of a sandbox's use of disks, from which those of its shim follow.
+    pub io: IoMax,
     /// Disk space for the outputs of its commands, bytes.
     pub output_bytes_max: u64,
 }
@@ -92,6 +95,9 @@ pub struct ShimProcesses {
     places: HostPaths,
     backend: Backend,
     allowance: Allowance,
+    io: ShimIo,
+    /// Place of a look at the host's processes.
+    looks: Arc<Semaphore>,
     /// Image of the helper, one for all sandboxes while this agent runs.
     image: OwnedFd,
 }
@@ -113,7 +119,8 @@ impl ShimProcesses {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         let image = image::sealed("pve-sandbox-helper", image::HELPER)?;
-        Ok(Self { sockets, state, places, backend, allowance, image })
+        let (io, looks) = (ShimIo::new(&places, &state, allowance.io), Arc::new(Semaphore::new(1)));
+        Ok(Self { sockets, state, places, backend, allowance, io, looks, image })
     }
 
     /// Removes the files of sandboxes that are not in `live`.
@@ -164,6 +171,7 @@ impl Shims for ShimProcesses {
             dir: self.state.clone(),
             output_bytes_max: self.allowance.output_bytes_max,
             limits: Some(self.allowance.limits),
+            io: self.io.clone(),
             ids: self.state.join(format!("{}.ids", record.id)),
             enter: self.enter(record.vmid),
             places: self.places.clone(),
@@ -186,8 +194,13 @@ impl Shims for ShimProcesses {
     }
 
     async fn running(&self) -> BTreeSet<SandboxId> {
-        let root = self.places.proc.clone();
-        let processes = tokio::task::spawn_blocking(move || proc::host_processes(&root));
+        let (root, looks) = (self.places.proc.clone(), Arc::clone(&self.looks));
+        // One at a time, held by the thread: tenants decide how many processes are passed over.
+        let Ok(place) = looks.acquire_owned().await else { return BTreeSet::new() };
+        let processes = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            proc::host_processes(&root)
+        });
         let processes = processes.await.unwrap_or_default();
         processes.iter().filter_map(|process| of_shim(&process.argv)).collect()
     }
@@ -219,6 +232,7 @@ mod tests {
             dir: "/var/lib/x".into(),
             output_bytes_max: 1,
             limits: None,
+            io: ShimIo::default(),
             ids: "/var/lib/x/y.ids".into(),
             enter: Vec::new(),
             places: HostPaths::default(),

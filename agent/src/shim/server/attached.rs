@@ -129,3 +129,72 @@ async fn heed(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::sandbox::v1::ExecExit;
+    use tokio::{net::UnixStream, sync::Notify, task::yield_now, time::sleep};
+
+    use super::*;
+    use crate::shim::{
+        frames::frames,
+        ring::Budget,
+        session::{REST, Shared, Title},
+    };
+
+    /// Bytes of the command: more than sockets hold.
+    const BYTES: usize = 3 * 1024 * 1024;
+
+    fn session(dir: &std::path::Path) -> Arc<Session> {
+        let title = Title {
+            exec_id: "x-1".into(),
+            keep: false,
+            detached: false,
+            files: false,
+            spare_background: false,
+            never_ran: false,
+            digest: String::new(),
+            title: String::new(),
+            started_ms: 1,
+            tty: false,
+        };
+        let (dir, budget) = (dir.to_owned(), Budget::new(u64::MAX));
+        let shared = Shared { dir, budget, left_behind: Notify::new() };
+        Session::new(title, Arc::new(shared), mpsc::channel(1).0, None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reader_that_stalls_after_the_end_loses_no_byte() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let session = session(dir.path());
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let served = Arc::clone(&session);
+        let served = tokio::spawn(async move { attached(&served, [0, 0], frames(theirs)).await });
+        while !session.is_attached() {
+            yield_now().await;
+        }
+        let wrote: Vec<u8> = (0..BYTES).map(|n| (n % 251) as u8).collect();
+        for chunk in wrote.chunks(64 * 1024) {
+            session.write(0, chunk).expect("written");
+        }
+        let exit = ExecExit { code: 3, ..ExecExit::default() };
+        session.end(End::Exit(exit), false);
+        let (mut from, mut read, mut stalls) = (frames(ours), Vec::new(), 0);
+        let end = loop {
+            // Twice: each wait is bounded by itself.
+            if read.len() >= stalls * BYTES / 3 && stalls < 2 {
+                sleep(REST / 3 * 2).await;
+                stalls += 1;
+            }
+            let frame = from.next().await.expect("an end").expect("a frame");
+            match wire::Response::decode(frame.freeze()).expect("a message").message {
+                Some(response::Message::Stdout(bytes)) => read.extend_from_slice(&bytes),
+                Some(response::Message::Exit(exit)) => break exit,
+                other => assert!(matches!(other, Some(response::Message::Started(_)))),
+            }
+        };
+        assert!(read == wrote, "{} bytes of {BYTES}", read.len());
+        assert_eq!((end, stalls), (exit, 2));
+        served.await.expect("no panic").expect("it has sent all");
+    }
+}

@@ -390,6 +390,7 @@ impl Shim {
             keep: start.keep,
             detached: start.detached,
             files: start.files,
+            spare_background: start.spare_background,
             never_ran: spawned.never_ran,
             digest: start.digest.clone(),
             title: start.title.clone(),

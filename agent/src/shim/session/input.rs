@@ -29,6 +29,11 @@ impl Session {
         });
     }
 
+    /// Ends stdin behind what was accepted: nobody sends more.
+    pub(in crate::shim) fn end_stdin(&self) {
+        self.change(|state| state.stdin_eof = true);
+    }
+
     /// Closes stdin: the command reads no more, and further input is accepted and dropped.
     pub(in crate::shim) fn close_stdin(&self) {
         self.change(|state| {

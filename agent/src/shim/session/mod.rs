@@ -50,9 +50,9 @@ pub(super) const CHUNK: u64 = 64 * 1024;
 const AHEAD: std::ops::RangeInclusive<u64> = 64 * 1024..=1024 * 1024;
 /// Time for which a command is held for an agent that was lost.
 pub(super) const HELD: Duration = Duration::from_secs(60);
-/// Longest time in which an attachment may read nothing of the remaining output once the command
-/// has ended.
-const REST: Duration = Duration::from_secs(60);
+/// Time for which a command that has ended is kept for a caller that reads nothing of the remaining
+/// output, such as a pager in which somebody reads. To end sooner would cut the output.
+pub(super) const REST: Duration = Duration::from_secs(60 * 60);
 /// Interval between checks whether an agent is still waited for.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -102,6 +102,8 @@ pub(super) struct Title {
     pub(super) detached: bool,
     /// True when it is the agent's own access to files.
     pub(super) files: bool,
+    /// True when a hang-up ends its session alone.
+    pub(super) spare_background: bool,
     /// True when no program was run: the exit code is the helper's own.
     pub(super) never_ran: bool,
     pub(super) digest: String,

@@ -82,7 +82,7 @@ impl Sandboxes {
         };
         let after = after(page_token)?;
         let (entry, node) = self.on_node(team, id)?;
-        let execs = node.client.list_execs(&entry.id).await;
+        let execs = self.calls(&node, team)?.list_execs(&entry.id).await;
         let mut execs = execs.map_err(|error| self.node_error(&node, error))?;
         execs.retain(|exec| Some(place(exec)) > after);
         execs.sort_by_cached_key(place);
@@ -101,7 +101,8 @@ impl Sandboxes {
 
     async fn control(&self, team: &Team, id: &str, action: Action) -> Result<u64> {
         let (_, node) = self.on_node(team, id)?;
-        node.client.control_exec(action).await.map_err(|error| self.node_error(&node, error))
+        let answer = self.calls(&node, team)?.control_exec(action).await;
+        answer.map_err(|error| self.node_error(&node, error))
     }
 }
 

@@ -25,8 +25,7 @@ async fn is_granted(channel: &mut Channel<Msg>) -> bool {
 async fn started(door: &Door, line: &str) -> ExecStart {
     let agent = door.lab.holder(&door.id);
     let last = || agent.last_command().map(|(start, _)| start);
-    let is_it = |start: &ExecStart| matches!(&start.command, Some(exec_start::Command::Shell(shell)) if shell == line);
-    until("the command", || async { last().is_some_and(|start| is_it(&start)) }).await;
+    until("the command", || async { last().is_some_and(|start| start.title == line) }).await;
     last().expect("one")
 }
 

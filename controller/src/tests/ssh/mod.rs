@@ -23,6 +23,7 @@ use tokio::{
 
 mod bad_input;
 mod bounds;
+mod commands;
 mod forwards;
 mod reverse;
 mod terminal;
@@ -54,13 +55,14 @@ fn line(key: &PrivateKey) -> String {
     key.public_key().to_openssh().expect("a line")
 }
 
-/// Runs shell lines here, and SFTP as the helper does.
+/// Runs programs here, and SFTP as the helper does.
 fn here(start: &ExecStart) -> Option<Program> {
     let exit = |code: u32| ExecExit { code, ..ExecExit::default() };
     match start.command.as_ref()? {
-        exec_start::Command::Shell(line) => {
-            let mut child = Command::new("bash")
-                .args(["-c", line])
+        exec_start::Command::Argv(argv) => {
+            let (program, args) = argv.args.split_first().expect("a program");
+            let mut child = Command::new(program)
+                .args(args)
                 .env_clear()
                 .envs([("PATH", "/usr/bin:/bin")])
                 .envs(&start.env)
@@ -69,7 +71,7 @@ fn here(start: &ExecStart) -> Option<Program> {
                 .stderr(Stdio::piped())
                 .kill_on_drop(true)
                 .spawn()
-                .expect("bash runs");
+                .expect("it runs");
             let (stdin, stdout) =
                 (child.stdin.take().expect("one"), child.stdout.take().expect("one"));
             let stderr = Box::new(child.stderr.take().expect("one"));
@@ -100,7 +102,7 @@ fn here(start: &ExecStart) -> Option<Program> {
                 exit,
             })
         }
-        exec_start::Command::Argv(_) => None,
+        exec_start::Command::Shell(_) => None,
     }
 }
 

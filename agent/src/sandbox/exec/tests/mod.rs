@@ -8,6 +8,7 @@ mod entered;
 mod files;
 mod forward;
 mod given_up;
+mod hang_up;
 mod hostile;
 mod refused;
 mod silent;
@@ -86,6 +87,8 @@ fn shell(line: &str) -> Order {
         tty: None,
         exec_id: None,
         detached: false,
+        spare_background: false,
+        title: None,
     }
 }
 
@@ -433,6 +436,16 @@ async fn hang_up_kills_all_processes_of_the_command() {
     drop(outputs);
     rig.until_none_holds("7200.").await;
     rig.until_no_place_is_taken().await;
+}
+
+#[tokio::test]
+async fn list_shows_the_title_that_a_caller_chose() {
+    let rig = Rig::new().await;
+    let title = Some(order::Title("make\u{7} test".to_owned()));
+    let titled = Order { title, ..shell("read x") };
+    let (_, _input, _outputs) = rig.start(titled).await.expect("it starts");
+    let list = rig.execs.list(&SandboxRef::Id(id(1))).await.expect("listed");
+    assert_eq!((list.len(), &*list[0].command), (1, "make test"));
 }
 
 #[tokio::test]
