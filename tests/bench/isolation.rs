@@ -23,11 +23,14 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     closed.extend(probes::of_far_sandbox(&far));
     let reached = probes::reach(&node, from.vmid, &closed)?;
     let drawn = probes::spoofs(&node, &from, &victim)?;
+    let told = probes::errors(&node, &from, &victim)?;
     let open = probes::reach(&node, from.vmid, &probes::open())?;
     drop(lan);
     ensure!(open.values().all(|reached| *reached), "the way out is closed: {open:?}");
-    let words = reached.iter().map(|(name, through)| (name.as_str(), *through));
-    let all: Vec<_> = words.chain(drawn.iter().map(|(name, through)| (*name, *through))).collect();
+    let words = reached.iter().map(|(name, through)| (name.clone(), *through));
+    let frames = drawn.iter().map(|(name, through)| ((*name).to_owned(), *through));
+    let errors = told.iter().map(|(who, through)| (format!("an error to the {who}"), *through));
+    let all: Vec<_> = words.chain(frames).chain(errors).collect();
     for (name, _) in all.iter().filter(|(_, through)| *through) {
         println!("isolation: {name} got through");
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     http::get,
-    isolation::{Lan, probe, python},
+    isolation::{Lan, errors, probe, python, seen},
     world::{PATIENCE, World, id, node, vmid, wait, world},
 };
 
@@ -116,6 +116,8 @@ fn nothing_leaves_a_closed_sandbox_and_its_callers_get_in() {
     let is_closed = || {
         assert_eq!(reached(&closed), [""; 0]);
         assert_eq!(sent(&closed), [""; 0]);
+        let told = errors(&world, &seen(&closed), &seen(&open));
+        assert!(told.values().all(|told| !told), "{told:?}");
         wait("the sandbox's page", || get(node(&closed), &page).0 == 200);
     };
     is_closed();

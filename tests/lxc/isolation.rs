@@ -63,6 +63,11 @@ fn spoofs(world: &World, from: &Seen, victim: &Seen) -> BTreeMap<&'static str, b
     probes::spoofs(&world.node("node1"), from, victim).expect("frames in another's name")
 }
 
+/// Lets a sandbox of node1 send errors about connections of others; returns who got one.
+pub(crate) fn errors(world: &World, from: &Seen, neighbour: &Seen) -> BTreeMap<&'static str, bool> {
+    probes::errors(&world.node("node1"), from, neighbour).expect("errors about connections")
+}
+
 /// Creates a sandbox for the second team.
 fn of_other_team(world: &World, node: &str) -> Value {
     let args = ["--json", "create", "--node", node, "--expose", "web=8000"];
@@ -80,7 +85,7 @@ fn remove_of_other_team(world: &World, sandbox: &Value) {
     assert_eq!(removed.code, 0, "{}", removed.stderr);
 }
 
-fn seen(sandbox: &Value) -> Seen {
+pub(crate) fn seen(sandbox: &Value) -> Seen {
     Seen::new(vmid(sandbox), sandbox["ip"].as_str().expect("an address")).expect("an address")
 }
 
@@ -125,6 +130,8 @@ impl Trio<'_> {
         self.all(&probes::open(), true);
         let drawn = spoofs(self.world, &self.own, &self.beside);
         assert!(drawn.values().all(|drawn| !drawn), "{drawn:?}");
+        let told = errors(self.world, &self.own, &self.beside);
+        assert!(told.values().all(|told| !told), "{told:?}");
         assert_eq!(get("node1", &self.page).0, 200, "the neighbour's page");
     }
 
@@ -197,6 +204,8 @@ fn sandbox_reaches_the_world_and_nothing_beside_it() {
     trio.gets_through(&far_sandbox);
     let drawn = spoofs(&world, &trio.own, &trio.beside);
     assert!(drawn.values().all(|drawn| *drawn), "{drawn:?}");
+    let told = errors(&world, &trio.own, &trio.beside);
+    assert!(told.values().all(|told| *told), "{told:?}");
     drop(held);
 
     // The agents put them back, and tell.

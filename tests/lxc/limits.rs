@@ -122,7 +122,7 @@ fn flood_of_connections_reaches_the_limit_of_its_sandbox_and_no_other() {
     let Some(world) = world() else { return };
     let lan = Lan::new(&world);
     let (flood, other) = (world.create(&["--node", "node1"]), world.create(&["--node", "node1"]));
-    let rules = || world.shell("node1", "nft list table inet pve_sandbox");
+    let rules = || world.shell("node1", "nft list chain inet pve_sandbox connections");
     let limit = rules()
         .split_once("ct count over ")
         .and_then(|(_, rest)| rest.split_whitespace().next()?.parse::<u64>().ok());

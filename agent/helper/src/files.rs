@@ -29,6 +29,8 @@ use crate::users;
 const HEAD_BYTES_MAX: u64 = 32 * 1024;
 /// Bytes after which a list ends early: half of what the agent takes.
 const LIST_BYTES: usize = 2 * 1024 * 1024;
+/// Most bytes after the end of an archive. GNU tar pads to 10 KiB, or to what `--blocking-factor` says.
+const PADDING_BYTES_MAX: u64 = 1024 * 1024;
 /// Size of the I/O buffers, in bytes.
 const CHUNK: usize = 64 * 1024;
 
@@ -301,9 +303,19 @@ fn unpack(dir: &Path, owner: &str, keep: bool, out: &mut impl Write) -> Result<(
     let to = Destination { dir: dir.to_owned(), root: Root::Kept, is_new: false };
     let mut input = io::stdin().lock();
     let report = archive::unpack(&mut input, &rules, |_| Ok::<_, Failure>(to))?;
-    // Whoever sends the rest of the archive, which is only padding, can send it to its end.
-    io::copy(&mut input, &mut io::sink())?;
+    read_padding(input)?;
     line(out, &report.entries)
+}
+
+/// Reads what follows the end of an archive, so that its sender can send it. Padding has an end: without a
+/// bound, a sender could keep node and controller busy for ever with bytes that lead to nothing.
+fn read_padding(input: impl Read) -> Result<(), Failure> {
+    let read = io::copy(&mut input.take(PADDING_BYTES_MAX + 1), &mut io::sink())?;
+    if read > PADDING_BYTES_MAX {
+        let what = format!("more than {PADDING_BYTES_MAX} bytes follow the end of the archive");
+        return Err(Failure::new(FileErrorKind::Invalid, what));
+    }
+    Ok(())
 }
 
 fn pack(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
@@ -311,4 +323,18 @@ fn pack(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
     // What is left out stands in the archive itself.
     archive::pack(path, Path::new(name), out)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_of_an_archive_is_read_and_an_endless_one_is_refused() {
+        let padding = |bytes| read_padding(io::repeat(0).take(bytes));
+        assert!(padding(0).is_ok());
+        assert!(padding(PADDING_BYTES_MAX).is_ok());
+        let Err(Failure(error)) = read_padding(io::repeat(0)) else { panic!("read for ever") };
+        assert_eq!(error.kind, FileErrorKind::Invalid);
+    }
 }

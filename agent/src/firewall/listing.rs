@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     names::ALLOWED,
-    render::{ARRIVALS, COUNTED, QUESTIONS},
+    render::{ARRIVALS, COUNTED, NAME_CONNECTIONS, QUESTIONS},
 };
 
 /// Parts of our tables (table, sets, chains, rules) by kind and name, without what differs from one
@@ -26,7 +26,7 @@ pub(super) fn parse(text: &str) -> Listing {
         }
         let mut part = part.clone();
         canonical(&mut part);
-        let moves = [COUNTED, ARRIVALS, ALLOWED, QUESTIONS];
+        let moves = [COUNTED, ARRIVALS, ALLOWED, QUESTIONS, NAME_CONNECTIONS];
         if kind == "set" && moves.iter().any(|name| part["name"] == *name) {
             // The kernel adds to them and removes from them, or the resolver does.
             part["elem"].take();

@@ -26,6 +26,10 @@ pub use names::Grant;
 /// Port of the gateway's address at which the resolver answers sandboxes with an allow-list.
 pub const RESOLVER_PORT: u16 = 10_053;
 
+/// Most connections of a sandbox to name servers by TCP. Programs ask so only for answers that are too long for UDP,
+/// and one after another. The name server of the bridge has 20 for all.
+pub const NAME_CONNECTIONS_MAX: u32 = 4;
+
 /// Networks that no sandbox reaches: private, link-local, shared, reserved and multicast ones.
 const NEVER_PUBLIC: [(Ipv4Addr, u8); 10] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
@@ -86,6 +90,8 @@ pub struct Grounds {
     pub reach: BTreeSet<Ipv4Net>,
     /// Most connections that the host tracks for a sandbox; `None`: no limit.
     pub connections: Option<u32>,
+    /// Most of them that it has to name servers; `None`: no limit.
+    pub name_connections: Option<u32>,
 }
 
 impl Grounds {

@@ -91,7 +91,8 @@ impl Firewall for NftFirewall {
 
     async fn apply(&self, rules: &Rules) -> Result<()> {
         let mut applied = self.applied.lock().await;
-        let rules = &self.possible(rules).await?;
+        let grounds = self.possible(&rules.grounds).await?;
+        let rules = &Rules { grounds, ..rules.clone() };
         for bridge in self.bridges(rules) {
             self.learn_nothing_reserved(&bridge)?;
         }
@@ -108,7 +109,9 @@ impl Firewall for NftFirewall {
     }
 
     async fn can_allow(&self, grounds: &Grounds) -> Result<()> {
-        let ended = self.nft(&["-c", "-f", "-"], &names::probe(grounds)).await?;
+        // Where that cannot be told, the next check says why.
+        let grounds = self.possible(grounds).await.unwrap_or_else(|_| grounds.clone());
+        let ended = self.nft(&["-c", "-f", "-"], &names::probe(&grounds)).await?;
         // Busy, or short of memory: it may be otherwise the next time.
         if ended.exit == Exit::Code(0) || !ended.lacks() { Ok(()) } else { Err(ended.refusal()) }
     }
@@ -240,13 +243,13 @@ impl NftFirewall {
         all.filter(|bridge| self.can_filter(bridge).is_ok()).collect()
     }
 
-    /// Returns the rules without what this kernel cannot do.
-    async fn possible(&self, rules: &Rules) -> Result<Rules> {
-        let mut rules = rules.clone();
-        if rules.grounds.connections.is_some() && !self.can_count().await? {
-            rules.grounds.connections = None;
+    /// Returns the grounds without what this kernel cannot do.
+    async fn possible(&self, grounds: &Grounds) -> Result<Grounds> {
+        let counts = grounds.connections.is_some() || grounds.name_connections.is_some();
+        if !counts || self.can_count().await? {
+            return Ok(grounds.clone());
         }
-        Ok(rules)
+        Ok(Grounds { connections: None, name_connections: None, ..grounds.clone() })
     }
 
     /// Finds out once whether this kernel can count connections, by a check that changes nothing.
@@ -264,7 +267,8 @@ impl NftFirewall {
             }
             tracing::warn!(
                 %error,
-                "this kernel cannot count connections (nft_connlimit): limits.connections is not in force"
+                "this kernel cannot count connections (nft_connlimit): limits.connections is not in force, and \
+                 nothing limits those to name servers"
             );
         }
         *self.counts.lock() = Some(can);

@@ -196,6 +196,31 @@ pub(super) fn question_rate() -> String {
     format!("update @{QUESTIONS} {{ ip saddr {QUESTION_RATE} }} drop")
 }
 
+/// Set of the sandboxes' addresses with their connections to name servers.
+pub(super) const NAME_CONNECTIONS: &str = "name_connections";
+
+/// Returns the set of [`name_connections`], where there is that limit.
+pub(super) fn name_connection_set(grounds: &Grounds) -> String {
+    let set = "type ipv4_addr\n\t\tsize 65535\n\t\tflags dynamic";
+    grounds
+        .name_connections
+        .map_or_else(String::new, |_| format!("\tset {NAME_CONNECTIONS} {{\n\t\t{set}\n\t}}\n"))
+}
+
+/// Returns the rule that drops one connection too many to name servers, which are `to`, if there is that limit. A
+/// connection that asks nothing keeps one of the few that a name server has for all.
+pub(super) fn name_connections(grounds: &Grounds, to: &str) -> String {
+    grounds.name_connections.map_or_else(String::new, |max| {
+        format!(
+            "\t\t{to} {FIRST} add @{NAME_CONNECTIONS} {{ ip saddr ct count over {max} }} drop\n"
+        )
+    })
+}
+
+/// Selects the first packet of a connection. Only this one counts: the kernel would count each further one again until there is
+/// a reply.
+const FIRST: &str = "ct state new ct status & confirmed == 0";
+
 /// Returns the set and the chain that bound what the host tracks for a sandbox: its table of
 /// connections is shared by all. Replies, and connections into a sandbox, are the host's.
 fn counting(grounds: &Grounds) -> String {
@@ -205,11 +230,9 @@ fn counting(grounds: &Grounds) -> String {
     })
 }
 
-/// Only the first packet of a connection counts: the kernel would count each further one again until there
-/// is a reply. It looks at its list for each, and cleans it up at a bounded speed, so a rate comes first.
+/// The kernel looks at its list for each connection, and cleans it up at a bounded speed, so a rate comes first.
 fn counted(from: &str, max: u32) -> String {
-    let first =
-        format!("iifname != \"lo\" ip saddr {from} ct state new ct status & confirmed == 0");
+    let first = format!("iifname != \"lo\" ip saddr {from} {FIRST}");
     format!(
         "{first} update @{ARRIVALS} {{ ip saddr limit rate over 1000/second burst 4096 packets }} drop\n\t\t\
          {first} add @{COUNTED} {{ ip saddr ct count over {max} }} drop"
@@ -266,9 +289,15 @@ fn bridge_chains(grounds: &Grounds) -> String {
     )
 }
 
+/// Selects what a sandbox answers on a connection that somebody else opened. No error by ICMP is among it (`related`):
+/// root in a sandbox can send one about any connection that the host tracks, and so to whoever opened that one. Errors
+/// on the way to a sandbox pass: they are not new, and come from no sandbox.
+pub(super) const REPLY: &str = "ct state established ct direction reply";
+
 fn inet_chains(grounds: &Grounds) -> String {
     let (gateway, dhcp) = (grounds.gateway, dhcp(grounds));
-    let (questions, too_fast) = (question_set(), question_rate());
+    let (questions, too_fast) = (question_set() + &name_connection_set(grounds), question_rate());
+    let too_many = name_connections(grounds, "ip daddr @name_servers tcp dport 53");
     format!(
         "{questions}\tchain past_the_bridge {{
 		type filter hook prerouting priority -310; policy accept;
@@ -282,11 +311,11 @@ fn inet_chains(grounds: &Grounds) -> String {
 	}}
 	chain destination {{
 		ip daddr @addresses drop
-		ct state established,related ct direction reply accept
+		{REPLY} accept
 {dhcp}		ip saddr @closed_egress drop
 		ip daddr {gateway} icmp type echo-request accept
 		ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 {too_fast}
-		ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 accept
+{too_many}		ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 accept
 		fib daddr type != unicast drop
 		ip daddr @reach accept
 		ip daddr @closed drop

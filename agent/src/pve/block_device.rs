@@ -115,19 +115,41 @@ fn of_init(at: &HostPaths, vmid: Vmid, init: u32) -> io::Result<Devices> {
     Ok(of_mounts(&at.sys, &below(&text, &root)))
 }
 
+/// Finds the disks under a directory of the host; none where its file system has no block device.
+///
+/// # Errors
+/// When the directory or this process's mounts cannot be read.
+pub fn of_directory(at: &HostPaths, dir: &Path) -> io::Result<BTreeSet<String>> {
+    let dir = fs::canonicalize(dir)?;
+    let text = read::whole_text(&at.proc.join("self/mountinfo"), read::LARGE)?;
+    // The deepest one; of several at the same point, the last covers the others.
+    let above = mounts(&text, |point| dir.starts_with(point)).into_iter();
+    let mount = above.max_by_key(|(point, _)| point.components().count());
+    let mount: Vec<_> = mount.into_iter().map(|(_, mount)| mount).collect();
+    Ok(of_mounts(&at.sys, &mount).disks)
+}
+
 /// Parses the mounts at and below `root`. Pure.
 fn below(text: &str, root: &Path) -> Vec<Mount> {
+    let found = mounts(text, |point| point.starts_with(root));
+    found.into_iter().map(|(_, mount)| mount).collect()
+}
+
+/// Parses the mounts whose points are wanted, with their points. Pure.
+fn mounts(text: &str, is_wanted: impl Fn(&Path) -> bool) -> Vec<(PathBuf, Mount)> {
     let mount = |line: &str| {
         let (own, of_fs) = line.split_once(" - ")?;
         let mut own = own.split(' ').skip(2);
         let (device, point) = (own.next()?, own.nth(1)?);
         let mut of_fs = of_fs.split(' ');
         let (fs_type, source) = (of_fs.next()?, of_fs.next()?);
-        Path::new(&unescaped(point)).starts_with(root).then(|| Mount {
+        let point = PathBuf::from(unescaped(point));
+        let mount = || Mount {
             device: device.to_owned(),
             fs_type: fs_type.to_owned(),
             source: unescaped(source).into(),
-        })
+        };
+        is_wanted(&point).then(|| (point, mount()))
     };
     text.lines().filter_map(mount).collect()
 }
@@ -255,6 +277,36 @@ pub(super) mod tests {
         assert_eq!(on("/dev/sda3"), (vec!["8:0".to_owned(), "8:16".to_owned()], 0));
         assert_eq!(on("/dev/loop0"), (vec!["7:0".to_owned()], 0), "its members are not listed");
         assert_eq!(on("/dev/gone").1, 1);
+    }
+
+    #[test]
+    fn disk_under_a_directory_is_that_of_the_mount_it_is_on() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let at = HostPaths {
+            proc: dir.path().join("proc"),
+            sys: dir.path().join("sys"),
+            ..HostPaths::default()
+        };
+        add_disk(&at.sys, ("sda", "8:0"), Some(("sda1", "8:1")));
+        add_disk(&at.sys, ("dm-4", "253:4"), None);
+        let state = dir.path().join("state");
+        fs::create_dir_all(state.join("exec")).expect("mkdir");
+        fs::create_dir_all(at.proc.join("self")).expect("mkdir");
+        let disks = |own: &str| {
+            let point = fs::canonicalize(&state).expect("a path");
+            let text = format!(
+                "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n\
+                 2 1 8:1 / {0}x rw - ext4 /dev/sda1 rw\n{own} / {0} rw - {1} rw\n\
+                 4 1 8:1 / {0}/other rw - ext4 /dev/sda1 rw\n",
+                point.display(),
+                if own.ends_with("0:52") { "zfs rpool/data" } else { "ext4 /dev/mapper/x" },
+            );
+            fs::write(at.proc.join("self/mountinfo"), text).expect("written");
+            of_directory(&at, &state.join("exec")).expect("read").into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(disks("3 1 253:4"), ["253:4"]);
+        assert_eq!(disks("3 1 8:1"), ["8:0"], "the whole disk");
+        assert_eq!(disks("3 1 0:52"), [""; 0], "it has no block device");
     }
 
     #[test]

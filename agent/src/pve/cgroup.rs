@@ -260,14 +260,15 @@ pub fn has_swap(proc: &Path) -> bool {
     read(&proc.join("swaps")).lines().count() > 1
 }
 
-/// Anonymous memory of the processes, bytes.
+/// Anonymous memory of the processes, bytes. Not from their `status`, which a tenant can make long to write.
 fn anonymous(proc: &Path, pids: &[u32]) -> u64 {
     let of = |pid: &u32| {
-        let status = read(&proc.join(pid.to_string()).join("status"));
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-        Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+        let statm = read(&proc.join(pid.to_string()).join("statm"));
+        let mut pages = statm.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
+        let (resident, of_files) = (pages.next()?.ok()?, pages.next()?.ok()?);
+        Some(resident.saturating_sub(of_files))
     };
-    pids.iter().filter_map(of).sum()
+    pids.iter().filter_map(of).sum::<u64>().saturating_mul(procfs::page_size())
 }
 
 fn field(text: &str, key: &str) -> Option<u64> {
@@ -405,14 +406,17 @@ mod tests {
             ("cg/memory/lxc/100/memory.limit_in_bytes", "9223372036854771712\n"),
             ("cg/pids/lxc/100/pids.current", "3\n"),
             ("cg/lxc/101/ns/cgroup.procs", "7\n8\n"),
-            ("proc/7/status", "Name:\tx\nRssAnon:\t      20 kB\n"),
+            // Pages: in all, resident, of files.
+            ("proc/7/statm", "90 12 7 1 0 30 0\n"),
+            // It has just ended.
+            ("proc/8/statm", ""),
         ]);
         let (root, proc) = (dir.path().join("cg"), dir.path().join("proc"));
         let v1 = usage(&root, &proc, vmid(100)).expect("it runs");
         assert_eq!((v1.cpu_us, v1.memory_bytes, v1.swap_bytes, v1.pids), (5000, 100, 30, 3));
         assert_eq!(v1.memory_max_bytes, 0);
         let counted = usage(&root, &proc, vmid(101)).expect("it runs");
-        assert_eq!((counted.pids, counted.memory_bytes), (2, 20 << 10));
+        assert_eq!((counted.pids, counted.memory_bytes), (2, 5 * procfs::page_size()));
     }
 
     #[test]

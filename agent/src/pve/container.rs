@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -24,13 +24,15 @@ use super::{
     known::Init,
 };
 use crate::sys::{
-    proc::{kin, namespace_pids, signal_masks},
+    proc::{children, is_of_the_host, kin, namespace_pids, signal_masks},
     read,
 };
 
 /// Directories of a container's cgroup that are searched for its init at most; it is near the top. More than
 /// root in the container can make (`process_limit`), so it cannot hide its init there.
 const CGROUPS_MAX: usize = 2000;
+/// Processes in a monitor's cgroup that are asked at most: it is the only one.
+const MONITORS_MAX: usize = 4;
 /// Longest search for a container's init.
 const LOOK: Duration = Duration::from_secs(1);
 /// Bytes read of a table of sockets at most, about 28,000 of them; with a longer table it is
@@ -48,10 +50,36 @@ pub fn running(proc: &Path, lxc_dir: &Path, vmid: Vmid) -> bool {
     sockets.lines().any(|line| line.rsplit(' ').next() == Some(&socket))
 }
 
-/// Pid of the container's init: the process in its cgroup that is number 1 one pid namespace down.
-/// `None` also when a tenant's processes delay the search beyond its limit.
+/// True when the container may run: it has a cgroup.
+pub fn has_cgroup(cgroup_root: &Path, vmid: Vmid) -> bool {
+    cgroup(cgroup_root, vmid).exists()
+}
+
+fn cgroup(cgroup_root: &Path, vmid: Vmid) -> PathBuf {
+    cgroup_root.join("lxc").join(vmid.to_string())
+}
+
+/// Pid of the container's init. `None` also when its monitor does not show it and a tenant's processes delay
+/// the search beyond its limit.
 pub fn init_pid(proc: &Path, cgroup_root: &Path, vmid: Vmid) -> Option<u32> {
-    let top = cgroup_root.join("lxc").join(vmid.to_string());
+    let top = cgroup(cgroup_root, vmid);
+    if !top.exists() {
+        return None;
+    }
+    child_of_monitor(proc, cgroup_root, vmid).or_else(|| found_among_all(proc, top))
+}
+
+/// Init as the child of LXC's monitor, whose cgroup nobody in the container reaches: however many processes a
+/// tenant makes, that costs nothing.
+fn child_of_monitor(proc: &Path, cgroup_root: &Path, vmid: Vmid) -> Option<u32> {
+    let monitors = pids_in(&cgroup_root.join("lxc.monitor").join(vmid.to_string()));
+    let mut all = monitors.into_iter().take(MONITORS_MAX).flat_map(|pid| children(proc, pid));
+    // A hook that the monitor runs is one of the host's processes.
+    all.find(|&pid| kin(proc, pid).is_some() && !is_of_the_host(proc, pid))
+}
+
+/// Init as the process in the container's cgroup that is number 1 one pid namespace down.
+fn found_among_all(proc: &Path, top: PathBuf) -> Option<u32> {
     // systemd moves itself into `init.scope`; a plain init stays where it was put. Cgroups further
     // down belong to nested containers, whose inits are further down too.
     let inner = top.join("ns");
@@ -133,9 +161,9 @@ fn remote_in(table: &Path) -> Option<bool> {
     }))
 }
 
-/// True when a socket of this process's network namespace listens on the port of a loopback address.
-pub fn listens_on_loopback(proc: &Path, pid: u32, port: Port) -> bool {
-    listeners(proc, pid)
+/// True when one of these addresses is the port of a loopback address.
+pub fn on_loopback(listeners: &[SocketAddr], port: Port) -> bool {
+    listeners
         .iter()
         .any(|local| local.port() == port.get() && local.ip().to_canonical().is_loopback())
 }
@@ -210,11 +238,11 @@ mod tests {
             };
             write(dir.path(), &format!("7/net/{table}"), &row);
             let port = |port: u32| Port::try_from(port).expect("a port");
-            assert!(!listens_on_loopback(dir.path(), 7, port(80)), "another port");
             let listed = listeners(dir.path(), 7);
+            assert!(!on_loopback(&listed, port(80)), "another port");
             assert_eq!(listed.len(), usize::from(state == "0A"), "{listed:?}");
             assert!(listed.iter().all(|at| at.port() == 8082), "{listed:?}");
-            listens_on_loopback(dir.path(), 7, port(8082))
+            on_loopback(&listed, port(8082))
         };
         assert!(on("tcp", "0100007F", "0A"), "127.0.0.1");
         assert!(on("tcp6", "00000000000000000000000001000000", "0A"), "::1");
@@ -222,7 +250,7 @@ mod tests {
         assert!(!on("tcp", "0164640A", "0A"), "another address");
         assert!(!on("tcp", "0100007F", "01"), "connected, not listening");
         let nothing = tempfile::tempdir().expect("tempdir");
-        assert!(!listens_on_loopback(nothing.path(), 7, Port::try_from(80).expect("a port")));
+        assert_eq!(listeners(nothing.path(), 7), []);
     }
 
     #[test]
@@ -306,5 +334,36 @@ mod tests {
         let pid = init_pid(&root.join("proc"), &root.join("cg"), vmid(1001));
         assert_eq!(pid, Some(72));
         assert_eq!(init_pid(&root.join("proc"), &root.join("cg"), vmid(1002)), None);
+    }
+
+    #[test]
+    fn init_is_found_behind_its_monitor_however_many_processes_hide_it() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let root = root.path();
+        let put = |pid: &str, namespace: u32| {
+            write(
+                root,
+                &format!("proc/{pid}/stat"),
+                &format!("{pid} (x) S 41 {}", "1 ".repeat(48)),
+            );
+            fs::create_dir_all(root.join(format!("proc/{pid}/ns"))).expect("mkdir");
+            let link = root.join(format!("proc/{pid}/ns/pid"));
+            std::os::unix::fs::symlink(format!("pid:[{namespace}]"), link).expect("linked");
+        };
+        // A hook of the host beside the init, whose status has so many groups that its pids are not shown.
+        for (pid, namespace) in [("self", 1), ("41", 1), ("43", 1), ("42", 2)] {
+            put(pid, namespace);
+        }
+        write(root, "cg/lxc.monitor/1001/cgroup.procs", "41\n");
+        write(root, "proc/41/task/41/children", "43 44 42 ");
+        write(root, "cg/lxc/1001/ns/cgroup.procs", "70\n42\n");
+        // It hangs for whoever reads it.
+        fs::create_dir_all(root.join("proc/70")).expect("mkdir");
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        nix::unistd::mkfifo(&root.join("proc/70/status"), mode).expect("made");
+        let found = |id| init_pid(&root.join("proc"), &root.join("cg"), vmid(id));
+        assert_eq!(found(1001), Some(42));
+        write(root, "cg/lxc.monitor/1002/cgroup.procs", "41\n");
+        assert_eq!(found(1002), None, "it has no cgroup, so it does not run");
     }
 }

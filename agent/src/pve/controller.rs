@@ -46,7 +46,12 @@ impl Hierarchy {
 
     /// Returns the cgroup of a container.
     pub(super) fn of_container(&self, vmid: Vmid) -> PathBuf {
-        self.root().join("lxc").join(vmid.to_string())
+        self.below("lxc", vmid)
+    }
+
+    /// Returns the cgroup of this number below a directory.
+    pub(super) fn below(&self, dir: &str, vmid: Vmid) -> PathBuf {
+        self.root().join(dir).join(vmid.to_string())
     }
 
     /// Enables the controller for the containers where `file`, one of a container's, is missing: on

@@ -7,8 +7,8 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::sys::read;
 
-/// Concurrent reads at most, hanging ones included.
-const READS_MAX: usize = 32;
+/// Concurrent reads at most, hanging ones included. The agent has as many threads for them alone.
+pub const READS_MAX: usize = 8;
 
 /// Deadline of a read. A read of pmxcfs takes 0.1 ms; one that takes this long hangs.
 const DEADLINE: Duration = Duration::from_secs(3);

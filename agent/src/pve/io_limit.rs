@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, io, path::Path};
 
 use nix::errno::Errno;
 use proto::id::Vmid;
+use serde::{Deserialize, Serialize};
 
 use super::{
     HostPaths,
@@ -32,7 +33,7 @@ const FILES: [&str; 4] = [
 ];
 
 /// Most that a container may read and write, a second and a disk; `None`: no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IoMax {
     /// Bytes read.
     pub read_bytes: Option<u64>,
@@ -72,8 +73,8 @@ pub enum IoLimited {
 /// # Errors
 /// When the host can limit it and the limits are not in force.
 pub fn set(at: &HostPaths, known: &KnownDevices, vmid: Vmid, max: IoMax) -> io::Result<IoLimited> {
-    let [v1, v2] = CONTROLLER;
-    let Some(hierarchy) = Hierarchy::find(at, v1, v2) else {
+    let [_, v2] = CONTROLLER;
+    let Some(hierarchy) = hierarchy(at) else {
         return Ok(if max.is_none() { IoLimited::InForce } else { IoLimited::NoController });
     };
     let cgroup = hierarchy.of_container(vmid);
@@ -92,16 +93,8 @@ pub fn set(at: &HostPaths, known: &KnownDevices, vmid: Vmid, max: IoMax) -> io::
     }
     let Devices { disks, mut without } = known.of_container(at, vmid)?;
     for disk in &disks {
-        let limited = match hierarchy {
-            Hierarchy::V1(_) => limit_v1(&cgroup, disk, max),
-            Hierarchy::V2(_) => limit_v2(&cgroup, disk, max),
-        };
-        match limited {
-            Ok(()) => {}
-            Err(error) if is_refusal(&error) => {
-                without.insert(format!("the kernel does not limit the device {disk}"));
-            }
-            Err(error) => return Err(error),
+        if !limit(&hierarchy, &cgroup, disk, max)? {
+            without.insert(format!("the kernel does not limit the device {disk}"));
         }
     }
     Ok(if without.is_empty() || max.is_none() {
@@ -111,10 +104,33 @@ pub fn set(at: &HostPaths, known: &KnownDevices, vmid: Vmid, max: IoMax) -> io::
     })
 }
 
+/// Finds the hierarchy that limits the use of disks; `None` where the kernel of this host has none.
+pub(super) fn hierarchy(at: &HostPaths) -> Option<Hierarchy> {
+    let [v1, v2] = CONTROLLER;
+    Hierarchy::find(at, v1, v2)
+}
+
+/// Limits the use of a disk in a cgroup. False when the kernel does not limit this device.
+pub(super) fn limit(
+    hierarchy: &Hierarchy,
+    cgroup: &Path,
+    disk: &str,
+    max: IoMax,
+) -> io::Result<bool> {
+    let limited = match hierarchy {
+        Hierarchy::V1(_) => limit_v1(cgroup, disk, max),
+        Hierarchy::V2(_) => limit_v2(cgroup, disk, max),
+    };
+    match limited {
+        Ok(()) => Ok(true),
+        Err(error) if is_refusal(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// True when the kernel of this host has the controller.
 pub fn can_limit(at: &HostPaths) -> bool {
-    let [v1, v2] = CONTROLLER;
-    Hierarchy::find(at, v1, v2).is_some()
+    hierarchy(at).is_some()
 }
 
 /// True for the errors of a device that cannot be limited.

@@ -2,12 +2,13 @@
 //! seconds at each restart of pve-cluster; a container is still the same as long as its init is the
 //! same process, so commands and pauses need not wait for pmxcfs.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use daemon::sync::Mutex;
 use proto::id::Vmid;
 
 use super::{ContainerConfig, Mark, ownership};
+use crate::sys::proc::kin;
 
 /// Identity of the init process of a running container, unique until the host reboots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,9 +19,16 @@ pub struct Init {
     pub start: u64,
 }
 
-/// Containers that ran with a mark of ours when last seen, by vmid.
-#[derive(Debug, Default)]
-pub struct Known(Mutex<HashMap<Vmid, (Mark, Init)>>);
+impl Init {
+    /// True while this very process runs: one small read, whatever the container holds.
+    pub fn runs(&self, proc: &Path) -> bool {
+        kin(proc, self.pid).is_some_and(|now| now.start == self.start)
+    }
+}
+
+/// Containers that ran with a mark of ours when last seen, by vmid. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Known(Arc<Mutex<HashMap<Vmid, (Mark, Init)>>>);
 
 impl Known {
     /// Records a config that was read. `init` must have been looked up before the read: then it ran
@@ -36,6 +44,18 @@ impl Known {
     /// Removes the containers for which `there` is false.
     pub fn retain(&self, there: impl Fn(&Vmid) -> bool) {
         self.0.lock().retain(|vmid, _| there(vmid));
+    }
+
+    /// Init that the container had when last seen, if that still runs: the container is still in that boot.
+    pub fn init(&self, proc: &Path, vmid: Vmid) -> Option<Init> {
+        let init = self.0.lock().get(&vmid)?.1;
+        init.runs(proc).then_some(init)
+    }
+
+    /// Inits of all these containers that still run.
+    pub fn inits(&self, proc: &Path) -> Vec<(Vmid, Init)> {
+        let seen = self.0.lock().iter().map(|(vmid, (_, init))| (*vmid, *init)).collect::<Vec<_>>();
+        seen.into_iter().filter(|(_, init)| init.runs(proc)).collect()
     }
 
     /// Mark of the container with this vmid, if its init is still the recorded process.
@@ -81,6 +101,26 @@ mod tests {
         assert_eq!(known.mark(vmid(100), Some(Init { pid: 8, start: 100 })), None);
         assert_eq!(known.mark(vmid(100), None), None, "it does not run");
         assert_eq!(known.mark(vmid(101), init), None);
+    }
+
+    #[test]
+    fn init_is_remembered_while_it_runs() {
+        let proc = tempfile::tempdir().expect("tempdir");
+        let put = |start: u32| {
+            let text = format!("7 (init) S 1 {}", format!("{start} ").repeat(48));
+            std::fs::create_dir_all(proc.path().join("7")).expect("mkdir");
+            std::fs::write(proc.path().join("7/stat"), text).expect("written");
+        };
+        let (known, init) = (Known::default(), Init { pid: 7, start: 100 });
+        known.note(vmid(100), Some(&config(&mark(100))), Some(init));
+        assert_eq!(known.init(proc.path(), vmid(100)), None, "it has ended");
+        put(100);
+        assert_eq!(known.init(proc.path(), vmid(100)), Some(init));
+        assert_eq!(known.inits(proc.path()), [(vmid(100), init)]);
+        assert_eq!(known.init(proc.path(), vmid(101)), None);
+        put(200);
+        assert_eq!(known.init(proc.path(), vmid(100)), None, "its number is used again");
+        assert_eq!(known.inits(proc.path()), []);
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod host_paths;
 pub mod interface;
 pub mod io_limit;
 pub mod known;
+pub mod looks;
 pub mod mark;
 pub mod outcome;
 pub mod ownership;
@@ -29,6 +30,7 @@ pub mod pct;
 pub mod pmxcfs;
 pub mod process_limit;
 pub mod shim_cgroup;
+pub mod shim_io;
 pub mod storage;
 pub mod tags;
 pub mod template_mark;
@@ -175,6 +177,9 @@ pub struct Cluster {
     pub links: BTreeSet<IpAddr>,
     /// All guests of the cluster, of any kind, with their node.
     pub guests: BTreeMap<Vmid, NodeName>,
+    /// Version of each guest's config, as this node's pmxcfs counts it: every write, on any node, gives the config a number
+    /// that no config has had since pmxcfs started. Then it begins at 1 again.
+    pub versions: BTreeMap<Vmid, u64>,
     /// Whether PVE's HA manager has this node in maintenance.
     pub maintenance: bool,
 }

@@ -4,6 +4,7 @@
 //!
 //! The shim creates its cgroup, joins it, and removes it when it ends; that of a killed shim is
 //! removed by the agent's `sweep`. On cgroup2, and on v1 where a controller has its own hierarchy.
+//! `shim_io` limits its use of disks.
 
 use std::{
     collections::BTreeSet,
@@ -26,7 +27,7 @@ const WORK: &str = "workers";
 /// Most processes and threads of all of that.
 const WORK_PIDS_MAX: u32 = 8192;
 /// Controllers that limit a shim or count its usage.
-const CONTROLLERS: [&str; 4] = ["cpu", "cpuacct", "memory", "pids"];
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "memory", "pids", "blkio"];
 /// Most processes and threads of a shim and of the `lxc-attach`es that it runs: some dozen are usual.
 const PIDS_MAX: u32 = 1024;
 /// Period of a quota of CPU time, microseconds: the kernel's default.
@@ -126,7 +127,7 @@ fn enable(hierarchy: &Path) {
     for parent in [hierarchy.to_owned(), hierarchy.join(DIR)] {
         let file = parent.join("cgroup.subtree_control");
         // Enabled one by one: the kernel takes all of a write or none.
-        for controller in ["+cpu", "+memory", "+pids"] {
+        for controller in ["+cpu", "+io", "+memory", "+pids"] {
             if file.exists()
                 && let Err(error) = fs::write(&file, controller)
             {

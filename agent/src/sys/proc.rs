@@ -85,6 +85,15 @@ pub fn kin(proc: &Path, pid: u32) -> Option<ProcStat> {
     Some(ProcStat { pid, parent, group, session, start })
 }
 
+/// Pids of the children of a process's first thread, as far as the first 4 KiB tell; none from a kernel without
+/// CONFIG_PROC_CHILDREN.
+pub fn children(proc: &Path, pid: u32) -> Vec<u32> {
+    let pid = pid.to_string();
+    let list = proc.join(&pid).join("task").join(&pid).join("children");
+    let text = read::text(&list, read::SMALL);
+    text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
 /// CPU time that a process has used, with its children that have ended; zero once it has ended.
 pub fn cpu(proc: &Path, pid: u32) -> Duration {
     let stat = read::text(&proc.join(pid.to_string()).join("stat"), read::SMALL);
@@ -124,6 +133,16 @@ pub struct SignalMasks {
     pub blocked: u64,
     /// Signals that it has a handler for.
     pub caught: u64,
+    /// Signals that it ignores.
+    pub ignored: u64,
+}
+
+impl SignalMasks {
+    /// Returns true when the process ignores this signal, 1 to 64.
+    pub fn ignores(&self, number: i32) -> bool {
+        let bit = u32::try_from(number).ok().and_then(|number| number.checked_sub(1));
+        bit.and_then(|bit| self.ignored.checked_shr(bit)).is_some_and(|mask| mask & 1 == 1)
+    }
 }
 
 /// Signals of a process; none when that is unknown, which a process with very many groups can
@@ -134,7 +153,7 @@ pub fn signal_masks(proc: &Path, pid: u32) -> SignalMasks {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         line.and_then(|line| u64::from_str_radix(line.trim(), 16).ok()).unwrap_or_default()
     };
-    SignalMasks { blocked: mask("SigBlk:"), caught: mask("SigCgt:") }
+    SignalMasks { blocked: mask("SigBlk:"), caught: mask("SigCgt:"), ignored: mask("SigIgn:") }
 }
 
 fn argv(cmdline: &[u8]) -> Vec<String> {
@@ -275,5 +294,19 @@ mod tests {
         );
         let own = kin(Path::new("/proc"), std::process::id()).expect("this process");
         assert!(own.start > 0 && own.parent > 0);
+    }
+
+    #[test]
+    fn ignored_signals_are_read_from_the_status() {
+        let proc = tempfile::tempdir().expect("tempdir");
+        let dir = proc.path().join("42");
+        fs::create_dir(&dir).expect("mkdir");
+        let masks =
+            "SigBlk:\t0000000000000000\nSigIgn:\t8000000000001001\nSigCgt:\t0000000000000002\n";
+        fs::write(dir.join("status"), format!("Name:\tx\n{masks}")).expect("write");
+        let found = signal_masks(proc.path(), 42);
+        let ignored: Vec<i32> = (-1..=65).filter(|number| found.ignores(*number)).collect();
+        assert_eq!(ignored, [1, 13, 64]);
+        assert!(!signal_masks(proc.path(), 43).ignores(1), "nothing is known of it");
     }
 }

@@ -24,7 +24,9 @@ pub(super) use self::book::{Book, Change, Kernel};
 use self::book::{digest, lists};
 use super::{
     Grounds, RESOLVER_PORT, Rules, ports,
-    render::{FAMILIES, dhcp, question_rate, question_set},
+    render::{
+        FAMILIES, REPLY, dhcp, name_connection_set, name_connections, question_rate, question_set,
+    },
 };
 
 /// Name of the tables.
@@ -223,9 +225,10 @@ fn bridge_chains(grounds: &Grounds) -> String {
 fn inet_chains(grounds: &Grounds) -> String {
     let (dhcp, allowed, gateway) = (dhcp(grounds), allowed(), grounds.gateway);
     // The resolver's socket is one for all.
-    let too_fast = question_rate();
+    let (set, too_fast) = (name_connection_set(grounds), question_rate());
+    let too_many = name_connections(grounds, &format!("tcp dport {{ 53, {RESOLVER_PORT} }}"));
     format!(
-        "\tchain apart {{
+        "{set}\tchain apart {{
 		type filter hook prerouting priority -300; policy accept;
 		iifname != \"lo\" ip saddr @{LISTED} meta l4proto {{ tcp, udp }} th dport {{ 53, {RESOLVER_PORT} }} ct zone set {ZONE}
 	}}
@@ -242,9 +245,9 @@ fn inet_chains(grounds: &Grounds) -> String {
 		iifname != \"lo\" ip saddr @{LISTED} jump named
 	}}
 	chain named {{
-		ct state established,related ct direction reply accept
+		{REPLY} accept
 {dhcp}		meta l4proto {{ tcp, udp }} th dport {{ 53, {RESOLVER_PORT} }} {too_fast}
-		ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport {RESOLVER_PORT} ct status dnat accept
+{too_many}		ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport {RESOLVER_PORT} ct status dnat accept
 		meta l4proto {{ tcp, udp }} th dport 53 drop
 		{allowed}
 		drop

@@ -25,25 +25,25 @@ use super::{
 };
 
 /// Longest wait for an answer; one that comes takes a millisecond.
-const WAIT: Duration = Duration::from_secs(1);
+pub(super) const WAIT: Duration = Duration::from_secs(1);
 /// Port of every server here.
-const PORT: u16 = 8000;
+pub(super) const PORT: u16 = 8000;
 /// Switch of the kernel that shows bridged packets to `inet`; PVE's firewall turns it on.
 const CALL_INET: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
-const HOST: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 1);
-const SANDBOX: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 2);
-const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 3);
+pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 1);
+pub(super) const SANDBOX: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 2);
+pub(super) const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 3);
 /// Address of nobody, which the sandbox takes.
 const TAKEN: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 9);
 /// MAC of nobody, which the sandbox takes.
 const TAKEN_MAC: &str = "02:50:0a:64:01:63";
 const OWN_MAC: &str = "02:50:0a:64:01:02";
-const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+pub(super) const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 
 impl Namespace {
     /// Runs something on a thread inside.
-    fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+    pub(super) fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
         let path = self.path();
         thread::scope(|scope| {
             let inside = scope.spawn(move || {
@@ -73,7 +73,7 @@ impl Namespace {
         self.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).expect("a port"))
     }
 
-    fn reaches(&self, ip: Ipv4Addr) -> bool {
+    pub(super) fn reaches(&self, ip: Ipv4Addr) -> bool {
         let address = SocketAddr::from((ip, PORT));
         self.inside(|| TcpStream::connect_timeout(&address, WAIT).is_ok())
     }
@@ -86,19 +86,19 @@ impl Namespace {
 
 /// Host with a sandbox behind PVE's firewall, a neighbour without it, a machine on the same bridge, and a
 /// public network.
-struct Wired {
-    host: Namespace,
-    sandbox: Namespace,
-    neighbour: Namespace,
+pub(super) struct Wired {
+    pub(super) host: Namespace,
+    pub(super) sandbox: Namespace,
+    pub(super) neighbour: Namespace,
     machine: Namespace,
-    public: Namespace,
+    pub(super) public: Namespace,
     /// MAC of the bridge of PVE's firewall.
     inner: String,
     _listeners: Vec<TcpListener>,
 }
 
 impl Wired {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let new = Namespace::new;
         let (host, sandbox, neighbour, machine, public) = (new(), new(), new(), new(), new());
         let [a, b, m, p] = [&sandbox, &neighbour, &machine, &public].map(|one| one.0.id());

@@ -1,6 +1,7 @@
 //! The rules on a kernel: in a network namespace of the test's own.
 
 mod firewall_bridge;
+mod routed;
 
 use std::{
     process::{Child, Command, Stdio},
@@ -20,6 +21,7 @@ pub(super) fn grounds() -> Grounds {
         closed: ["10.100.1.0/24", "203.0.113.9/32"].map(|net| net.parse().expect("one")).into(),
         reach: ["10.7.0.0/24".parse().expect("one")].into(),
         connections: Some(4096),
+        name_connections: Some(4),
     }
 }
 

@@ -196,6 +196,11 @@ impl ContainerConfig {
         Mark::find(&self.description()?)
     }
 
+    /// True when the description has the mark of a sandbox, of whatever version.
+    pub fn has_mark(&self) -> bool {
+        self.description().is_some_and(|text| text.lines().any(Mark::resembles))
+    }
+
     /// Host name, which PVE shows as the container's name.
     pub fn hostname(&self) -> Option<&str> {
         self.get("hostname")

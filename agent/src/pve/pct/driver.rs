@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     io,
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,30 +28,39 @@ use crate::{
         Init, IoLimited, IoMax, Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage,
         cgroup, container, io_limit, pause_lock, process_limit,
     },
-    sys::{netns, pidfd, proc},
+    sys::{netns, pidfd},
 };
 
 impl Pct {
-    /// Reads files of the host on a thread that may wait; `None` when there is none any more.
-    async fn look<T: Send + 'static>(
+    /// Uses files of the host, and none that a tenant makes, on a thread that may wait; `None` when there is
+    /// none any more.
+    async fn on_thread<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&HostPaths) -> T + Send + 'static,
+        work: impl FnOnce(&HostPaths) -> T + Send + 'static,
     ) -> Option<T> {
         let places = self.0.places.clone();
-        tokio::task::spawn_blocking(move || look(&places)).await.ok()
+        tokio::task::spawn_blocking(move || work(&places)).await.ok()
     }
 
-    /// Writes a limit to the cgroup of a container.
-    async fn limit<T: Send + 'static>(
+    /// Looks into a running container, whose init has this pid.
+    async fn look_inside<T: Send + 'static>(
         &self,
         vmid: Vmid,
-        set: impl FnOnce(&HostPaths) -> io::Result<T> + Send + 'static,
-    ) -> Result<T, Error> {
-        let failed = |text| Error { op: "limit", vmid, kind: ErrorKind::Failed(text) };
-        let set = self.look(set).await;
-        let set = set.ok_or_else(|| failed("the agent is shutting down".to_owned()))?;
-        set.map_err(|error| failed(error.to_string()))
+        look: impl FnOnce(&HostPaths, u32) -> Option<T> + Send + 'static,
+    ) -> Option<T> {
+        let looked = self.0.look_into(vmid, move |at| {
+            let pid = container::init_pid(&at.proc, &at.cgroup_root, vmid)?;
+            look(at, pid)
+        });
+        looked.await.flatten()
     }
+}
+
+/// Converts the result of writing a limit to the cgroup of a container.
+fn limited<T>(vmid: Vmid, set: Option<io::Result<T>>) -> Result<T, Error> {
+    let failed = |text| Error { op: "limit", vmid, kind: ErrorKind::Failed(text) };
+    let set = set.ok_or_else(|| failed("the agent had no thread for it in time".to_owned()))?;
+    set.map_err(|error| failed(error.to_string()))
 }
 
 #[async_trait::async_trait]
@@ -83,17 +93,13 @@ impl Pve for Pct {
     }
 
     async fn init(&self, vmid: Vmid) -> Option<Init> {
-        // A tenant may have put many processes before the init.
-        let found = self.look(move |at| container::init(&at.proc, &at.cgroup_root, vmid));
-        found.await.flatten()
+        self.0.init(vmid).await
     }
 
     async fn has_address(&self, vmid: Vmid, ip: Ipv4Addr) -> bool {
-        let asked = self.look(move |at| {
-            let pid = container::init_pid(&at.proc, &at.cgroup_root, vmid)?;
-            netns::has_address(&at.proc, pid, ip).ok()
-        });
-        asked.await.flatten().unwrap_or(false)
+        let asked =
+            self.look_inside(vmid, move |at, pid| netns::has_address(&at.proc, pid, ip).ok());
+        asked.await.unwrap_or(false)
     }
 
     async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, Error> {
@@ -149,12 +155,14 @@ impl Pve for Pct {
     }
 
     async fn limit_processes(&self, vmid: Vmid, max: u32) -> Result<Limited, Error> {
-        self.limit(vmid, move |at| process_limit::set(at, vmid, max)).await
+        // The container's own cgroup, which nobody in it reaches.
+        limited(vmid, self.on_thread(move |at| process_limit::set(at, vmid, max)).await)
     }
 
     async fn limit_io(&self, vmid: Vmid, max: IoMax) -> Result<IoLimited, Error> {
-        let host = self.0.clone();
-        self.limit(vmid, move |at| io_limit::set(at, &host.disks, vmid, max)).await
+        let host = Arc::clone(&self.0);
+        let set = self.0.look_into(vmid, move |at| io_limit::set(at, &host.disks, vmid, max));
+        limited(vmid, set.await)
     }
 
     async fn halt(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
@@ -163,9 +171,8 @@ impl Pve for Pct {
     }
 
     async fn recheck_ended(&self, init: Init) {
-        let told = self.look(move |at| {
-            let same = || proc::kin(&at.proc, init.pid).is_some_and(|now| now.start == init.start);
-            pidfd::signal(init.pid, Signal::SIGCHLD as i32, same)
+        let told = self.on_thread(move |at| {
+            pidfd::signal(init.pid, Signal::SIGCHLD as i32, || init.runs(&at.proc))
         });
         if let Some(Err(error)) = told.await {
             tracing::debug!(pid = init.pid, %error, "init could not be told of ended processes");
@@ -233,14 +240,16 @@ impl Pve for Pct {
 
     async fn reclaim(&self, vmid: Vmid, bytes: u64) -> bool {
         // The write returns only when the kernel is done.
-        let done = self.look(move |at| {
-            cgroup::has_swap(&at.proc) && cgroup::reclaim(&at.cgroup_root, vmid, bytes)
-        });
+        let HostPaths { proc, cgroup_root, .. } = self.0.places.clone();
+        let done = self
+            .0
+            .looks
+            .slow(move || cgroup::has_swap(&proc) && cgroup::reclaim(&cgroup_root, vmid, bytes));
         done.await.unwrap_or(false)
     }
 
     async fn usage(&self, vmid: Vmid) -> Option<Usage> {
-        let read = self.look(move |at| {
+        let read = self.0.look_into(vmid, move |at| {
             let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?);
             let at_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
             Some(Usage { at_ns, ..cgroup::usage(&at.cgroup_root, &at.proc, vmid)? })
@@ -249,7 +258,7 @@ impl Pve for Pct {
     }
 
     async fn connections(&self, vmid: Vmid) -> Option<Vec<Connection>> {
-        let read = self.look(move |at| {
+        let read = self.0.look_into(vmid, move |at| {
             let Some(pid) = container::init_pid(&at.proc, &at.cgroup_root, vmid) else {
                 return Some(Vec::new());
             };
@@ -261,25 +270,23 @@ impl Pve for Pct {
     }
 
     async fn listens_on_loopback(&self, vmid: Vmid, port: Port) -> bool {
-        let read = self.look(move |at| {
-            let pid = container::init_pid(&at.proc, &at.cgroup_root, vmid)?;
-            Some(container::listens_on_loopback(&at.proc, pid, port))
-        });
-        read.await.flatten().unwrap_or(false)
+        container::on_loopback(&self.listeners(vmid).await, port)
     }
 
     async fn listeners(&self, vmid: Vmid) -> Vec<SocketAddr> {
-        let read = self.look(move |at| {
-            let pid = container::init_pid(&at.proc, &at.cgroup_root, vmid)?;
-            Some(container::listeners(&at.proc, pid))
+        let HostPaths { proc, cgroup_root, .. } = self.0.places.clone();
+        // Anybody with a URL, or a token that reads, may ask as often as he likes.
+        let read = self.0.listeners.at(&self.0.looks, vmid, move || {
+            let pid = container::init_pid(&proc, &cgroup_root, vmid);
+            pid.map(|pid| container::listeners(&proc, pid)).unwrap_or_default()
         });
-        read.await.flatten().unwrap_or_default()
+        read.await.unwrap_or_default()
     }
 
     async fn processes(&self, vmid: Vmid) -> Vec<u32> {
         // A container may hold thousands of cgroups.
-        let found = self.look(move |at| cgroup::processes(&at.cgroup_root, vmid)).await;
-        found.unwrap_or_default()
+        let found = self.0.look_into(vmid, move |at| cgroup::processes(&at.cgroup_root, vmid));
+        found.await.unwrap_or_default()
     }
 
     async fn frozen(&self, vmid: Vmid) -> bool {

@@ -11,7 +11,7 @@ mod hand_to;
 mod pause;
 mod rooms;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use daemon::keyed_lock::KeyedLock;
 use futures_util::future::BoxFuture;
@@ -30,6 +30,7 @@ use super::{
     container,
     files::Files,
     known::{Init, Known},
+    looks::{Looks, Shared},
     outcome, ownership, pmxcfs, tags, worker,
 };
 use crate::{
@@ -50,6 +51,9 @@ struct Host {
     places: HostPaths,
     runner: Runner,
     files: Files,
+    looks: Looks,
+    /// Looks at what listens in a container.
+    listeners: Shared<Vec<SocketAddr>>,
     /// Locks of the containers with a change under way.
     locks: KeyedLock<Vmid>,
     rooms: rooms::Rooms,
@@ -65,6 +69,8 @@ impl Pct {
             places,
             runner,
             files: Files::default(),
+            looks: Looks::default(),
+            listeners: Shared::default(),
             locks: KeyedLock::default(),
             rooms: rooms::Rooms::default(),
             known: Known::default(),
@@ -142,7 +148,7 @@ impl Host {
     }
 
     async fn config(&self, vmid: Vmid) -> Result<Option<ContainerConfig>> {
-        let init = self.init(vmid);
+        let init = self.init(vmid).await;
         let bytes =
             self.files.read(self.config_path(vmid)).await.map_err(|error| unread(&error))?;
         if bytes.is_none() {
@@ -153,8 +159,29 @@ impl Host {
         Ok(config)
     }
 
-    fn init(&self, vmid: Vmid) -> Option<Init> {
-        container::init(&self.places.proc, &self.places.cgroup_root, vmid)
+    /// Looks into a container, in its turn; `None` when that does not come in time. What a tenant makes is read
+    /// here alone, and never on a thread of the runtime.
+    async fn look_into<T: Send + 'static>(
+        &self,
+        vmid: Vmid,
+        look: impl FnOnce(&HostPaths) -> T + Send + 'static,
+    ) -> Option<T> {
+        let places = self.places.clone();
+        self.looks.at(vmid, move || look(&places)).await
+    }
+
+    /// Init of a container: the one that was found last, as long as that runs; else it is looked for.
+    async fn init(&self, vmid: Vmid) -> Option<Init> {
+        let HostPaths { proc, cgroup_root, .. } = &self.places;
+        if !container::has_cgroup(cgroup_root, vmid) {
+            return None;
+        }
+        if let Some(init) = self.known.init(proc, vmid) {
+            return Some(init);
+        }
+        let found =
+            self.look_into(vmid, move |at| container::init(&at.proc, &at.cgroup_root, vmid));
+        found.await.flatten()
     }
 
     /// Mark that a container carries, or carried when /etc/pve could last be read.
@@ -162,7 +189,7 @@ impl Host {
         match self.config(vmid).await {
             Ok(config) => Ok(config.and_then(|config| config.mark())),
             Err(error @ ErrorKind::NoQuorum(_)) => {
-                self.known.mark(vmid, self.init(vmid)).map(Some).ok_or(error)
+                self.known.mark(vmid, self.init(vmid).await).map(Some).ok_or(error)
             }
             Err(error) => Err(error),
         }
@@ -170,16 +197,16 @@ impl Host {
 
     async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>> {
         let dir = self.places.root.join(pmxcfs::configs(&self.node));
-        let HostPaths { proc, cgroup_root, .. } = self.places.clone();
+        let (known, proc) = (self.known.clone(), self.places.proc.clone());
         let read = self.files.blocking(move || {
-            let (mut configs, mut inits) = (BTreeMap::new(), BTreeMap::new());
+            // Those of other containers are looked for one by one, in their own turns: see `config`.
+            let (mut configs, inits) = (BTreeMap::new(), known.inits(&proc));
             for entry in std::fs::read_dir(dir)? {
                 let path = entry?.path();
                 let name = path.file_name().and_then(|name| name.to_str());
                 // Skips PVE's half-written files, `ID.conf.tmp.PID`.
                 let Some(id) = name.and_then(|name| name.strip_suffix(".conf")) else { continue };
                 let Ok(vmid) = id.parse() else { continue };
-                inits.insert(vmid, container::init(&proc, &cgroup_root, vmid));
                 match read::whole(&path, read::LARGE) {
                     Ok(bytes) => drop(configs.insert(vmid, ContainerConfig::parse(&bytes))),
                     // Removed since the directory was read.
@@ -192,7 +219,7 @@ impl Host {
         let (configs, inits) = read.await.map_err(|error| unread(&error))?;
         self.check_mounted().await?;
         for (vmid, init) in inits {
-            self.known.note(vmid, configs.get(&vmid), init);
+            self.known.note(vmid, configs.get(&vmid), Some(init));
         }
         self.known.retain(|vmid| configs.contains_key(vmid));
         Ok(configs)
@@ -339,15 +366,16 @@ impl Host {
     /// Sends the signal past LXC's monitor, which can hang.
     async fn halt(&self, vmid: Vmid, owner: SandboxId) -> Result<()> {
         self.owned(vmid, owner).await?;
-        let Some(init) = self.init(vmid) else { return Ok(()) };
+        let Some(init) = self.init(vmid).await else { return Ok(()) };
         let config = self.config(vmid).await.ok().flatten();
-        let configured = config.as_ref().and_then(|config| config.get("lxc.signal.halt"));
-        let proc = &self.places.proc;
-        let number = container::halt_signal(proc, init.pid, configured).ok_or_else(|| {
+        let configured = config.and_then(|config| config.get("lxc.signal.halt").map(str::to_owned));
+        let number = self.look_into(vmid, move |at| {
+            container::halt_signal(&at.proc, init.pid, configured.as_deref())
+        });
+        let number = number.await.flatten().ok_or_else(|| {
             ErrorKind::WrongState(format!("the init of CT {vmid} does not take the signal"))
         })?;
-        let same = || proc::kin(proc, init.pid).is_some_and(|now| now.start == init.start);
-        pidfd::signal(init.pid, number, same)
+        pidfd::signal(init.pid, number, || init.runs(&self.places.proc))
             .map_err(|error| ErrorKind::Failed(format!("its init could not be signalled: {error}")))
     }
 
@@ -390,8 +418,12 @@ impl Host {
         pick: impl FnOnce(&[proc::Process]) -> Vec<u32> + Send + 'static,
     ) -> Result<Vec<u32>> {
         let root = self.places.proc.clone();
-        let picked = self.files.blocking(move || Ok(pick(&proc::host_processes(&root))));
-        picked.await.map_err(|error| unread(&error))
+        // Those of tenants are passed over, but how many there are is up to them.
+        let picked = self.looks.at_all(move || pick(&proc::host_processes(&root)));
+        picked.await.ok_or_else(|| {
+            let text = "the processes of the host could not be looked at in time";
+            ErrorKind::NoQuorum(text.to_owned())
+        })
     }
 }
 

@@ -1,8 +1,15 @@
-//! Tests of `resize`, with a script in place of `pct`.
+//! Tests of `resize`, with a script in place of `pct`, and of looks into a container.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
+    time::Duration,
+};
 
+use nix::{libc::O_NONBLOCK, sys::stat::Mode, unistd::mkfifo};
 use proto::id::{SandboxId, Vmid};
+use tokio::time::timeout;
 
 use super::*;
 use crate::pve::Pve;
@@ -52,6 +59,7 @@ fn node(dir: &Path, options: &str, running: bool, script: &str) -> Pct {
         pct,
         lock_dir: at("lock"),
         proc: at("proc"),
+        cgroup_root: at("cg"),
         ..HostPaths::default()
     };
     let runner = Runner::new(at("out"), at("proc"), worker::is_task, 1).expect("a directory");
@@ -117,4 +125,55 @@ async fn waiting_resize_gives_its_turn_to_others() {
     let (resized, other) = tokio::join!(pct.resize(vmid(), 8, SOON), other);
     other.expect("its turn came");
     resized.expect("resized");
+}
+
+/// The status of a tenant's process may take as long as he likes; here it is a pipe that nobody has written to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn slow_process_of_a_tenant_keeps_no_thread_of_the_runtime() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let pct = node(dir.path(), "size=2G", true, "");
+    write(&dir.path().join(format!("cg/lxc/{VMID}/cgroup.procs")), "70\n");
+    let status = dir.path().join("proc/70/status");
+    fs::create_dir_all(status.parent().expect("a directory")).expect("mkdir");
+    mkfifo(&status, Mode::from_bits_truncate(0o600)).expect("made");
+    let config = |vmid| {
+        let pct = pct.clone();
+        tokio::spawn(async move { pct.config(vmid).await.expect("read").is_some() })
+    };
+    let (begun, own) = (Instant::now(), config(vmid()));
+    // It opens once somebody reads.
+    let writer = loop {
+        match fs::OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&status) {
+            Ok(writer) => break writer,
+            Err(_) => assert!(begun.elapsed() < SOON, "nobody looks"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let other = timeout(SOON, config(Vmid::MIN)).await.expect("a thread is free");
+    assert!(!other.expect("no panic") && !own.is_finished());
+    drop(writer);
+    assert!(own.await.expect("no panic"), "its config is there");
+}
+
+#[tokio::test]
+async fn init_that_runs_is_not_looked_for_again() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let pct = node(dir.path(), "size=2G", true, "");
+    let at = |path: &str| dir.path().join(path);
+    let procs = at(&format!("cg/lxc/{VMID}/cgroup.procs"));
+    write(&procs, "70\n");
+    write(&at("proc/70/status"), "NSpid:\t70\t1\n");
+    write(&at("proc/70/stat"), &format!("70 (init) S 41 {}", "1 ".repeat(48)));
+    let found = pct.init(vmid()).await;
+    assert_eq!(found, Some(Init { pid: 70, start: 1 }));
+    pct.config(vmid()).await.expect("read").expect("it is there");
+    // From now on a tenant hides it.
+    write(&procs, "");
+    assert_eq!(pct.init(vmid()).await, found);
+    let configs = pct.configs().await.expect("read");
+    assert!(configs.contains_key(&vmid()));
+    assert_eq!(pct.init(vmid()).await, found, "a list of all does not forget it");
+    // Another process has its number.
+    write(&at("proc/70/stat"), &format!("70 (other) S 41 {}", "2 ".repeat(48)));
+    assert_eq!(pct.init(vmid()).await, None);
 }

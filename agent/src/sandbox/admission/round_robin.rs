@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Waiters of several parties. The parties take turns; the waiters of one party come first come, first
-/// served. While a party waits, no other has two turns.
+/// served. While a party waits and may have a turn, no other has two.
 #[derive(Debug)]
 pub(crate) struct RoundRobin<P, W> {
     /// Number of the last arrival or turn: it orders both.
@@ -43,13 +43,14 @@ impl<P: Ord, W> RoundRobin<P, W> {
         }
     }
 
-    /// Removes and returns the waiter whose turn it is: the first of the party that is waiting longest
-    /// for its next turn.
-    pub(crate) fn pop(&mut self) -> Option<W>
+    /// Removes and returns the waiter whose turn it is, with its party: the first of the party that is waiting
+    /// longest for its next turn, of those that `may` have one.
+    pub(crate) fn pop(&mut self, may: impl Fn(&P) -> bool) -> Option<(P, W)>
     where
         P: Clone,
     {
-        let (party, _) = self.lines.iter().min_by_key(|(_, line)| line.since)?;
+        let parties = self.lines.iter().filter(|(party, _)| may(party));
+        let (party, _) = parties.min_by_key(|(_, line)| line.since)?;
         let (party, turn) = (party.clone(), self.number());
         let line = self.lines.get_mut(&party)?;
         line.since = turn;
@@ -57,7 +58,7 @@ impl<P: Ord, W> RoundRobin<P, W> {
         if line.waiters.is_empty() {
             self.lines.remove(&party);
         }
-        Some(waiter)
+        Some((party, waiter))
     }
 
     fn number(&mut self) -> u64 {
@@ -78,14 +79,15 @@ mod tests {
         Join(u8),
         /// One of those that wait leaves.
         Leave(usize),
-        Turn,
+        /// A turn, which this party may not have.
+        Turn(u8),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
             4 => (0u8..5).prop_map(Step::Join),
             1 => any::<usize>().prop_map(Step::Leave),
-            3 => Just(Step::Turn),
+            3 => (0u8..8).prop_map(Step::Turn),
         ];
         proptest::collection::vec(step, 0..300)
     }
@@ -95,13 +97,17 @@ mod tests {
     struct Expected {
         /// Party and ticket of each waiter, in the order of arrival.
         waiting: Vec<(u8, u64)>,
-        /// Turns of another party (the second) since a party (the first) waits for its own.
+        /// Turns of another party (the second) since a party (the first) waits for its own, and may have it.
         turns: BTreeMap<(u8, u8), u32>,
     }
 
     impl Expected {
         fn waits(&self, party: u8) -> bool {
             self.waiting.iter().any(|(waiter, _)| *waiter == party)
+        }
+
+        fn may_go_on(&self, barred: u8) -> bool {
+            self.waiting.iter().any(|(waiter, _)| *waiter != barred)
         }
 
         fn first_of(&self, party: u8) -> Option<usize> {
@@ -116,7 +122,8 @@ mod tests {
             (party, ticket)
         }
 
-        fn turn(&mut self, party: u8, arrival: usize) -> Result<(), TestCaseError> {
+        fn turn(&mut self, party: u8, arrival: usize, barred: u8) -> Result<(), TestCaseError> {
+            prop_assert_ne!(party, barred);
             prop_assert_eq!(
                 self.first_of(party),
                 Some(arrival),
@@ -124,8 +131,8 @@ mod tests {
             );
             self.leave(arrival);
             self.turns.retain(|(waiter, _), _| *waiter != party);
-            let others: Vec<_> =
-                (0..5).filter(|other| *other != party && self.waits(*other)).collect();
+            let passed = |other: &u8| *other != party && *other != barred && self.waits(*other);
+            let others: Vec<_> = (0..5).filter(passed).collect();
             for other in others {
                 let turns = self.turns.entry((other, party)).or_default();
                 *turns += 1;
@@ -156,18 +163,19 @@ mod tests {
                         line.leave(&party, ticket);
                     }
                     Step::Leave(_) => {}
-                    Step::Turn => {
-                        let next = line.pop();
-                        prop_assert_eq!(next.is_none(), expected.waiting.is_empty());
-                        let Some((party, arrival)) = next else { continue };
+                    Step::Turn(barred) => {
+                        let next = line.pop(|party| *party != barred);
+                        prop_assert_eq!(next.is_some(), expected.may_go_on(barred));
+                        let Some((of, (party, arrival))) = next else { continue };
+                        prop_assert_eq!(of, party);
                         let who = (party, numbers[&arrival]);
                         let at = expected.waiting.iter().position(|waiter| *waiter == who);
                         prop_assert!(at.is_some(), "{who:?} waits no more");
-                        expected.turn(party, at.unwrap_or_default())?;
+                        expected.turn(party, at.unwrap_or_default(), barred)?;
                     }
                 }
             }
-            let rest = std::iter::from_fn(|| line.pop()).count();
+            let rest = std::iter::from_fn(|| line.pop(|_| true)).count();
             prop_assert_eq!(rest, expected.waiting.len());
             prop_assert!(line.lines.is_empty(), "nothing is left behind");
         }
@@ -179,7 +187,8 @@ mod tests {
         for waiter in ["red 1", "red 2", "red 3", "blue 1", "green 1", "blue 2"] {
             line.join(waiter.split(' ').next(), waiter);
         }
-        let order: Vec<_> = std::iter::from_fn(|| line.pop()).collect();
+        let order = std::iter::from_fn(|| line.pop(|_| true)).map(|(_, waiter)| waiter);
+        let order: Vec<_> = order.collect();
         assert_eq!(order, ["red 1", "blue 1", "green 1", "red 2", "blue 2", "red 3"]);
     }
 }

@@ -1,9 +1,9 @@
 //! Boots a container and waits until it is ready, both for a creation and for a start.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use proto::{Reason, name::Team, spec::Network};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::probe;
 use crate::{
@@ -12,6 +12,10 @@ use crate::{
     sandbox::{Error, Probe, Result, Sandboxes, admission::fair_slots::Slot, core::deadline},
 };
 
+/// Longest time for which a container keeps its slot once PVE has started it. A boot takes a few seconds; one that
+/// does not end must not keep other teams from theirs.
+const BOOT: Duration = Duration::from_secs(5);
+
 /// Container boot under way.
 pub(crate) struct Boot<'a> {
     pub(crate) record: &'a Record,
@@ -19,6 +23,17 @@ pub(crate) struct Boot<'a> {
     pub(crate) begun: Instant,
     pub(crate) probe: &'a Probe,
     pub(crate) deadline: Instant,
+}
+
+/// Does what is left of a boot once PVE has started the container. Its slot is given back at the end, or after
+/// [`BOOT`]: by then the node has done its own work.
+pub(super) async fn in_slot<T>(slot: Slot, rest: impl Future<Output = T>) -> T {
+    let mut rest = Box::pin(rest);
+    if let Ok(done) = timeout(BOOT, &mut rest).await {
+        return done;
+    }
+    drop(slot);
+    rest.await
 }
 
 impl Sandboxes {

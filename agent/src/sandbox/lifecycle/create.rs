@@ -296,7 +296,7 @@ impl Sandboxes {
         }
 
         // Booting is what costs the node most: a few at a time come up sooner than all at once.
-        let _slot = self.unless_cancelled(work, self.start_slot(team, work.deadline)).await?;
+        let slot = self.unless_cancelled(work, self.start_slot(team, work.deadline)).await?;
         let boot = boot::Boot {
             record: &record,
             begun: Instant::now(),
@@ -310,16 +310,20 @@ impl Sandboxes {
             started
         })
         .await?;
-        if grows {
-            self.grow_disk(saga, work, &record, Progress::Resize).await?;
-        }
-        let disk_gib = self.disk_gib(&record).await?;
-        saga.step_without_undo(Progress::Probe.name(), || async {
-            let answers = self.unless_cancelled(work, self.until_it_answers(&boot));
-            let (answer, ()) = tokio::join!(answers, self.note(&id, Progress::Probe));
-            answer
-        })
-        .await?;
+        let boots = async {
+            if grows {
+                self.grow_disk(saga, work, &record, Progress::Resize).await?;
+            }
+            let disk_gib = self.disk_gib(&record).await?;
+            saga.step_without_undo(Progress::Probe.name(), || async {
+                let answers = self.unless_cancelled(work, self.until_it_answers(&boot));
+                let (answer, ()) = tokio::join!(answers, self.note(&id, Progress::Probe));
+                answer
+            })
+            .await?;
+            Ok::<_, Error>(disk_gib)
+        };
+        let disk_gib = boot::in_slot(slot, boots).await?;
         self.admission.note_start(since.elapsed());
 
         check_cancelled(work)?;

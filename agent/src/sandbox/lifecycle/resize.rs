@@ -241,7 +241,15 @@ impl Sandboxes {
 
     /// Refuses less memory than a running sandbox uses: the kernel would kill its processes.
     async fn check_memory(&self, record: &Record, wanted: Size) -> Result<()> {
-        let Some(usage) = self.pve.usage(record.vmid).await else { return Ok(()) };
+        let Some(usage) = self.pve.usage(record.vmid).await else {
+            if self.pve.running(record.vmid).await {
+                let message = "the memory that it uses could not be read in time; try again";
+                return Err(
+                    Error::new(Reason::SandboxBusy, message).retry_after(Duration::from_secs(2))
+                );
+            }
+            return Ok(());
+        };
         let used = usage.memory_bytes.saturating_sub(usage.reclaimable_bytes);
         if used <= wanted.memory_bytes() {
             return Ok(());

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | admit its memory | forget it |
 //! | STARTING in the journal, boot + 1 | STOPPED with the failure |
-//! | start the container, wait for its probe | stop the container |
+//! | start the container in a slot, wait for its probe | stop the container |
 //! | RUNNING in the journal | none: from here on `stop` |
 //!
 //! After a crash the reconciler starts it again.
@@ -18,11 +18,15 @@ use proto::{
 };
 use tokio::time::Instant;
 
-use super::{boot::Boot, undo};
+use super::{
+    boot::{self, Boot},
+    undo,
+};
 use crate::{
     journal::{Phase, Record},
     sandbox::{
         Event, Probe, Result, Sandboxes,
+        admission::fair_slots::Slot,
         core::{
             operations::{OperationContext, OperationKind},
             queries,
@@ -64,7 +68,7 @@ impl Sandboxes {
         let admit = || self.admit_memory(id, memory, memory);
         let admitted = (record.phase == Phase::Stopped).then(admit).transpose()?;
         let _counted = self.admission.count_start();
-        let _slot = self.start_slot(&record.team, Instant::now() + limits.turn).await?;
+        let slot = self.start_slot(&record.team, Instant::now() + limits.turn).await?;
         let now = self.clock.moment();
         // After a reboot of the node the boot is counted already, and the time to live continues.
         let again = record.phase == Phase::Starting && record.cause == Cause::NodeRebooted;
@@ -86,7 +90,7 @@ impl Sandboxes {
         // The record counts from here on.
         drop(admitted);
         let since = Instant::now();
-        match self.boot_again(&record, context).await {
+        match self.boot_again(&record, slot, context).await {
             Ok(further_ips) => {
                 self.admission.note_start(since.elapsed());
                 let init = self.pve.init(record.vmid).await.map(|init| init.start);
@@ -119,6 +123,7 @@ impl Sandboxes {
     async fn boot_again(
         &self,
         record: &Record,
+        slot: Slot,
         context: &OperationContext,
     ) -> Result<Vec<Ipv4Addr>> {
         let limits = &self.options.limits;
@@ -131,10 +136,11 @@ impl Sandboxes {
             deadline: Instant::now() + limits.start + limits.answer,
         };
         let further_ips = self.start_container(&boot).await?;
+        let answers = boot::in_slot(slot, self.until_it_answers(&boot));
         tokio::select! {
             biased;
             () = context.cancelled().cancelled() => Err(queries::deleted(&SandboxRef::Id(record.id))),
-            answer = self.until_it_answers(&boot) => answer.map(|()| further_ips),
+            answer = answers => answer.map(|()| further_ips),
         }
     }
 }

@@ -54,6 +54,10 @@ pub(super) fn sign(before: Option<&Reading>, now: &Reading, rules: Thresholds) -
     if rules.silent_bytes == 0 && !connections.is_empty() {
         return Some(Sign::Connection);
     }
+    // Not read, for want of a place: it may be at work.
+    if rules.cpu_percent > 0 && now.cpu_us.is_none() {
+        return Some(Sign::Unknown);
+    }
     let before = before?;
     // A connection that was not there before has moved all of its bytes since.
     let known = before.connections.as_ref();
@@ -118,7 +122,7 @@ mod tests {
         let unknown = Reading { connections: None, ..first.clone() };
         assert_eq!(sign(None, &unknown, RULES), Some(Sign::Unknown));
         let no_cpu = Reading { cpu_us: None, ..reading(begun, 60, &[], 0) };
-        assert_eq!(sign(Some(&first), &no_cpu, RULES), None);
+        assert_eq!(sign(Some(&first), &no_cpu, RULES), Some(Sign::Unknown), "it may be at work");
         let rebooted = reading(begun, 60, &[], 1);
         assert_eq!(sign(Some(&first), &rebooted, RULES), None, "its counter began anew");
         let off = Thresholds { cpu_percent: 0, ..RULES };

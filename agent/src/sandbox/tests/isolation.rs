@@ -16,6 +16,7 @@ fn grounds() -> Grounds {
         closed: Default::default(),
         reach: Default::default(),
         connections: None,
+        name_connections: None,
     }
 }
 

@@ -4,7 +4,7 @@ use proto::{Invariant, Reason, id::SandboxRef, visibility::Visibility};
 
 use super::*;
 use crate::{
-    pve::ErrorKind,
+    pve::{ErrorKind, fake::Guest},
     sandbox::{
         access::expose::Reach,
         exec::{Execs, shims::Shims},
@@ -306,4 +306,43 @@ async fn shim_that_outlives_its_sandbox_is_reported() {
     assert_eq!(subjects(execs.check().await), [id(2).to_string()], "it has time to see that");
     node.clock.forward(Duration::from_secs(61));
     assert_eq!(subjects(execs.check().await), [id(1).to_string(), id(2).to_string()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sandboxes_that_never_get_ready_keep_no_slots_from_other_teams() {
+    let node = Node::new().await;
+    for number in 1..=6 {
+        node.running(number).await;
+        node.sandboxes.stop(&id(number), LONG).await.expect("stopped");
+    }
+    let of_blue = Order { team: "blue".parse().expect("valid"), ..order(7) };
+    let blue = node.sandboxes.create(of_blue, LONG).await.expect("admitted");
+    node.sandboxes.stop(&blue.id, LONG).await.expect("stopped");
+    // From here on none gets its address within the time for its answer.
+    node.cluster.set_pace(Pace { boot: LONG, ..Pace::RECORDED });
+    for number in 1..=6 {
+        node.sandboxes.start(&id(number), Duration::ZERO).await.expect("known");
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let begun = tokio::time::Instant::now();
+    node.sandboxes.start(&blue.id, Duration::ZERO).await.expect("known");
+    let of_others = |guest: &Guest| guest.config.mark() != Some(blue.mark());
+    let own = until_all(&node, begun, |guest| guest.pid.is_some() || of_others(guest)).await;
+    assert!(own < Duration::from_secs(5), "{own:?}: a slot was left for it");
+    let starts = |guest: &Guest| guest.pid.is_some() || guest.config.is_template();
+    let all = until_all(&node, begun, starts).await;
+    assert!(all < Duration::from_secs(20), "{all:?}: those that boot have given theirs back");
+}
+
+/// Waits until all guests are so, for less than a sandbox's time to answer; returns the time since `begun`.
+async fn until_all(
+    node: &Node,
+    begun: tokio::time::Instant,
+    are: impl Fn(&Guest) -> bool,
+) -> Duration {
+    while !node.cluster.guests().values().all(&are) {
+        assert!(begun.elapsed() < node.options.limits.answer, "still not started");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    begun.elapsed()
 }

@@ -1,7 +1,7 @@
 //! Probes of the isolation: what root in a sandbox reaches, and as whom it can speak, tried from inside
 //! real containers of a node.
 
-use std::{collections::BTreeMap, process::Stdio};
+use std::{collections::BTreeMap, process::Stdio, time::UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -13,6 +13,9 @@ const REACH: &str = include_str!("reach.py");
 /// Sends as somebody else: `MAC IP` are the neighbour's, `OWN` is the sender's MAC, `HOST` the
 /// gateway's MAC and `GATEWAY` its address. The last argument is the sender's own address.
 const SPOOF: &str = include_str!("spoof.py");
+/// Sends errors by ICMP about a connection: protocol, who opened it, and to whom, each as `ADDRESS/PORT`. They go to
+/// whoever opened it.
+const ERRORS: &str = include_str!("errors.py");
 /// Port of corosync, UDP.
 const COROSYNC: u16 = 5405;
 
@@ -224,6 +227,63 @@ pub fn spoofs(node: &Node, from: &Seen, victim: &Seen) -> Result<BTreeMap<&'stat
     shell(node, "nft delete table bridge probe; nft delete table inet probe")?;
     speak()?;
     Ok(found)
+}
+
+/// Lets a sandbox send errors about connections that others have opened, and tells who of them got one: the node, a
+/// neighbour that the node masks, and a machine of the private network.
+pub fn errors(node: &Node, from: &Seen, neighbour: &Seen) -> Result<BTreeMap<&'static str, bool>> {
+    let gone =
+        "nft delete table inet probe 2>/dev/null; nft delete table ip probe 2>/dev/null; true";
+    let kinds = "icmp type { destination-unreachable, time-exceeded, parameter-problem } counter";
+    // Not of an earlier call: whoever closes a connection keeps its port for a minute.
+    let port = fresh_ports(3);
+    let (own, victim) = (&from.ip, &neighbour.ip);
+    shell(
+        node,
+        &format!(
+            "{gone}; nft 'add table inet probe; \
+             add chain inet probe node {{ type filter hook input priority 300; }}; \
+             add chain inet probe neighbour {{ type filter hook forward priority 300; }}; \
+             add chain inet probe machine {{ type filter hook forward priority 300; }}; \
+             add rule inet probe node ip saddr {own} {kinds}; \
+             add rule inet probe neighbour ip saddr {own} ip daddr {victim} {kinds}; \
+             add rule inet probe machine ip saddr {own} ip daddr 192.168.77.2 {kinds}; \
+             add table ip probe; \
+             add chain ip probe out {{ type nat hook postrouting priority srcnat; }}; \
+             add rule ip probe out oifname lan0 ip saddr {victim} masquerade'"
+        ),
+    )?;
+    // What they carry does not matter, nor that they end: the node goes on to track them.
+    let get = "curl --silent --output /dev/null --max-time 2 --local-port";
+    shell(node, &format!("{get} {port} http://{own}:8000/; true"))?;
+    let agent = format!("{get} {} http://10.99.0.1:7445/", port + 1);
+    shell(node, &format!("nsenter --net=/run/netns/lan {agent}; true"))?;
+    let masked = port + 2;
+    let datagram = format!(
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
+         s.bind((\"\", {masked})); s.sendto(b\"x\", (\"203.0.113.2\", 9))"
+    );
+    python(node, neighbour.vmid, &datagram, &[])?;
+    let flows = [
+        ("node", "6", format!("10.100.1.1/{port}"), format!("{own}/8000")),
+        ("neighbour", "17", format!("203.0.113.1/{masked}"), "203.0.113.2/9".to_owned()),
+        ("machine", "6", format!("192.168.77.2/{}", port + 1), "10.99.0.1/7445".to_owned()),
+    ];
+    let mut found = BTreeMap::new();
+    for (who, protocol, opener, to) in flows {
+        python(node, from.vmid, ERRORS, &[protocol.to_owned(), opener, to])?;
+        let text = shell(node, &format!("nft list chain inet probe {who}"))?;
+        ensure!(text.contains("counter"), "{text}");
+        found.insert(who, !text.contains("packets 0 "));
+    }
+    shell(node, gone)?;
+    Ok(found)
+}
+
+/// Returns the first of so many ports that no call of this minute had, and that no kernel gives to a program.
+fn fresh_ports(count: u16) -> u16 {
+    let since = UNIX_EPOCH.elapsed().unwrap_or_default().as_millis() / 100;
+    20_000 + u16::try_from(since % 3000).unwrap_or_default() * count
 }
 
 /// Counts on the node the frames that a spoofer's port sends as the victim.

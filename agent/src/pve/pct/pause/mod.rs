@@ -105,7 +105,7 @@ impl Host {
                 ownership::owned(&config.ok_or_else(|| self.missing(vmid))?, vmid, &owner)
             }
             Err(error @ ErrorKind::NoQuorum(_)) => {
-                let known = self.known.mark(vmid, self.init(vmid));
+                let known = self.known.mark(vmid, self.init(vmid).await);
                 known.filter(|mark| mark.sandbox_id == owner).map(drop).ok_or(error)
             }
             Err(error) => Err(error),

@@ -354,9 +354,10 @@ async fn process_that_the_kernel_cannot_freeze_is_thawed_again() {
 }
 
 impl Tree {
-    /// Creates the container's init in the fake /proc and cgroup.
+    /// Creates the container's init in the fake /proc and cgroup; an earlier one has ended.
     fn run_init(&self, pid: u32, start: u64) {
         let at = |path: &str| self.dir.path().join(path);
+        drop(fs::remove_dir_all(at("proc/72")));
         write(&inner(self.dir.path(), self.v1).join("cgroup.procs"), &format!("{pid}\n"));
         write(&at(&format!("proc/{pid}/status")), &format!("Name:\tinit\nNSpid:\t{pid}\t1\n"));
         let stat = format!("{pid} (init) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {start} 0 0\n");
@@ -375,6 +376,7 @@ async fn known_container_is_frozen_and_entered_without_pmxcfs() {
     let tree = Tree::new(false, true);
     let (pct, owner) = (&tree.pct, mark().sandbox_id);
     tree.run_init(72, 5000);
+    assert!(pct.carries(&mark()).await.expect("read"));
     assert_eq!(pct.configs().await.expect("read").len(), 1);
     tree.unmount();
     assert!(pct.carries(&mark()).await.expect("known by its init"));
