@@ -145,13 +145,15 @@ const fn default_ssh_connections_max() -> usize {
 pub struct Audit {
     /// Time for which entries are kept, days.
     pub retention_days: u32,
-    /// Most MiB of the log; the oldest entries are removed first, before their time.
+    /// Most MiB of the log; the oldest entries are removed first, before their time. The teams share them.
     pub max_mib: u64,
+    /// Age up to which entries are not removed for the size of the log, days.
+    pub min_days: u32,
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Self { retention_days: 365, max_mib: 1024 }
+        Self { retention_days: 365, max_mib: 1024, min_days: 7 }
     }
 }
 
@@ -440,6 +442,7 @@ impl Config {
             (64..=1024 * 1024).contains(&self.audit.max_mib),
             "audit.max_mib must be 64 to 1048576".into(),
         );
+        must(self.audit.min_days <= 36_500, "audit.min_days must be 0 to 36500".into());
         let limits = &self.limits;
         for (name, team, all) in [
             ("calls_max", limits.team_calls_max, limits.calls_max),
@@ -595,6 +598,7 @@ impl Config {
     pub fn audit_options(&self) -> audit::Options {
         audit::Options {
             keep: Duration::from_hours(u64::from(self.audit.retention_days) * 24),
+            least: Duration::from_hours(u64::from(self.audit.min_days) * 24),
             bytes_max: self.audit.max_mib << 20,
             ..audit::Options::default()
         }
@@ -681,13 +685,13 @@ mod tests {
                     events_max = 5\n[tls]\ncert = \"a\"\n\
                     [[node]]\nname = \"a\"\naddress = \"b\"\n[create]\npatience_s = 0\n\
                     [limits]\ncalls_max = 10\nteam_calls_max = 10\nconnections_max = 1\n\
-                    [rates]\ncreates = \"10/year\"\nexecs = \"x\"\n[audit]\nretention_days = 0\nmax_mib = 1\n";
+                    [rates]\ncreates = \"10/year\"\nexecs = \"x\"\n[audit]\nretention_days = 0\nmax_mib = 1\nmin_days = 99999\n";
         std::fs::write(&path, text).expect("write");
         let error = Config::load(&path).expect_err("wrong").to_string();
         let parts = ["url_template", "data_dir", "tls.cert", "node a", "patience_s"];
         let limits = ["limits.team_calls_max", "limits.connections_max"];
         let others = ["events_keep_days", "events_max", "rates.creates", "rates.execs"];
-        let audit = ["audit.retention_days", "audit.max_mib"];
+        let audit = ["audit.retention_days", "audit.max_mib", "audit.min_days"];
         for part in parts.into_iter().chain(others).chain(limits).chain(audit) {
             assert!(error.contains(part), "{part} in {error}");
         }

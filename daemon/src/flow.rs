@@ -12,7 +12,8 @@ const WINDOW_MAX: u32 = (1 << 31) - 1;
 
 /// Bytes of one stream between controller and agent that may wait unread at either end.
 pub const AGENT_STREAM_WINDOW: u32 = 64 * 1024;
-/// Streams of one connection to an agent at most.
+/// Streams of one connection to an agent at most. More calls wait in the order of their coming, so the controller has
+/// fewer places for those that a tenant can make last (`node::places`, and `node::bulk` for streams).
 pub const AGENT_STREAMS_MAX: u32 = 512;
 /// Credit of one connection between controller and agent, bytes.
 ///

@@ -1,6 +1,8 @@
 //! Shares a number of places among parties, so that none of them can take all.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::sync::Mutex;
 
 /// Whether a party that holds `held` places may take one of the `free` ones. Pure.
 #[must_use]
@@ -50,8 +52,49 @@ impl<K: Ord + Clone> Shares<K> {
     }
 }
 
+/// Places that are shared as in `Shares`, each given back when its guard is dropped. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Places<K: Ord + Clone>(Arc<Mutex<Shares<K>>>);
+
+/// Place of a party, given back when it is dropped.
+#[derive(Debug)]
+pub struct Place<K: Ord + Clone> {
+    places: Places<K>,
+    who: K,
+}
+
+impl<K: Ord + Clone> Places<K> {
+    /// Creates `places` free places.
+    pub fn new(places: usize) -> Self {
+        Self(Arc::new(Mutex::new(Shares::new(places))))
+    }
+
+    /// Takes a place; `None` when this party already holds its share. Never waits.
+    pub fn take(&self, who: &K) -> Option<Place<K>> {
+        self.0.lock().take(who).then(|| Place { places: self.clone(), who: who.clone() })
+    }
+
+    /// Number of places that one party holds.
+    pub fn held(&self, who: &K) -> usize {
+        self.0.lock().held(who)
+    }
+}
+
+impl<K: Ord + Clone> Drop for Place<K> {
+    fn drop(&mut self) {
+        self.places.0.lock().release(&self.who);
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        thread,
+    };
+
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -83,5 +126,93 @@ mod tests {
         shares.release(&"red");
         assert!(shares.take(&"red") && shares.take(&"red") && !shares.take(&"red"));
         assert!(!Shares::new(0).take(&"red"));
+    }
+
+    proptest! {
+        /// Compares with a model: any order of takes and returns, of parties that come and go.
+        #[test]
+        fn places_are_neither_lost_nor_made_and_a_new_party_finds_one_while_any_is_free(
+            places in 0_usize..40,
+            steps in prop::collection::vec((any::<bool>(), 0_u8..6), 0..200),
+        ) {
+            let mut shares = Shares::new(places);
+            let mut held = BTreeMap::<u8, usize>::new();
+            for (takes, who) in steps {
+                let (own, all) = (held.get(&who).copied().unwrap_or(0), held.values().sum::<usize>());
+                if takes {
+                    let taken = shares.take(&who);
+                    prop_assert_eq!(taken, own < places - all, "{} of {}", own, places - all);
+                    prop_assert!(taken || own > 0 || all == places, "a new party was turned away");
+                    *held.entry(who).or_default() += usize::from(taken);
+                } else {
+                    shares.release(&who);
+                    held.entry(who).and_modify(|own| *own = own.saturating_sub(1));
+                }
+                let all: usize = held.values().sum();
+                prop_assert!(all <= places);
+                prop_assert!(held.iter().all(|(who, own)| shares.held(who) == *own));
+            }
+            held.retain(|_, own| *own > 0);
+            prop_assert_eq!(shares.held, held, "nothing is kept of a party without places");
+        }
+
+        /// Holds also when a party has filled its share before the others come.
+        #[test]
+        fn party_that_comes_late_gets_half_of_what_is_left(
+            places in 1_usize..500,
+            parties in 1_u8..6,
+        ) {
+            let mut shares = Shares::new(places);
+            let mut free = places;
+            for who in 0..parties {
+                let taken = (0..).take_while(|_| shares.take(&who)).count();
+                prop_assert_eq!(taken, free.div_ceil(2));
+                free -= taken;
+            }
+        }
+    }
+
+    #[test]
+    fn place_is_free_again_when_it_is_dropped() {
+        let places = Places::new(4);
+        let held: Vec<_> = std::iter::from_fn(|| places.take(&"red")).collect();
+        assert_eq!((held.len(), places.held(&"red")), (2, 2));
+        assert!(places.take(&"blue").is_some(), "another's");
+        drop(held);
+        assert!(places.take(&"red").is_some());
+    }
+
+    #[test]
+    fn threads_that_take_and_return_at_once_never_hold_more_than_there_are() {
+        const PLACES: usize = 16;
+        const THREADS: usize = 8;
+        let (places, held, most) = (Places::new(PLACES), AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (places, held, most) = (&places, &held, &most);
+                scope.spawn(move || {
+                    let mut own = Vec::new();
+                    for round in 0..2000_usize {
+                        if (round + thread) % 3 < 2 {
+                            if let Some(place) = places.take(&(thread % 3)) {
+                                most.fetch_max(
+                                    held.fetch_add(1, Ordering::SeqCst) + 1,
+                                    Ordering::SeqCst,
+                                );
+                                own.push(place);
+                            }
+                        } else if let Some(place) = own.pop() {
+                            // Counted down first: until the drop, the place is still held.
+                            held.fetch_sub(1, Ordering::SeqCst);
+                            drop(place);
+                        }
+                    }
+                    held.fetch_sub(own.len(), Ordering::SeqCst);
+                });
+            }
+        });
+        assert!(most.load(Ordering::SeqCst) <= PLACES);
+        let shares = places.0.lock();
+        assert_eq!((shares.free, shares.held.len()), (PLACES, 0), "all were given back");
     }
 }

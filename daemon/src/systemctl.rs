@@ -87,3 +87,31 @@ pub fn run_program(program: &Path, words: &[&str], env: &[(&str, &str)]) -> io::
     let words = words.join(" ");
     Err(io::Error::other(format!("`{} {words}` failed: {status}", program.display())))
 }
+
+/// Reads the word of `systemctl is-enabled`: `Some(false)` for a unit that a boot does not start; `None` where the unit
+/// is unknown, or the word says neither.
+#[must_use]
+pub fn starts_at_boot(word: &str) -> Option<bool> {
+    match word.trim() {
+        "enabled" => Some(true),
+        // What is enabled at run time is lost at the next boot.
+        "disabled" | "linked" | "enabled-runtime" | "linked-runtime" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn word_of_systemctl_tells_what_a_boot_does_not_start() {
+        assert_eq!(starts_at_boot("enabled\n"), Some(true));
+        for word in ["disabled\n", "enabled-runtime\n"] {
+            assert_eq!(starts_at_boot(word), Some(false), "{word}");
+        }
+        for unknown in ["", "not-found\n", "static\n"] {
+            assert_eq!(starts_at_boot(unknown), None, "{unknown}");
+        }
+    }
+}

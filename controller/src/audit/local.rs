@@ -320,7 +320,7 @@ async fn queue_all(inner: &Inner, found: Found) -> bool {
         inner.shared.lost.fetch_add(found.broken, Ordering::Relaxed);
     }
     for record in found.records {
-        if inner.queue.send(Message::Entry(Box::new(record))).await.is_err() {
+        if inner.queue.send(Message::Always(Box::new(record))).await.is_err() {
             return false;
         }
     }

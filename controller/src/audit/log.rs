@@ -5,6 +5,7 @@
 //! and they are written again: a line on the disk is never half of one, and is never skipped.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
@@ -15,12 +16,14 @@ use std::{
 use daemon::{
     audit::{Chain, GAP_RESTART, Head, Kind, Record},
     replace::{Access, replace},
+    shares::may_take,
 };
 
 use super::{
     Options,
     opening::{self, Damage, Found},
     retention::{self, Ages, Now, Segment},
+    share::TeamBytes,
 };
 
 /// Wait for the process before this one to let go of the log.
@@ -91,6 +94,16 @@ pub(super) struct Log {
     written: usize,
     /// Time of the oldest and the newest entry that are written and not synced.
     times: Option<(u64, u64)>,
+    /// Bytes that teams have written and that are not synced.
+    unsynced: BTreeMap<String, u64>,
+    /// Bytes that teams have written of what is younger than the least age.
+    shares: TeamBytes,
+    /// Bytes that may be written before what is younger than that is more than there may be.
+    free: u64,
+    /// Bytes by which it is more.
+    over: u64,
+    /// Teams that have used up their shares.
+    crowded: BTreeSet<String>,
     damage: Vec<Damage>,
     /// Verdict on the wall clock, from the first look on.
     ages: Option<Ages>,
@@ -115,6 +128,8 @@ impl Log {
             );
         }
         let end = segments.last().map_or(0, |last| last.bytes);
+        // Until the first look at the ages, all of it counts as young.
+        let free = options.bytes_max.saturating_sub(retention::young_bytes(&segments, 0));
         let mut log = Self {
             dir: dir.to_owned(),
             options,
@@ -128,6 +143,11 @@ impl Log {
             pending: Vec::new(),
             written: 0,
             times: None,
+            unsynced: BTreeMap::new(),
+            shares: TeamBytes::default(),
+            free,
+            over: 0,
+            crowded: BTreeSet::new(),
             damage,
             ages: None,
             doubtful: 0,
@@ -146,6 +166,20 @@ impl Log {
     /// Returns the damage that was found when the log was opened.
     pub(super) fn damage(&self) -> &[Damage] {
         &self.damage
+    }
+
+    /// Returns whether a team has room in its share for an entry. What is of no team always has.
+    pub(super) fn admits(&mut self, team: &str) -> bool {
+        let has_room = self.has_room(team);
+        if !has_room && self.crowded.insert(team.to_owned()) {
+            tracing::warn!(team, "audit log: a team has used up its share; its calls are counted");
+        }
+        has_room
+    }
+
+    fn has_room(&self, team: &str) -> bool {
+        let places = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        team.is_empty() || may_take(places(self.shares.of(team)), places(self.free))
     }
 
     /// Adds an entry to those that wait.
@@ -184,7 +218,12 @@ impl Log {
             if record.at_ms == 0 {
                 record.at_ms = now_ms;
             }
+            let before = bytes.len();
             chain.add(record, &mut bytes);
+            if !record.team.is_empty() {
+                let line = (bytes.len() - before) as u64;
+                *self.unsynced.entry(record.team.clone()).or_default() += line;
+            }
             let first = self.times.map_or(record.at_ms, |(first, _)| first);
             self.times = Some((first, record.at_ms));
         }
@@ -217,6 +256,7 @@ impl Log {
         self.end = self.segments.last().map_or(0, |last| last.bytes);
         self.written = 0;
         self.times = None;
+        self.unsynced.clear();
     }
 
     /// Syncs what is written. Then begins a new segment and removes old ones, where it is time.
@@ -237,6 +277,7 @@ impl Log {
                     last.first_ms = first;
                 }
                 (last.bytes, last.last_ms) = (end, newest);
+                self.shares.add(last.first, std::mem::take(&mut self.unsynced));
             }
             self.pending.drain(..self.written);
             self.written = 0;
@@ -261,14 +302,32 @@ impl Log {
         {
             tracing::warn!(%error, "audit log: could not remove old segments");
         }
+        self.share_out(now);
     }
 
-    /// Returns how many of the oldest segments are removed. None is for its age while the wall clock is doubtful.
+    /// Looks what is younger than the least age, and how much room that leaves.
+    fn share_out(&mut self, now: Now) {
+        // While the wall clock is doubtful, the time that has passed tells the ages.
+        let now_ms = self.ages.as_ref().map_or(now.wall_ms, |ages| ages.expected_ms(now));
+        let ripe = retention::ripe(&self.segments, now_ms, &self.options);
+        if let Some(young) = self.segments.get(ripe) {
+            self.shares.forget_before(young.first);
+        }
+        let young = retention::young_bytes(&self.segments, ripe);
+        self.free = self.options.bytes_max.saturating_sub(young);
+        self.over = young.saturating_sub(self.options.bytes_max);
+        let crowded = std::mem::take(&mut self.crowded);
+        self.crowded = crowded.into_iter().filter(|team| !self.has_room(team)).collect();
+    }
+
+    /// Returns how many of the oldest segments are removed. While the wall clock is doubtful, none is for its age, and
+    /// the time that has passed tells which may go for their size.
     fn expired(&mut self, now: Now) -> usize {
         let ages = self.ages.get_or_insert_with(|| Ages::new(&self.segments, now));
         let by_age = retention::by_age(&self.segments, now.wall_ms, &self.options);
-        let by_size = retention::by_size(&self.segments, &self.options);
         let are_true = ages.are_true(now);
+        let ripe = retention::ripe(&self.segments, ages.expected_ms(now), &self.options);
+        let by_size = retention::by_size(&self.segments, ripe, &self.options);
         let doubtful = if are_true { 0 } else { by_age };
         if doubtful > 0 && self.doubtful == 0 {
             tracing::warn!(
@@ -304,6 +363,16 @@ impl Log {
             fs::remove_file(segment.path(&self.dir))?;
         }
         Ok(())
+    }
+
+    /// Returns the teams that have used up their shares.
+    pub(super) fn crowded(&self) -> Vec<String> {
+        self.crowded.iter().cloned().collect()
+    }
+
+    /// Returns by how many bytes what is younger than the least age is too large.
+    pub(super) fn over(&self) -> u64 {
+        self.over
     }
 
     /// Returns how many old segments stay because the wall clock is doubtful.

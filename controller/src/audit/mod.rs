@@ -2,15 +2,16 @@
 //! to one writer, which writes and syncs them in groups: no call waits for the disk.
 //!
 //! `log` has the files, `opening` finds what an earlier controller has left, `retention` decides what is
-//! removed, `writer` is the task, `local` brings it what commands on this machine have done, `read` lists,
-//! exports and verifies, `refusals` counts. Lines and their chain of hashes are `daemon::audit`.
+//! removed, `share` how much a team may add, `writer` is the task, `local` brings it what commands on this machine have
+//! done, `read` lists, exports and verifies, `counts` counts what is not told one by one. Lines and their chain of hashes are `daemon::audit`.
 
+mod counts;
 mod local;
 mod log;
 mod opening;
 mod read;
-mod refusals;
 mod retention;
+mod share;
 mod writer;
 
 use std::{
@@ -29,7 +30,7 @@ use daemon::{
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::clock::Clock;
-use refusals::Noted;
+use counts::{Counts, Noted};
 
 pub use local::{LocalCommand, LocalEntry, LocalError, recorded};
 pub use log::OpenError;
@@ -38,6 +39,10 @@ pub use read::{AuditError, AuditFilter, AuditQuery};
 
 /// Entries that wait for the writer at most. More are dropped and counted.
 const QUEUE: usize = 8192;
+/// Age below which no entry goes for the size of the log, unless configured otherwise.
+const LEAST: Duration = Duration::from_hours(7 * 24);
+/// Teams that a finding names at most.
+const NAMED_MAX: usize = 5;
 /// Longest wait for the writer to write what it has.
 const FLUSH: Duration = Duration::from_secs(10);
 
@@ -51,7 +56,9 @@ pub fn dir(data_dir: &Path) -> PathBuf {
 pub struct Options {
     /// Time for which entries are kept.
     pub keep: Duration,
-    /// Most bytes of all segments; the oldest go first.
+    /// Age below which no entry goes for the size, unless that is far too large.
+    pub least: Duration,
+    /// Most bytes of all segments; the oldest go first. The teams share what is younger than the least age.
     pub bytes_max: u64,
     /// Size at which a segment ends and the next one begins, bytes.
     pub segment_bytes: u64,
@@ -63,6 +70,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             keep: Duration::from_hours(365 * 24),
+            least: LEAST,
             bytes_max: 1 << 30,
             segment_bytes: 16 << 20,
             queue: QUEUE,
@@ -73,7 +81,10 @@ impl Default for Options {
 /// Message to the writer.
 #[derive(Debug)]
 enum Message {
+    /// Entry that is written as long as its team has not used up its share, and counted otherwise.
     Entry(Box<Record>),
+    /// Entry that is written whatever its team has written before.
+    Always(Box<Record>),
     /// Answers when everything before it is synced, or has failed.
     Flush(oneshot::Sender<()>),
     /// Writes the last entry and ends.
@@ -91,6 +102,10 @@ struct Visible {
     failing: Option<String>,
     /// Old segments that stay because the wall clock is doubtful.
     doubtful: usize,
+    /// Teams that have used up their shares.
+    crowded: Vec<String>,
+    /// Bytes by which what is younger than the least age is too large.
+    over: u64,
 }
 
 /// State that calls, the writer and readers share.
@@ -103,7 +118,7 @@ struct Shared {
     /// Calls that were only counted since the last entry about them.
     refused: AtomicU64,
     /// Refusals of known callers since the last entries about them.
-    refusals: Mutex<refusals::Refusals>,
+    refusals: Mutex<Counts>,
     calls: AtomicU64,
     /// Damage that was found when the log was opened.
     damage: OnceLock<Vec<Damage>>,
@@ -157,10 +172,20 @@ impl Audit {
         Ok(audit)
     }
 
-    /// Adds an entry. Never waits: one too many is counted.
+    /// Adds an entry. Never waits: one too many is counted. Of a team that has used up its share of the log, it is
+    /// counted with others like it.
     pub fn record(&self, record: Record) {
+        self.send(Message::Entry(Box::new(record)));
+    }
+
+    /// Adds an entry of an operator, or of nobody's team. Never waits: one too many is counted.
+    pub fn record_always(&self, record: Record) {
+        self.send(Message::Always(Box::new(record)));
+    }
+
+    fn send(&self, message: Message) {
         let Some(inner) = &self.0 else { return };
-        if inner.queue.try_send(Message::Entry(Box::new(record))).is_err() {
+        if inner.queue.try_send(message).is_err() {
             inner.shared.dropped.fetch_add(1, Ordering::Relaxed);
             inner.shared.lost.fetch_add(1, Ordering::Relaxed);
         }
@@ -177,10 +202,8 @@ impl Audit {
     pub fn refuse(&self, record: Record) {
         let Some(inner) = &self.0 else { return };
         let noted = inner.shared.refusals.lock().note(&record);
-        match noted {
-            Noted::Alone => self.record(record),
-            Noted::Counted => {}
-            Noted::TooMany => self.count_refused(),
+        if noted == Noted::Alone {
+            self.record(record);
         }
     }
 
@@ -233,6 +256,22 @@ impl Audit {
                 "{} files of entries older than retention_days stay: the clock of this machine may have gone ahead; \
                  set it right if it is wrong, or wait for a week",
                 visible.doubtful
+            ));
+        }
+        if visible.over > 0 {
+            all.push(format!(
+                "entries younger than min_days are {} MiB more than max_mib: raise max_mib; with twice as much, the \
+                 oldest go whatever their age",
+                visible.over.div_ceil(1 << 20)
+            ));
+        }
+        if !visible.crowded.is_empty() {
+            let (many, named) = (visible.crowded.len(), visible.crowded.iter().take(NAMED_MAX));
+            let named: Vec<_> = named.map(String::as_str).collect();
+            all.push(format!(
+                "calls of teams that have used up their shares of max_mib are counted, and not told one by one ({}; \
+                 {many} in all): look what they do, or raise max_mib",
+                named.join(", ")
             ));
         }
         let kept = |first: u64| visible.segments.iter().any(|segment| segment.first == first);

@@ -1,6 +1,9 @@
 //! Segments of the audit log, and which of them are removed. Pure.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::Options;
 
@@ -41,6 +44,8 @@ pub(super) struct Now {
     pub(super) run_ms: u64,
 }
 
+/// Size beyond which also young entries go, in sizes of the log.
+const FAR: u64 = 2;
 /// How far the wall clock may get ahead of what has passed.
 const SLACK_MS: u64 = 24 * 3600 * 1000;
 /// Time between two entries of a log that was opened which makes its clock doubtful: a segment of a quiet controller
@@ -66,11 +71,14 @@ impl Ages {
         Self { right: Now { wall_ms, ..now }, ahead_since: None }
     }
 
+    /// Returns the time by what has passed since the clock was right.
+    pub(super) fn expected_ms(&self, now: Now) -> u64 {
+        self.right.wall_ms.saturating_add(now.run_ms.saturating_sub(self.right.run_ms))
+    }
+
     /// Returns whether the clock is right now.
     pub(super) fn are_true(&mut self, now: Now) -> bool {
-        let passed = now.run_ms.saturating_sub(self.right.run_ms);
-        let expected = self.right.wall_ms.saturating_add(passed);
-        let is_ahead = now.wall_ms > expected.saturating_add(SLACK_MS);
+        let is_ahead = now.wall_ms > self.expected_ms(now).saturating_add(SLACK_MS);
         let since = *self.ahead_since.get_or_insert(now.run_ms);
         let are_true = !is_ahead || now.run_ms.saturating_sub(since) >= CONFIRMED_MS;
         if are_true {
@@ -98,11 +106,21 @@ fn before_jump(segments: &[Segment], now_ms: u64) -> u64 {
     now_ms
 }
 
-/// Returns how many of the oldest segments are old. One with a time in the future is as old as the next one that has
-/// a time which can be true.
+/// Returns how many of the oldest segments are too old.
 pub(super) fn by_age(segments: &[Segment], now_ms: u64, options: &Options) -> usize {
+    older(segments, now_ms, options.keep)
+}
+
+/// Returns how many of the oldest segments have the least age, and so may go for their size.
+pub(super) fn ripe(segments: &[Segment], now_ms: u64, options: &Options) -> usize {
+    older(segments, now_ms, options.least)
+}
+
+/// Returns how many of the oldest segments are older than this. One with a time in the future is as old as the next one
+/// that has a time which can be true. The last one is written to, and is never old.
+fn older(segments: &[Segment], now_ms: u64, age: Duration) -> usize {
     let Some((_current, ended)) = segments.split_last() else { return 0 };
-    let keep_ms = daemon::clock::millis(options.keep);
+    let keep_ms = daemon::clock::millis(age);
     let is_young = |segment: &Segment| {
         segment.last_ms <= now_ms && segment.last_ms.saturating_add(keep_ms) >= now_ms
     };
@@ -111,19 +129,27 @@ pub(super) fn by_age(segments: &[Segment], now_ms: u64, options: &Options) -> us
     ended[..not_young].iter().rposition(is_old).map_or(0, |last| last + 1)
 }
 
-/// Returns how many of the oldest segments are too many by their size. The last one is written to and stays.
-pub(super) fn by_size(segments: &[Segment], options: &Options) -> usize {
+/// Returns how many of the oldest segments are too many by their size, when the first `ripe` ones may go for it. The
+/// others go only when the log is far too large, because no disk is endless. The last one is written to and stays.
+pub(super) fn by_size(segments: &[Segment], ripe: usize, options: &Options) -> usize {
     let Some((_current, ended)) = segments.split_last() else { return 0 };
     let mut bytes: u64 = segments.iter().map(|segment| segment.bytes).sum();
+    let far_too_large = options.bytes_max.saturating_mul(FAR);
     let mut many = 0;
-    for segment in ended {
-        if bytes <= options.bytes_max {
+    for (at, segment) in ended.iter().enumerate() {
+        let max = if at < ripe { options.bytes_max } else { far_too_large };
+        if bytes <= max {
             break;
         }
         bytes -= segment.bytes;
         many += 1;
     }
     many
+}
+
+/// Returns the bytes of the segments that may not go for their size.
+pub(super) fn young_bytes(segments: &[Segment], ripe: usize) -> u64 {
+    segments.iter().skip(ripe).map(|segment| segment.bytes).sum()
 }
 
 #[cfg(test)]
@@ -139,11 +165,14 @@ mod tests {
     }
 
     fn expired(segments: &[Segment], now_ms: u64, options: &Options) -> usize {
-        by_age(segments, now_ms, options).max(by_size(segments, options))
+        let ripe = ripe(segments, now_ms, options);
+        by_age(segments, now_ms, options).max(by_size(segments, ripe, options))
     }
 
+    /// Options with a least age of one millisecond.
     fn options(keep_ms: u64, bytes_max: u64) -> Options {
-        Options { keep: Duration::from_millis(keep_ms), bytes_max, ..Options::default() }
+        let (keep, least) = (Duration::from_millis(keep_ms), Duration::from_millis(1));
+        Options { keep, least, bytes_max, ..Options::default() }
     }
 
     #[test]
@@ -169,6 +198,23 @@ mod tests {
         assert_eq!(of(&[10, future, 990, 1000]), 1, "it may be as young as the next one");
         assert_eq!(of(&[future, future, 1000]), 0);
         assert_eq!(of(&[10, 990, 20, 1000]), 1, "what is young stays, and all after it");
+    }
+
+    #[test]
+    fn young_entries_go_only_when_the_log_is_far_too_large() {
+        let segments = [segment(10, 5), segment(20, 5), segment(30, 5), segment(40, 5)];
+        let of = |bytes_max, least_ms| {
+            let least = Duration::from_millis(least_ms);
+            expired(&segments, 50, &Options { least, ..options(1000, bytes_max) })
+        };
+        assert_eq!((of(10, 25), of(5, 25)), (2, 2), "the third is too young");
+        assert_eq!(of(4, 25), 3, "and goes where there are more than twice as many bytes");
+        assert_eq!(of(10, 35), 1);
+        assert_eq!((of(10, 1000), of(9, 1000), of(4, 1000)), (0, 1, 3));
+        assert_eq!(of(0, 1000), 3, "the last one stays");
+        let least = Duration::from_millis(25);
+        let ripe = ripe(&segments, 50, &Options { least, ..options(9, 9) });
+        assert_eq!((ripe, young_bytes(&segments, ripe)), (2, 10));
     }
 
     /// Judges times of the wall clock, in days, a day apart each.
@@ -211,7 +257,7 @@ mod tests {
         let stepped = [at(100), at(501), at(501)];
         assert_eq!(judged(&stepped, &[501, 502]), [false, false]);
         assert_eq!(judged(&stepped, &[102, 103]), [true; 2], "set right before a restart");
-        // A week of entries since: it was the clock of before that was wrong.
+        // A week of entries since: it was the earlier clock that was wrong.
         let confirmed: Vec<_> = [100].into_iter().chain(501..=508).map(at).collect();
         assert_eq!(judged(&confirmed, &[508]), [true]);
         let jump_in_one = Segment { first_ms: 100 * SLACK_MS, ..at(501) };
@@ -227,12 +273,17 @@ mod tests {
             let mut ages = ages;
             ages.sort_unstable();
             let segments: Vec<_> = ages.iter().map(|age| segment(*age, 7)).collect();
-            let removed = expired(&segments, 200, &options(100, bytes_max));
+            let options = Options { least: Duration::from_millis(50), ..options(100, bytes_max) };
+            let removed = expired(&segments, 200, &options);
             prop_assert!(removed < segments.len().max(1));
             if let Some(last) = removed.checked_sub(1) {
                 let bytes: u64 = segments[last..].iter().map(|segment| segment.bytes).sum();
-                prop_assert!(segments[last].last_ms < 100 || bytes > bytes_max);
+                let too_large = bytes > bytes_max && segments[last].last_ms < 150;
+                let far_too_large = bytes > 2 * bytes_max;
+                prop_assert!(segments[last].last_ms < 100 || too_large || far_too_large);
             }
+            let left: u64 = segments[removed..].iter().map(|segment| segment.bytes).sum();
+            prop_assert!(left <= 2 * bytes_max || segments.len() - removed <= 1, "the disk is bounded");
         }
     }
 }

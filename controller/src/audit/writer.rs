@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use super::{Message, Shared, Visible, log::Log, retention::Now};
+use super::{Message, Shared, Visible, counts::Counts, log::Log, retention::Now};
 use crate::clock::Clock;
 
 /// Longest time from the write of an entry to its sync, but for the sync itself.
@@ -34,8 +34,14 @@ pub(super) async fn run(
     shared: Arc<Shared>,
     clock: Arc<dyn Clock>,
 ) {
-    let mut writer =
-        Writer { shared, clock, started: Instant::now(), failing: false, waiting: Vec::new() };
+    let mut writer = Writer {
+        shared,
+        clock,
+        started: Instant::now(),
+        failing: false,
+        beyond: Counts::default(),
+        waiting: Vec::new(),
+    };
     let (mut log, mut due) = (log, Some(Instant::now()));
     let mut minutes = interval(REFUSED);
     minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -48,7 +54,7 @@ pub(super) async fn run(
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             // While the disk fails, they stay counted: entries in memory are bounded.
             _ = minutes.tick() => if !writer.failing {
-                writer.note_refused(&mut log);
+                writer.note_counted(&mut log);
             },
         }
         ended |= writer.take(batch, &mut log);
@@ -89,6 +95,8 @@ struct Writer {
     clock: Arc<dyn Clock>,
     started: Instant,
     failing: bool,
+    /// Calls of teams that have used up their shares, since the last entries about them.
+    beyond: Counts,
     /// Callers of `flush` and `close`.
     waiting: Vec<oneshot::Sender<()>>,
 }
@@ -100,11 +108,17 @@ impl Writer {
         for message in batch {
             match message {
                 // What comes after the end has no place in the log.
-                Message::Entry(_) | Message::Flush(_) if closed => {}
-                Message::Entry(record) => log.add(*record),
+                Message::Entry(_) | Message::Always(_) | Message::Flush(_) if closed => {}
+                Message::Entry(record) if !log.admits(&record.team) => {
+                    // A call is counted at its end, not for its begin and its parts, too.
+                    if !matches!(record.kind, Kind::Begun | Kind::Part) {
+                        self.beyond.count(&record);
+                    }
+                }
+                Message::Entry(record) | Message::Always(record) => log.add(*record),
                 Message::Flush(done) => self.waiting.push(done),
                 Message::Close(done) => {
-                    self.note_refused(log);
+                    self.note_counted(log);
                     self.note_dropped(log, if self.failing { GAP_IO } else { GAP_QUEUE });
                     log.add(Record::new(Kind::Closed, self.clock.now_ms()));
                     self.waiting.push(done);
@@ -126,13 +140,15 @@ impl Writer {
     }
 
     /// Adds entries for the calls that were only counted.
-    fn note_refused(&self, log: &mut Log) {
+    fn note_counted(&mut self, log: &mut Log) {
+        let now_ms = self.clock.now_ms();
         let count = self.shared.refused.swap(0, Ordering::Relaxed);
         if count > 0 {
-            log.add(Record { count, ..Record::new(Kind::Refused, self.clock.now_ms()) });
+            log.add(Record { count, ..Record::new(Kind::Refused, now_ms) });
         }
-        let refusals = self.shared.refusals.lock().take(self.clock.now_ms());
-        refusals.into_iter().for_each(|record| log.add(record));
+        let refusals = self.shared.refusals.lock().take(Kind::Refused, now_ms);
+        let beyond = self.beyond.take(Kind::Counted, now_ms);
+        refusals.into_iter().chain(beyond).for_each(|record| log.add(record));
     }
 
     /// Writes, and syncs where it is time; `None` when the runtime ends.
@@ -169,8 +185,14 @@ impl Writer {
         self.failing = error.is_some();
         let (before, segments, head) = log.visible();
         let failing = error.map(ToString::to_string);
-        let doubtful = log.doubtful();
-        *self.shared.visible.lock() =
-            Visible { before: Some(before), segments, head: Some(head), failing, doubtful };
+        *self.shared.visible.lock() = Visible {
+            before: Some(before),
+            segments,
+            head: Some(head),
+            failing,
+            doubtful: log.doubtful(),
+            crowded: log.crowded(),
+            over: log.over(),
+        };
     }
 }

@@ -3,13 +3,18 @@
 use std::{io, time::Duration};
 
 use daemon::chain::with_causes;
-use proto::Reason;
+use proto::{Reason, sandbox::v1 as api};
 use tonic::{Code, Response, Status};
 
 use super::{
     Error,
     calls::{Call, Silence},
 };
+
+/// Time that a call may take beyond the wait that the agent was given.
+pub(super) const MARGIN: Duration = Duration::from_secs(4);
+/// Deadline of a call that only reads or records.
+pub(super) const QUICK: Duration = Duration::from_secs(5);
 
 /// Waits for the answer to a call, no longer than `limit`.
 pub(super) async fn call<T>(
@@ -22,6 +27,16 @@ pub(super) async fn call<T>(
         Ok(Err(status)) => Err(decode(call, &status)),
         Err(_) => Err(unanswered(call, format!("no answer within {} s", limit.as_secs()))),
     }
+}
+
+/// Converts the wait that an agent is given.
+pub(super) fn duration(wait: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(wait).ok()
+}
+
+/// Takes the sandbox out of an answer.
+pub(super) fn sandbox(answer: Option<api::Sandbox>) -> Result<api::Sandbox, Error> {
+    answer.ok_or_else(|| Error::Nonsense("there is no sandbox in the answer".into()))
 }
 
 /// Builds the error of a call without an answer, which may have been carried out.

@@ -18,46 +18,28 @@ use proto::{
         name_service_client::NameServiceClient,
     },
     id::SandboxId,
-    name::{NodeName, Port, ServiceName, SnapshotId},
+    name::{NodeName, Port, SnapshotId, Team},
     sandbox::v1 as api,
     spec::Egress,
-    visibility::Visibility,
 };
 use tonic::{Request, Status, transport::Channel};
 
 use super::{
     Connector, Error, Lane, Result,
-    answer::{call, decode},
+    answer::{MARGIN, QUICK, call, decode, duration, sandbox},
     bulk::{Bulk, StreamOwner},
     calls::Call,
     output::{self, HangUp, Output},
+    places::{Origin, Places},
+    sandbox_calls::SandboxCalls,
 };
 
-/// Time that a call may take beyond the wait that the agent was given.
-const MARGIN: Duration = Duration::from_secs(4);
-/// Deadline of a call that only reads or records.
-pub(super) const QUICK: Duration = Duration::from_secs(5);
 /// Deadline of calls that roll back: the agent answers when an attempt is undone, or after 20 s.
 const UNDO: Duration = Duration::from_secs(24);
-/// Deadline of a call that acts on a command: its shim may have to be found first.
-const CONTROL: Duration = Duration::from_secs(10);
 /// Deadline to start a command or attach to one: the agent gives up after 14 s.
 const START: Duration = Duration::from_secs(16);
 /// Deadline of a whole check of a node.
 const CHECK: Duration = Duration::from_secs(15);
-
-/// Port to expose.
-#[derive(Debug, Clone)]
-pub struct Exposed {
-    /// Name of the service.
-    pub name: ServiceName,
-    /// The port.
-    pub port: Port,
-    /// Visibility that is wanted; `None`: as before.
-    pub wanted: Option<Visibility>,
-    /// Visibility of a port that is not open yet, where none is wanted.
-    pub default: Visibility,
-}
 
 /// One attempt of a creation, as it is sent to a node.
 #[derive(Debug, Clone)]
@@ -88,6 +70,8 @@ pub struct Client {
     /// Client for the names of sandboxes, on the connection for unary calls.
     names: NameServiceClient<Channel>,
     bulk: Arc<Bulk>,
+    /// Places for calls about sandboxes on the connection for unary calls.
+    places: Places,
     /// Counter that numbers the streams of commands.
     streams: Arc<AtomicU64>,
 }
@@ -111,7 +95,16 @@ impl Client {
             NameServiceClient::new(control.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX);
         let (agent, watch) = (client(control), client(open(Lane::Watch)?));
         let bulk = Bulk::new(Box::new(move || open(Lane::Bulk).map(client)));
-        Ok(Self { agent, watch, certificates, names, bulk, streams: Arc::default() })
+        let places = Places::new();
+        Ok(Self { agent, watch, certificates, names, bulk, places, streams: Arc::default() })
+    }
+
+    /// Returns the calls about the sandboxes of a team, with a place for one of them at a time.
+    ///
+    /// # Errors
+    /// TOO_MANY_CALLS when the team uses its share of the node's places.
+    pub fn calls(&self, origin: Origin, team: &Team) -> Result<SandboxCalls> {
+        Ok(SandboxCalls::new(self.agent(), self.places.take(origin, team)?))
     }
 
     /// Connection of short calls. Clones share it.
@@ -180,145 +173,6 @@ impl Client {
     pub async fn get(&self, id: &SandboxId) -> Result<api::Sandbox> {
         let request = wire::GetSandboxRequest { id: id.to_string() };
         sandbox(call(Call::GetSandbox, QUICK, self.agent().get_sandbox(request)).await?.sandbox)
-    }
-
-    /// Boots a sandbox; answers after `wait` at the latest.
-    pub async fn start(&self, epoch: u64, id: &SandboxId, wait: Duration) -> Result<api::Sandbox> {
-        let request = wire::StartSandboxRequest { epoch, id: id.to_string(), wait: duration(wait) };
-        let answer =
-            call(Call::StartSandbox, wait + MARGIN, self.agent().start_sandbox(request)).await?;
-        sandbox(answer.sandbox)
-    }
-
-    /// Stops a sandbox, with `grace` to shut down by itself; answers after `wait` at the latest.
-    pub async fn stop(
-        &self,
-        epoch: u64,
-        id: &SandboxId,
-        grace: Option<Duration>,
-        wait: Duration,
-    ) -> Result<api::Sandbox> {
-        let (id, wait_for, grace) = (id.to_string(), duration(wait), grace.and_then(duration));
-        let request = wire::StopSandboxRequest { epoch, id, wait: wait_for, grace };
-        let answer =
-            call(Call::StopSandbox, wait + MARGIN, self.agent().stop_sandbox(request)).await?;
-        sandbox(answer.sandbox)
-    }
-
-    /// Freezes a sandbox; answers after `wait` at the latest.
-    pub async fn pause(
-        &self,
-        epoch: u64,
-        id: &SandboxId,
-        or_stop: bool,
-        wait: Duration,
-    ) -> Result<api::Sandbox> {
-        let (id, wait_for) = (id.to_string(), duration(wait));
-        let request = wire::PauseSandboxRequest { epoch, id, or_stop, wait: wait_for };
-        let answer =
-            call(Call::PauseSandbox, wait + MARGIN, self.agent().pause_sandbox(request)).await?;
-        sandbox(answer.sandbox)
-    }
-
-    /// Thaws a sandbox; answers after `wait` at the latest.
-    pub async fn resume(&self, epoch: u64, id: &SandboxId, wait: Duration) -> Result<api::Sandbox> {
-        let request =
-            wire::ResumeSandboxRequest { epoch, id: id.to_string(), wait: duration(wait) };
-        let answer =
-            call(Call::ResumeSandbox, wait + MARGIN, self.agent().resume_sandbox(request)).await?;
-        sandbox(answer.sandbox)
-    }
-
-    /// Changes the fields of a sandbox that the request names; answers after `wait` at the latest.
-    pub async fn update(
-        &self,
-        epoch: u64,
-        id: &SandboxId,
-        update: api::UpdateSandboxRequest,
-        wait: Duration,
-    ) -> Result<api::Sandbox> {
-        let (id, update) = (id.to_string(), Some(update));
-        let request = wire::UpdateSandboxRequest { epoch, id, update, wait: duration(wait) };
-        let answer =
-            call(Call::UpdateSandbox, wait + MARGIN, self.agent().update_sandbox(request)).await?;
-        sandbox(answer.sandbox)
-    }
-
-    /// Returns the resource usage of those of the sandboxes that run on this node.
-    pub async fn usage(&self, ids: &[SandboxId]) -> Result<Vec<api::Usage>> {
-        let request = wire::GetUsageRequest { ids: ids.iter().map(ToString::to_string).collect() };
-        Ok(call(Call::GetUsage, QUICK, self.agent().get_usage(request)).await?.usages)
-    }
-
-    /// Deletes a sandbox; answers after `wait` at the latest.
-    pub async fn delete(&self, epoch: u64, id: &SandboxId, wait: Duration) -> Result<api::Sandbox> {
-        let request =
-            wire::DeleteSandboxRequest { epoch, id: id.to_string(), wait: duration(wait) };
-        let answer =
-            call(Call::DeleteSandbox, wait + MARGIN, self.agent().delete_sandbox(request)).await?;
-        sandbox(answer.sandbox)
-    }
-
-    /// Exposes a port.
-    pub async fn expose(
-        &self,
-        epoch: u64,
-        id: &SandboxId,
-        service: &Exposed,
-    ) -> Result<api::Sandbox> {
-        let Exposed { name, port, wanted, default } = service;
-        let wanted = wanted.map(api::Visibility::from).unwrap_or_default();
-        let service = api::HttpService {
-            name: name.to_string(),
-            port: (*port).into(),
-            visibility: wanted.into(),
-            ..api::HttpService::default()
-        };
-        let request = wire::ExposeHttpServiceRequest {
-            epoch,
-            id: id.to_string(),
-            service: Some(service),
-            default_visibility: api::Visibility::from(*default).into(),
-        };
-        let answer =
-            call(Call::ExposeHttpService, QUICK, self.agent().expose_http_service(request)).await?;
-        sandbox(answer.sandbox)
-    }
-
-    /// Closes a port. Returns the sandbox and the services that were closed.
-    pub async fn hide(
-        &self,
-        epoch: u64,
-        id: &SandboxId,
-        name: &ServiceName,
-    ) -> Result<(api::Sandbox, Vec<api::HttpService>)> {
-        let request =
-            wire::HideHttpServiceRequest { epoch, id: id.to_string(), name: name.to_string() };
-        let answer =
-            call(Call::HideHttpService, QUICK, self.agent().hide_http_service(request)).await?;
-        Ok((sandbox(answer.sandbox)?, answer.closed))
-    }
-
-    /// Makes a credential for an open port. Returns the sandbox and the whole answer.
-    pub async fn create_access_link(
-        &self,
-        request: wire::CreateAccessLinkRequest,
-    ) -> Result<(api::Sandbox, wire::CreateAccessLinkResponse)> {
-        let mut answer =
-            call(Call::CreateAccessLink, QUICK, self.agent().create_access_link(request)).await?;
-        Ok((sandbox(answer.sandbox.take())?, answer))
-    }
-
-    /// Makes all credentials of a port void. Returns the sandbox and the port.
-    pub async fn revoke_access(
-        &self,
-        epoch: u64,
-        id: &SandboxId,
-        service: String,
-    ) -> Result<(api::Sandbox, u32)> {
-        let request = wire::RevokeAccessRequest { epoch, id: id.to_string(), service };
-        let answer = call(Call::RevokeAccess, QUICK, self.agent().revoke_access(request)).await?;
-        Ok((sandbox(answer.sandbox)?, answer.port))
     }
 
     /// Lists what the agent cleans up next and, unless `dry_run`, cleans it up at once.
@@ -458,7 +312,7 @@ impl Client {
         });
         let (input, gone) = output::input(&lease, input);
         let output = call(Call::Exec, START, lease.agent.exec(Request::new(input))).await?;
-        let hang_up = HangUp { agent: self.agent.clone(), stream_id, input: gone };
+        let hang_up = HangUp { agent: lease.agent.clone(), stream_id, input: gone };
         Ok(Output::new(&lease, output, hang_up).map(|message| match message {
             Ok(message) => Ok(message.message.unwrap_or_default()),
             Err(status) => Err(decode(Call::Exec, &status)),
@@ -468,22 +322,6 @@ impl Client {
     /// Makes a name for a stream, unique at the agent: each controller has an epoch of its own.
     fn stream_id(&self, epoch: u64) -> String {
         format!("{epoch}-{}", self.streams.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// Acts on a command from outside its stream. Returns the number of stdin bytes taken by then.
-    pub async fn control_exec(&self, action: wire::control_exec_request::Action) -> Result<u64> {
-        let request = wire::ControlExecRequest { action: Some(action) };
-        call(Call::ControlExec, CONTROL, self.agent().control_exec(request))
-            .await
-            .map(|answer| answer.stdin_offset)
-    }
-
-    /// Lists the commands of a sandbox.
-    pub async fn list_execs(&self, id: &SandboxId) -> Result<Vec<api::ExecInfo>> {
-        let request = wire::ListExecsRequest { id: id.to_string() };
-        call(Call::ListExecs, QUICK, self.agent().list_execs(request))
-            .await
-            .map(|answer| answer.execs)
     }
 
     /// Runs one file operation. Readers pull both streams. The caller bounds the wait: an upload is
@@ -534,7 +372,7 @@ impl Client {
         });
         let (input, gone) = output::input(&lease, input);
         let output = call(Call::Forward, START, lease.agent.forward(Request::new(input))).await?;
-        let hang_up = HangUp { agent: self.agent.clone(), stream_id, input: gone };
+        let hang_up = HangUp { agent: lease.agent.clone(), stream_id, input: gone };
         Ok(Output::new(&lease, output, hang_up).map(|message| match message {
             Ok(message) => Ok(message.message.unwrap_or_default()),
             Err(status) => Err(decode(Call::Forward, &status)),
@@ -561,13 +399,6 @@ impl Client {
         }))
     }
 
-    /// Lists the ports that something in a sandbox listens on.
-    pub async fn list_ports(&self, id: &SandboxId) -> Result<Vec<api::ListeningPort>> {
-        let request = wire::ListPortsRequest { id: id.to_string() };
-        let answer = call(Call::ListPorts, QUICK, self.agent().list_ports(request)).await?;
-        Ok(answer.ports)
-    }
-
     /// Watches the node: its inventory, then changes and load reports without end.
     pub(super) async fn watch(
         &self,
@@ -577,12 +408,4 @@ impl Client {
         let request = wire::WatchRequest { journal_id, revision };
         call(Call::Watch, QUICK, self.watch.clone().watch(request)).await
     }
-}
-
-fn duration(wait: Duration) -> Option<prost_types::Duration> {
-    prost_types::Duration::try_from(wait).ok()
-}
-
-fn sandbox(answer: Option<api::Sandbox>) -> Result<api::Sandbox> {
-    answer.ok_or_else(|| Error::Nonsense("there is no sandbox in the answer".into()))
 }

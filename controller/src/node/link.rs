@@ -19,7 +19,7 @@ use proto::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::{Error, Node, Nodes, Result, calls::Call};
+use super::{Error, Node, Nodes, Origin, Result, calls::Call};
 use crate::inventory::commands::AWAY;
 
 /// Longest time without a message. An agent reports every second; a silent one is down.
@@ -209,10 +209,16 @@ async fn drop_moved(nodes: &Nodes, node: &Node, id: SandboxId, to: NodeName) -> 
         node.has_dropped(&id);
         return Ok(());
     }
-    let going = entry.is_some_and(|entry| entry.sandbox.phase() == Phase::Deleting);
-    if going && let Some(there) = nodes.get(&to) {
+    let going = entry.filter(|entry| entry.sandbox.phase() == Phase::Deleting);
+    if let Some(entry) = going
+        && let Some(there) = nodes.get(&to)
+    {
         // Deleted during the move; this node has no container to delete.
-        match there.client.delete(epoch, &id, Duration::ZERO).await {
+        let deleted = match there.client.calls(Origin::Controller, &entry.team) {
+            Ok(calls) => calls.delete(epoch, &id, Duration::ZERO).await,
+            Err(full) => Err(full),
+        };
+        match deleted {
             Ok(deleted) => nodes.apply(&to, deleted),
             Err(error) => tracing::warn!(node = %to, sandbox_id = %id, %error, "delete failed"),
         }

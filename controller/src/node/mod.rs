@@ -1,7 +1,8 @@
 //! The nodes: the only module that speaks `agent.v1`. `client` makes calls over any byte stream,
-//! `bulk` shares out the streams of commands and files, `link` keeps a watch on each agent,
+//! `bulk` shares out the streams of commands and files, `places` the calls about sandboxes, `link` keeps a watch on each agent,
 //! `reports` feeds the inventory from it, `registry` knows the nodes and their load, `own_certificate`
-//! tells when the controller's is not renewed, `epoch` is the fencing number, `fake` is an agent for tests and simulations.
+//! tells when the controller's is not renewed, `vmids` finds nodes that number their sandboxes alike, `epoch` is the
+//! fencing number, `fake` is an agent for tests and simulations.
 //!
 //! An agent's status is decoded into `Error` here and never passed on. A node's report of a sandbox
 //! is kept as the message that it sent; its identities are checked before use.
@@ -19,10 +20,13 @@ mod link;
 mod names;
 mod output;
 mod own_certificate;
+mod places;
 pub mod registry;
 mod renew;
 mod reports;
+mod sandbox_calls;
 mod state;
+mod vmids;
 
 use std::time::Duration;
 
@@ -30,10 +34,12 @@ use proto::Reason;
 
 pub use bulk::StreamOwner;
 pub use certificates::NodeCertificates;
-pub use client::{Client, CreateOrder, Exposed};
+pub use client::{Client, CreateOrder};
 pub use connector::{Connector, Lane, TlsConnector};
 pub use growth::GrowthGuard;
+pub use places::Origin;
 pub use registry::{Nodes, Options};
+pub use sandbox_calls::{Exposed, SandboxCalls};
 pub use state::{Node, NodeStatus};
 
 /// Result of a call of an agent.
@@ -64,7 +70,7 @@ pub enum Error {
     #[error("its agent does not answer: {0}")]
     Silent(String),
     /// The answer is invalid.
-    #[error("its agent answered nonsense: {0}")]
+    #[error("its agent sent an invalid answer: {0}")]
     Nonsense(String),
 }
 

@@ -2,7 +2,12 @@
 
 use proto::agent::v1 as wire;
 
-use super::{Client, Result, answer::call, calls::Call, client::QUICK, renew::is_unknown};
+use super::{
+    Client, Result,
+    answer::{QUICK, call},
+    calls::Call,
+    renew::is_unknown,
+};
 
 impl Client {
     /// Changes the node's directory of names; returns the digest of all names that it has then. `None` of an agent of

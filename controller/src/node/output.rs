@@ -33,7 +33,8 @@ type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Handle that ends a stream from outside.
 pub(super) struct HangUp {
-    /// Client on the connection for unary calls.
+    /// Client on the connection of the stream, which has room for this call: each of its streams, which are few,
+    /// makes one at most. On the connection for unary calls, a team that leaves many streams at once would fill it.
     pub(super) agent: AgentServiceClient<Channel>,
     /// Name of the stream.
     pub(super) stream_id: String,

@@ -16,7 +16,12 @@ use proto::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Client, Connector, Error, Node, NodeCertificates, NodeStatus, epoch::Epoch, link};
+use super::{
+    Client, Connector, Error, Node, NodeCertificates, NodeStatus,
+    epoch::Epoch,
+    link,
+    vmids::{VmidRange, VmidRanges},
+};
 use crate::{
     clock::{Clock, Random},
     events::{Log, Source},
@@ -73,6 +78,8 @@ pub struct Nodes {
     forgotten: Mutex<BTreeSet<NodeName>>,
     /// Nodes as placement sees them. Locked before `nodes`, and that before a node's state.
     pub(super) fleet: Mutex<Fleet>,
+    /// Ranges of the nodes' vmids. Nothing is locked while it is.
+    vmids: Mutex<VmidRanges>,
     /// Zero of the time stamps of reports.
     born: Instant,
     news: watch::Sender<u64>,
@@ -113,6 +120,7 @@ impl Nodes {
             nodes: Mutex::default(),
             forgotten: Mutex::new(store.forgotten_nodes().await?.into_iter().collect()),
             fleet: Mutex::new(fleet),
+            vmids: Mutex::default(),
             born: Instant::now(),
             news: watch::channel(0).0,
             loaded: CancellationToken::new(),
@@ -127,8 +135,10 @@ impl Nodes {
             }
             nodes.add(&name, &address);
         }
-        let enrolments = nodes.store.enrolments().await?;
+        let mut enrolments = nodes.store.enrolments().await?;
         nodes.certificates.load(&enrolments);
+        // Of two nodes with the same vmids the one that joined later is held back.
+        enrolments.sort_by_key(|enrolment| enrolment.joined_ms);
         // A forgotten one has no address.
         for joined in enrolments.iter().filter(|enrolment| !enrolment.address.is_empty()) {
             nodes.add(&joined.node, &joined.address);
@@ -166,6 +176,10 @@ impl Nodes {
             fleet.remove(old.slot);
         }
         let slot = fleet.add(name.clone());
+        let mut vmids = self.vmids.lock();
+        vmids.add(name);
+        fleet.set_vmids_overlap(slot, vmids.overlap(name).is_some());
+        drop(vmids);
         let stop = self.stop.child_token();
         let node = Arc::new(Node::new(name.clone(), address, (client, slot), stop));
         nodes.insert(name.clone(), node.clone());
@@ -268,6 +282,8 @@ impl Nodes {
             self.drop_slot(&node);
             node.watch_stop.cancel();
         }
+        let touched = self.vmids.lock().forget(name);
+        self.note_overlaps(touched);
         self.cache.set_up(name, false);
         self.end_on(name);
         self.commands.forget(name);
@@ -394,6 +410,7 @@ impl Nodes {
     fn explain_text(&self, name: &NodeName, history: &AttemptHistory) -> ExplainText {
         ExplainText {
             down: self.get(name).and_then(|node| node.down()),
+            vmids: self.vmids.lock().overlap(name).map(|overlap| overlap.to_string()),
             refused: history.refused.get(name).map(|(_, why)| why.clone()),
             failed: history.failed.get(name).cloned(),
         }
@@ -427,7 +444,38 @@ impl Nodes {
     pub(super) fn connected(&self, node: &Node, hello: &HelloResponse) -> bool {
         // The agent has just answered, so the earlier problem was the connection.
         self.fleet.lock().answered(node.slot);
+        self.vmids_told(&node.name, VmidRange::told(hello));
         node.connected(hello)
+    }
+
+    /// Records the range of a node's vmids.
+    fn vmids_told(&self, name: &NodeName, range: Option<VmidRange>) {
+        let is_new = self.vmids.lock().of(name) != range;
+        let has_from = |range: VmidRange| {
+            self.cache.living_on(name).iter().any(|entry| range.has(entry.sandbox.vmid))
+        };
+        let is_used = is_new && range.is_some_and(has_from);
+        let touched = self.vmids.lock().told(name, range, is_used);
+        self.note_overlaps(touched);
+    }
+
+    /// Has placement know which of these nodes share vmids with an earlier one.
+    fn note_overlaps(&self, touched: BTreeSet<NodeName>) {
+        for name in touched {
+            let mut fleet = self.fleet.lock();
+            let Some(slot) = fleet.find(&name) else { continue };
+            let overlap = self.vmids.lock().overlap(&name);
+            let was_held_back = fleet.view(slot).vmids_overlap;
+            fleet.set_vmids_overlap(slot, overlap.is_some());
+            drop(fleet);
+            match overlap {
+                Some(overlap) if !was_held_back => tracing::error!(node = %name, "{overlap}"),
+                None if was_held_back => {
+                    tracing::info!(node = %name, "no other node has the node's vmids any more");
+                }
+                Some(_) | None => {}
+            }
+        }
     }
 
     /// Marks a node as up or down; returns true when that is a change.
@@ -494,7 +542,9 @@ impl Nodes {
                 (None, Some(_)) if view.breaker_open(now_ms) => {
                     Some("it let a call time out a moment ago".into())
                 }
-                (None, Some(_)) => None,
+                (None, Some(_)) => {
+                    self.vmids.lock().overlap(&node.name).map(|overlap| overlap.to_string())
+                }
             };
             NodeStatus {
                 name: node.name.clone(),

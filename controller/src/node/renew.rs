@@ -3,7 +3,11 @@
 use proto::{agent::v1 as wire, name::NodeName};
 use tonic::{Code, Status};
 
-use super::{Client, Result, answer::call, calls::Call, client::QUICK};
+use super::{
+    Client, Result,
+    answer::{QUICK, call},
+    calls::Call,
+};
 
 /// Certificate requests of a node, PEM.
 #[derive(Debug, Clone)]
@@ -15,7 +19,7 @@ pub struct CertificateRequests {
 }
 
 impl Client {
-    /// Asks for certificate requests with new keys. `None` of an agent of before, which has no such
+    /// Asks for certificate requests with new keys. `None` of an older agent, which has no such
     /// call.
     pub async fn request_certificates(&self, epoch: u64) -> Result<Option<CertificateRequests>> {
         let request = wire::RequestCertificatesRequest { epoch };
@@ -35,7 +39,7 @@ impl Client {
     }
 
     /// Replaces the node's list of revoked nodes: each with the time from which on certificates of it are
-    /// accepted again. An agent of before, which has no such call, goes on as it is.
+    /// accepted again. An older agent, which has no such call, continues as it is.
     pub async fn set_revoked_nodes(&self, epoch: u64, nodes: &[(NodeName, u64)]) -> Result<()> {
         let revoked = |(node, from): &(NodeName, u64)| wire::RevokedNode {
             node: node.to_string(),

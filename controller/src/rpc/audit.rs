@@ -141,11 +141,13 @@ fn entry(line: Line) -> AuditEntry {
         Kind::Closed => AuditKind::Closed,
         Kind::Refused => AuditKind::Refused,
         Kind::Part => AuditKind::Part,
+        Kind::Counted => AuditKind::Counted,
         Kind::Later => AuditKind::Unspecified,
     };
     let gap = AuditGap::from_str_name(&format!("AUDIT_GAP_{}", record.reason));
     let gap = gap.filter(|_| kind == AuditKind::Gap).unwrap_or_default();
-    let is_call = matches!(kind, AuditKind::Call | AuditKind::Part | AuditKind::Refused);
+    let is_call =
+        matches!(kind, AuditKind::Call | AuditKind::Part | AuditKind::Refused | AuditKind::Counted);
     let reason = Reason::named(&record.reason).filter(|_| is_call);
     let duration = record.duration_ms.map(std::time::Duration::from_millis);
     AuditEntry {

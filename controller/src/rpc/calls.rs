@@ -1,6 +1,6 @@
 //! Entries of calls in the audit log. A call has one entry, at its end; a stream has one more at its
 //! begin, so that a crash loses none that has entered a sandbox. A call that changes many sandboxes has one
-//! more for each.
+//! more for each. Calls of a team that have changed nothing and are about no sandbox of its own are counted.
 
 use std::sync::{Arc, OnceLock};
 
@@ -24,6 +24,8 @@ use crate::{
     sandbox::{Caller, Outcome, Sandboxes},
 };
 
+/// Kind of an object that should be a sandbox, and is none.
+const UNKNOWN: &str = "sandbox:";
 /// Key of the metadata of an error with the sandbox that it is about.
 const SANDBOX_ID: &str = "sandbox_id";
 
@@ -105,7 +107,7 @@ impl Recorder {
                 id = known.to_string();
                 owner = team.to_string();
             }
-            Some(None) => object = format!("sandbox:{sandbox}"),
+            Some(None) => object = format!("{UNKNOWN}{sandbox}"),
             None => {}
         }
         if owner == call.record.team {
@@ -133,7 +135,7 @@ pub(super) struct Call(Arc<Inner>);
 struct Inner {
     recorder: Arc<Recorder>,
     record: Record,
-    /// Team whose sandboxes the call may name; `None`: those of all.
+    /// Team whose sandboxes the call may name; `None`: those of all, so it is an operator's, or has no caller yet.
     team: Option<proto::name::Team>,
     shape: Shape,
     started: Instant,
@@ -148,10 +150,20 @@ impl Call {
             return;
         }
         let about = inner.recorder.look_up(inner, request.subject());
-        if inner.about.set(about).is_ok() && inner.shape == Shape::Stream {
+        // Into nothing, nobody enters.
+        let is_told = inner.team.is_none() || !about.sandbox.is_empty();
+        if inner.about.set(about).is_ok() && inner.shape == Shape::Stream && is_told {
             let mut record = self.filled();
             record.kind = Kind::Begun;
-            inner.recorder.audit.record(record);
+            self.add(record);
+        }
+    }
+
+    /// Adds an entry: one of an operator whatever its team has done before.
+    fn add(&self, record: Record) {
+        match self.0.team {
+            Some(_) => self.0.recorder.audit.record(record),
+            None => self.0.recorder.audit.record_always(record),
         }
     }
 
@@ -183,9 +195,25 @@ impl Call {
         record
     }
 
-    /// Adds the entry of the end.
+    /// Adds the entry of the end, or counts the call with others like it.
     fn end(&self, code: Code, reason: Option<Reason>, sandbox: Option<&str>) {
-        self.0.recorder.audit.record(self.ended(code, reason, sandbox));
+        let record = self.ended(code, reason, sandbox);
+        if self.is_counted(code, &record) {
+            self.0.recorder.audit.refuse(record);
+        } else {
+            self.add(record);
+        }
+    }
+
+    /// Returns true when a call of a team has changed nothing, and is about no sandbox that the team has. It costs its
+    /// caller nothing, so whoever makes many must not fill the log.
+    fn is_counted(&self, code: Code, record: &Record) -> bool {
+        if self.0.team.is_none() || !record.sandbox.is_empty() || code == Code::Ok {
+            return false;
+        }
+        // `None`: its message never came.
+        let about = self.0.about.get();
+        about.is_none_or(|about| about.object.starts_with(UNKNOWN)) || is_refusal(code)
     }
 
     /// Adds the entry of one of the sandboxes that the call changes.
@@ -203,7 +231,7 @@ impl Call {
         };
         code_name(code.into()).clone_into(&mut record.code);
         reason.clone_into(&mut record.reason);
-        self.0.recorder.audit.record(record);
+        self.add(record);
     }
 
     /// Adds entries of what a clean-up of nodes has changed.
@@ -243,7 +271,7 @@ impl Call {
                 continue;
             }
             code_name(Code::Ok.into()).clone_into(&mut record.code);
-            self.0.recorder.audit.record(record);
+            self.add(record);
         }
     }
 
@@ -257,6 +285,29 @@ impl Call {
             }
             Err(_) => self.0.recorder.count_refused(),
         }
+    }
+}
+
+/// Returns true for codes of calls that were refused: nothing has come of them.
+fn is_refusal(code: Code) -> bool {
+    match code {
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::Unauthenticated => true,
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => false,
     }
 }
 

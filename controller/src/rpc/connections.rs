@@ -32,10 +32,14 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use super::pace::OpenCalls;
+
 /// Most concurrent calls without a token on one connection.
 const OPEN_MAX: usize = 4;
 /// Most concurrent calls of one connection whose token is not cached and is being looked up.
 const STRANGERS_MAX: usize = 8;
+/// Most refusals of one connection that wait: it may be a proxy, whose streams the calls of others need.
+const REFUSALS_MAX: usize = 256;
 /// Time for a peer's first byte after the handshake: in all our protocols the client begins.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
 
@@ -138,6 +142,8 @@ impl Connections {
                 calls,
                 open: Arc::new(Semaphore::new(OPEN_MAX)),
                 strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+                open_calls: OpenCalls::default(),
+                refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
             })),
             closed: Box::pin(close.cancelled_owned()),
             silent: Some(Box::pin(tokio::time::sleep(FIRST_BYTE))),
@@ -170,6 +176,8 @@ struct Inner {
     calls: Arc<AtomicUsize>,
     open: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
+    open_calls: OpenCalls,
+    refusals: Arc<Semaphore>,
 }
 
 /// Mark of a call that is under way on a connection.
@@ -206,9 +214,27 @@ impl RowHandle {
         Busy(Arc::clone(&self.0.calls))
     }
 
+    /// Takes a place for a refusal that waits; `None` when all are taken.
+    pub(super) fn refusal(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.refusals).try_acquire_owned().ok()
+    }
+
     /// Takes a permit for a call without a token; `None` when all are taken.
     pub(super) fn open(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.open).try_acquire_owned().ok()
+    }
+
+    /// Pace of the calls without a token.
+    pub(super) fn open_calls(&self) -> &OpenCalls {
+        &self.0.open_calls
+    }
+
+    /// Closes the connection, unless it has had a call with a valid token: a proxy may have the calls of many
+    /// callers on one connection.
+    pub(super) fn close_if_anonymous(&self) {
+        if self.0.team.get().is_none() {
+            self.0.connections.table.lock().close(self.0.id);
+        }
     }
 
     /// Takes a permit for a call whose token must be looked up; `None` when all are taken.

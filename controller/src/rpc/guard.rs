@@ -1,6 +1,6 @@
 //! Guard in front of every call. Checks in this order: does the method exist, whose call is it, has
-//! the team a free permit, has the token the scope. An unknown caller gets nothing that lasts, and a call
-//! lasts no longer than its token (`cut`).
+//! the team a free permit, has the token the scope. An unknown caller gets nothing that lasts, is answered
+//! at a pace (`pace`), and a call lasts no longer than its token (`cut`).
 //! Behind the calls it gives every error our form, whoever made it.
 
 use std::{
@@ -24,6 +24,7 @@ use super::{
     calls::{Made, Recorder, Ticket},
     connections::RowHandle,
     cut::{self, Held},
+    pace::{Crowded, Refusals},
     permits::{Full as NoRoom, Permit, Permits},
     scope::{self, Method, Need, Shape},
     status,
@@ -55,6 +56,7 @@ struct Rules {
     /// Sandboxes, which know the limits of the teams.
     sandboxes: Arc<Sandboxes>,
     recorder: Arc<Recorder>,
+    refusals: Refusals,
 }
 
 impl GuardLayer {
@@ -65,7 +67,8 @@ impl GuardLayer {
         recorder: Recorder,
     ) -> Self {
         let (tokens, recorder) = (Tokens::new(access), Arc::new(recorder));
-        Self(Arc::new(Rules { tokens, permits, sandboxes, recorder }))
+        let refusals = Refusals::default();
+        Self(Arc::new(Rules { tokens, permits, sandboxes, recorder, refusals }))
     }
 }
 
@@ -107,13 +110,14 @@ where
         let rules = Arc::clone(&self.rules);
         let version = request.version();
         Box::pin(async move {
-            let path = request.uri().path();
-            let Some(method) = scope::method(path) else {
-                let message = format!("there is no method {path}");
-                return Ok(unread(Status::unimplemented(message), version));
-            };
             let Some(row) = request.extensions().get::<RowHandle>().cloned() else {
                 return Ok(unread(Status::internal("a call came over no connection"), version));
+            };
+            let path = request.uri().path();
+            let Some(method) = scope::method(path) else {
+                rules.pace(&row).await;
+                let message = format!("there is no method {path}");
+                return Ok(unread(Status::unimplemented(message), version));
             };
             match method.need {
                 Need::Open | Need::OneTime => open(&rules, method, &row, request, inner).await,
@@ -140,8 +144,10 @@ where
     if let Some(call) = rules.recorder.begin(method, None, row.peer()) {
         request.extensions_mut().insert(call);
     }
+    row.open_calls().turn().await;
     let Some(_place) = row.open() else {
         rules.recorder.count_refused();
+        rules.pace(row).await;
         let message = "too many calls without a token on this connection; try again in a moment";
         return Ok(unread(no_room(message.to_owned()), version));
     };
@@ -183,10 +189,19 @@ where
     let credentials = Credentials::of(request.headers());
     let Admitted { caller, permit, open } = match rules.admit(method, row, &credentials).await {
         Ok(admitted) => admitted,
-        Err(Denied { status, caller }) => {
-            match caller {
-                Some(caller) => rules.recorder.refuse(method, &caller, row.peer(), &status),
-                None => rules.recorder.count_refused(),
+        Err(Denied { status, by }) => {
+            match by {
+                Known::Caller(caller) => {
+                    rules.recorder.refuse(method, &caller, row.peer(), &status);
+                }
+                Known::Team => rules.recorder.count_refused(),
+                Known::Nothing => {
+                    rules.recorder.count_refused();
+                    // Where the store fails, it is not the caller who asks too often.
+                    if status.code() != Code::Unavailable {
+                        rules.pace(row).await;
+                    }
+                }
             }
             return Ok(unread(*status, version));
         }
@@ -229,15 +244,25 @@ struct Admitted {
     open: OpenCall,
 }
 
-/// Refusal of a call, with its caller where the token is good and the scope is missing.
+/// Refusal of a call.
 struct Denied {
     status: Box<Status>,
-    caller: Option<Caller>,
+    by: Known,
+}
+
+/// Knowledge of a caller that is refused.
+enum Known {
+    /// Its token is not valid.
+    Nothing,
+    /// Its token was valid at its last look-up, and its team has no room.
+    Team,
+    /// The token is good, and the scope is missing.
+    Caller(Caller),
 }
 
 impl From<Status> for Denied {
     fn from(status: Status) -> Self {
-        Self { status: Box::new(status), caller: None }
+        Self { status: Box::new(status), by: Known::Nothing }
     }
 }
 
@@ -278,7 +303,7 @@ impl Rules {
                 caller.scopes
             );
             let status = Status::from(Refusal::new(Reason::ScopeMissing, message));
-            return Err(Denied { status: Box::new(status), caller: Some(caller) });
+            return Err(Denied { status: Box::new(status), by: Known::Caller(caller) });
         }
         // The team of a token never changes.
         let permit = match early {
@@ -288,12 +313,20 @@ impl Rules {
         Ok(Admitted { caller, permit, open })
     }
 
-    fn permit(&self, team: &proto::name::Team, shape: Shape) -> Result<Permit, Status> {
+    /// Waits until a caller without a valid token may be refused. Where too many wait, its connection is closed.
+    async fn pace(&self, row: &RowHandle) {
+        let Some(_place) = row.refusal() else { return row.close_if_anonymous() };
+        if self.refusals.turn().await == Err(Crowded) {
+            row.close_if_anonymous();
+        }
+    }
+
+    fn permit(&self, team: &proto::name::Team, shape: Shape) -> Result<Permit, Denied> {
         let (kind, own) = match shape {
             Shape::Unary => ("calls", None),
             Shape::Stream => ("streams", self.sandboxes.streams_max(team)),
         };
-        self.permits.take(team, shape, own).map_err(|full| match full {
+        let told = |full| match full {
             NoRoom::Team(max) => {
                 let message = format!(
                     "team {team} has {max} {kind} under way, and may not have more; \
@@ -304,7 +337,9 @@ impl Rules {
                 refusal.with("max", max.to_string()).into()
             }
             NoRoom::All => no_room(format!("too many {kind} are under way; try again in a moment")),
-        })
+        };
+        let taken = self.permits.take(team, shape, own);
+        taken.map_err(|full| Denied { status: Box::new(told(full)), by: Known::Team })
     }
 }
 

@@ -9,7 +9,9 @@ mod convert;
 mod cut;
 mod enrolment;
 mod guard;
+mod health;
 mod operator;
+mod pace;
 mod permits;
 mod sandbox;
 mod scope;
@@ -38,6 +40,7 @@ use tonic::{codec::CompressionEncoding, service::Routes, transport::server::Conn
 use tonic_web::GrpcWebLayer;
 
 use connections::Connections;
+pub(crate) use health::{Health, is_replaced};
 pub(crate) use permits::{Permit, Permits};
 
 use crate::{
@@ -59,6 +62,7 @@ pub struct Api {
     enrolment: Arc<OnceLock<Arc<Enrolment>>>,
     permits: permits::Permits,
     ssh: Arc<OnceLock<SshServer>>,
+    health: Health,
 }
 
 impl Api {
@@ -88,9 +92,8 @@ impl Api {
         let enrolment = Arc::<OnceLock<_>>::default();
         let joins = EnrolmentServiceServer::new(enrolment::Rpc::new(enrolment.clone()))
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<SandboxServiceServer<sandbox::Rpc>>().await;
-        health.set_serving::<OperatorServiceServer<operator::Rpc>>().await;
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        let health = Health::serving(reporter).await;
         let mut routes = Routes::default();
         routes = routes.add_service(sandbox).add_service(operator).add_service(joins);
         routes = routes.add_service(health_service);
@@ -106,7 +109,7 @@ impl Api {
         let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
         routes = routes.add_service(v1.expect("our own descriptors are whole"));
         routes = routes.add_service(v1alpha.expect("our own descriptors are whole"));
-        Self { routes, guard, limits, enrolment, permits, ssh }
+        Self { routes, guard, limits, enrolment, permits, ssh, health }
     }
 
     /// Lets nodes join. Called once.
@@ -117,6 +120,11 @@ impl Api {
     /// Tells clients of an SSH server. Called once.
     pub(crate) fn announce_ssh(&self, server: SshServer) {
         drop(self.ssh.set(server));
+    }
+
+    /// Returns the health of the services.
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Returns the permits of calls, which other ways in share.

@@ -134,7 +134,7 @@ impl Sandboxes {
     /// When there is no such sandbox, it is not up, or its node does not answer.
     pub async fn ports(&self, team: &Team, id: &str) -> Result<(Vec<ListeningPort>, Sandbox)> {
         let (entry, node) = self.on_node(team, id)?;
-        let ports = node.client.list_ports(&entry.id).await;
+        let ports = self.calls(&node, team)?.list_ports(&entry.id).await;
         let ports = ports.map_err(|error| self.node_error(&node, error))?;
         let gone = || Error::new(Reason::SandboxDeleted, format!("{} is deleted", entry.id));
         Ok((ports, self.view(&entry.id).ok_or_else(gone)?))

@@ -35,7 +35,7 @@ use crate::{
     clock::{Clock, Random},
     events::{self as log, Log},
     inventory::Entry,
-    node::{self, Node, Nodes},
+    node::{self, Node, Nodes, Origin, SandboxCalls},
     store::{self, Store},
 };
 
@@ -349,6 +349,12 @@ impl Sandboxes {
             return Error::revoked(node);
         }
         Error::unreachable(node, why)
+    }
+
+    /// Returns the calls about the sandboxes of a team that its callers ask for, with a place for one at a time.
+    fn calls(&self, node: &Node, team: &Team) -> Result<SandboxCalls> {
+        let calls = node.client.calls(Origin::Caller, team);
+        calls.map_err(|error| self.node_error(node, error))
     }
 
     /// Turns an agent's refusal or missing answer into an error for the caller.

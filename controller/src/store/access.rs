@@ -11,6 +11,9 @@ use super::Result;
 
 /// Time for which a token that is revoked or expired is kept, milliseconds: the event log names it.
 pub(super) const DEAD_TOKENS_KEPT_MS: u64 = 90 * 24 * 3600 * 1000;
+/// Most tokens of a team that are kept after their end: making and revoking one again and again must not make the
+/// look at the others slow.
+pub(super) const DEAD_TOKENS_MAX: usize = 1000;
 /// Most tokens of a team that are neither revoked nor expired.
 pub(super) const TOKENS_MAX: u32 = 1000;
 

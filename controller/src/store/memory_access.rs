@@ -8,17 +8,28 @@ use proto::{
 use super::{
     Result,
     access::{
-        AccessStore, Added, DEAD_TOKENS_KEPT_MS, SAME_KEY_MAX, SshKey, TOKENS_MAX, Token,
-        TokenFilter, TokenPlace,
+        AccessStore, Added, DEAD_TOKENS_KEPT_MS, DEAD_TOKENS_MAX, SAME_KEY_MAX, SshKey, TOKENS_MAX,
+        Token, TokenFilter, TokenPlace,
     },
     memory::{Memory, Tables},
 };
+
+fn place(token: &Token) -> TokenPlace {
+    (token.created_ms, token.id.clone())
+}
 
 fn add(tables: &mut Tables, token: Token) -> Added {
     let now_ms = token.created_ms;
     let before_ms = now_ms.saturating_sub(DEAD_TOKENS_KEPT_MS);
     let old = |end_ms: u64| end_ms > 0 && end_ms < before_ms;
     tables.tokens.retain(|_, known| !old(known.revoked_ms) && !old(known.expires_ms));
+    let is_dead = |known: &&Token| known.team == token.team && !known.is_living(now_ms);
+    let mut dead: Vec<_> = tables.tokens.values().filter(is_dead).map(place).collect();
+    dead.sort_unstable();
+    let surplus = dead.len().saturating_sub(DEAD_TOKENS_MAX);
+    for (_, id) in dead.drain(..surplus) {
+        tables.tokens.remove(&id);
+    }
     let of_team = |known: &&Token| known.team == token.team && known.is_living(now_ms);
     let living = tables.tokens.values().filter(of_team);
     if living.clone().any(|known| known.name == token.name) {
@@ -38,7 +49,6 @@ fn page(
     limit: u32,
     wanted: impl Fn(&Token) -> bool,
 ) -> Vec<Token> {
-    let place = |token: &Token| (token.created_ms, token.id.clone());
     let after = after.unwrap_or_default();
     let found = tables.tokens.values().filter(|token| filter.admits(token) && wanted(token));
     let mut found: Vec<_> = found.filter(|token| place(token) > after).cloned().collect();

@@ -36,6 +36,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0007_sealed.sql"),
     include_str!("migrations/0008_event_shares.sql"),
     include_str!("migrations/0009_ssh_keys.sql"),
+    include_str!("migrations/0010_counts.sql"),
 ];
 /// Bounds of the queues.
 const BOUNDS: Bounds = Bounds { queue: 4096, group: 256 };
@@ -50,6 +51,8 @@ const STATEMENTS: usize = 64;
 pub struct Sqlite {
     write: Handle,
     read: Handle,
+    /// Reads tokens alone. Each call looks its own up, and must not wait for a page of another team's events.
+    read_tokens: Handle,
     key: Arc<Key>,
     /// Epoch that this handle has claimed; 0: none.
     claimed: Arc<AtomicU64>,
@@ -68,12 +71,15 @@ impl Sqlite {
         sealed::scrub(&writer);
         sealed::tell_lost(&Db { connection: &writer, key: &key }).map_err(failed)?;
         let reader = group_commit::open_to_read(path).map_err(failed)?;
-        for db in [&writer, &reader] {
+        let token_reader = group_commit::open_to_read(path).map_err(failed)?;
+        for db in [&writer, &reader, &token_reader] {
             db.set_prepared_statement_cache_capacity(STATEMENTS);
         }
         let write = Handle::writer("store-write", writer, BOUNDS, ()).map_err(failed)?;
         let read = Handle::reader("store-read", reader, BOUNDS.queue).map_err(failed)?;
-        Ok(Self { write, read, key, claimed: Arc::default() })
+        let read_tokens = Handle::reader("store-tokens", token_reader, BOUNDS.queue);
+        let read_tokens = read_tokens.map_err(failed)?;
+        Ok(Self { write, read, read_tokens, key, claimed: Arc::default() })
     }
 
     pub(super) async fn write<T, F>(&self, work: F) -> Result<T>
@@ -109,6 +115,15 @@ impl Sqlite {
         let key = Arc::clone(&self.key);
         let work = move |connection: &Connection| work(&Db { connection, key: &key });
         self.read.run(work).await.map_err(failed)?.map_err(failed)
+    }
+
+    /// Looks up tokens by a key. Only what takes no time that grows with anything runs here.
+    pub(super) async fn look_up_tokens<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        self.read_tokens.run(work).await.map_err(failed)?.map_err(failed)
     }
 }
 

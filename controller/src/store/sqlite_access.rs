@@ -9,8 +9,8 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 use super::{
     Result,
     access::{
-        AccessStore, Added, DEAD_TOKENS_KEPT_MS, SAME_KEY_MAX, SshKey, TOKENS_MAX, Token,
-        TokenFilter, TokenPlace,
+        AccessStore, Added, DEAD_TOKENS_KEPT_MS, DEAD_TOKENS_MAX, SAME_KEY_MAX, SshKey, TOKENS_MAX,
+        Token, TokenFilter, TokenPlace,
     },
     rows::parsed,
     sqlite::Sqlite,
@@ -45,13 +45,27 @@ fn named(db: &Connection, team: &str, name: &str, now_ms: u64) -> rusqlite::Resu
     .optional()
 }
 
+/// Removes tokens that have ended long ago, and the oldest of a team that has ended too many.
+fn remove_dead(db: &Connection, team: &str, now_ms: u64) -> rusqlite::Result<()> {
+    let before_ms = now_ms.saturating_sub(DEAD_TOKENS_KEPT_MS);
+    // Two texts, so that each takes its index.
+    for old in [
+        "DELETE FROM tokens WHERE revoked_ms > 0 AND revoked_ms < ?1",
+        "DELETE FROM tokens WHERE expires_ms > 0 AND expires_ms < ?1",
+    ] {
+        db.prepare_cached(old)?.execute([before_ms])?;
+    }
+    db.prepare_cached(&format!(
+        "DELETE FROM tokens WHERE id IN (SELECT id FROM tokens WHERE team = :team AND NOT ({LIVING}) \
+         ORDER BY created_ms DESC, id DESC LIMIT -1 OFFSET {DEAD_TOKENS_MAX})"
+    ))?
+    .execute(named_params! { ":team": team, ":now_ms": now_ms })
+    .map(drop)
+}
+
 fn add(db: &Connection, token: &Token) -> rusqlite::Result<Added> {
     let (team, now_ms) = (token.team.as_str(), token.created_ms);
-    db.prepare_cached(
-        "DELETE FROM tokens WHERE (revoked_ms > 0 AND revoked_ms < ?1) \
-         OR (expires_ms > 0 AND expires_ms < ?1)",
-    )?
-    .execute([now_ms.saturating_sub(DEAD_TOKENS_KEPT_MS)])?;
+    remove_dead(db, team, now_ms)?;
     if named(db, team, token.name.as_str(), now_ms)?.is_some() {
         return Ok(Added::NameTaken);
     }
@@ -131,8 +145,6 @@ fn add_ssh_key(db: &Connection, key: &SshKey) -> rusqlite::Result<Added> {
         db.prepare_cached("INSERT INTO ssh_keys (token, key, added_by) VALUES (?1, ?2, ?3)")?
             .execute([&token.id, key, added_by])?;
     }
-    db.prepare_cached("DELETE FROM ssh_keys WHERE token NOT IN (SELECT id FROM tokens)")?
-        .execute([])?;
     Ok(added)
 }
 
@@ -144,7 +156,7 @@ impl AccessStore for Sqlite {
 
     async fn token(&self, id: &str) -> Result<Option<Token>> {
         let id = id.to_owned();
-        self.read(move |db| {
+        self.look_up_tokens(move |db| {
             db.prepare_cached(&format!("SELECT {COLUMNS} FROM tokens WHERE id = ?1"))?
                 .query_row([id], to_token)
                 .optional()
@@ -154,7 +166,7 @@ impl AccessStore for Sqlite {
 
     async fn tokens_by_id(&self, ids: Vec<String>) -> Result<Vec<Token>> {
         let ids = serde_json::json!(ids).to_string();
-        self.read(move |db| {
+        self.look_up_tokens(move |db| {
             db.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM tokens WHERE id IN (SELECT value FROM json_each(?1))"
             ))?
@@ -210,7 +222,7 @@ impl AccessStore for Sqlite {
 
     async fn tokens_by_hash(&self, hash: &[u8], now_ms: u64) -> Result<Vec<Token>> {
         let hash = hash.to_owned();
-        self.read(move |db| {
+        self.look_up_tokens(move |db| {
             db.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM tokens WHERE hash = :hash AND {LIVING} \
                  ORDER BY created_ms, id LIMIT {SAME_KEY_MAX}"

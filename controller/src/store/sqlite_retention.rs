@@ -128,25 +128,23 @@ pub(super) fn drop_oldest(
     db.prepare_cached(delete)?.execute(params![share, removed]).map(drop)
 }
 
-/// Returns the number of events of each share.
+/// Returns the number of events of each share. Nothing is counted here: triggers keep the numbers.
 pub(super) fn counts(db: &Connection) -> rusqlite::Result<Vec<(Option<Team>, u64)>> {
-    let mut counts = db
-        .prepare_cached(
-            "SELECT team, count(*) FROM events WHERE team IS NOT NULL GROUP BY team ORDER BY team",
-        )?
-        .query_map([], |row| Ok((Some(parsed(row, 0)?), row.get(1)?)))?
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    let of_nodes: u64 = db
-        .prepare_cached("SELECT count(*) FROM events WHERE team IS NULL")?
-        .query_row([], |row| row.get(0))?;
-    if of_nodes > 0 {
-        counts.push((None, of_nodes));
-    }
-    Ok(counts)
+    db.prepare_cached(
+        "SELECT share, count FROM event_counts WHERE count > 0 ORDER BY share = ?1, share",
+    )?
+    .query_map([NODES], |row| {
+        let is_of_nodes = row.get::<_, String>(0)? == NODES;
+        let team = (!is_of_nodes).then(|| parsed(row, 0)).transpose()?;
+        Ok((team, row.get(1)?))
+    })?
+    .collect()
 }
 
 /// Returns the number of events of a team.
 pub(super) fn count_of(db: &Connection, team: &Team) -> rusqlite::Result<u64> {
-    db.prepare_cached("SELECT count(*) FROM events WHERE team = ?1")?
+    db.prepare_cached("SELECT count FROM event_counts WHERE share = ?1")?
         .query_row([team.as_str()], |row| row.get(0))
+        .optional()
+        .map(Option::unwrap_or_default)
 }

@@ -2,7 +2,14 @@
 
 use proto::sandbox::v1::EventKind;
 
-use super::{memory::Memory, sqlite::Sqlite, *};
+use super::{
+    memory::Memory,
+    sqlite::{MIGRATIONS, Sqlite},
+    *,
+};
+
+/// Schema version from which on the events of each share are counted as they come and go.
+const COUNTED_FROM: usize = 10;
 
 pub(super) fn id(n: u8) -> SandboxId {
     SandboxId::new(1000 + u64::from(n), &[n; 10])
@@ -123,6 +130,7 @@ async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
     assert_eq!(store.event_counts().await?, [(red_team.clone(), 1), (None, 1)]);
     let team = red_team.clone().expect("a team");
     assert_eq!(store.events_of_team(&team).await?, 1);
+    assert_eq!(store.events_of_team(&"green".parse().expect("team")).await?, 0);
     let gone = async |team| {
         let page = store.events(0, Filter { team, sandbox: None }, 10).await?;
         Ok::<_, Error>((page.gone, page.events.len()))
@@ -382,6 +390,63 @@ async fn file_of_the_first_schema_is_migrated() {
     assert_eq!(store.before_last(Filter::default(), 0).await.expect("last"), 0);
     begin(&store, row(1, "r1")).await.expect("begun");
     assert_eq!(store.events(0, Filter::default(), 9).await.expect("page").events.len(), 1);
+}
+
+/// Counts the events of each share one by one.
+fn recount(path: &std::path::Path) -> Vec<(String, u64)> {
+    let raw = rusqlite::Connection::open(path).expect("open");
+    let sql = "SELECT coalesce(team, '-'), count(*) FROM events GROUP BY team ORDER BY 1";
+    let mut counts = raw.prepare(sql).expect("a query");
+    let counts = counts.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("rows");
+    counts.collect::<rusqlite::Result<_>>().expect("read")
+}
+
+#[tokio::test]
+async fn numbers_of_events_are_those_of_a_recount_after_every_change() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("c.db");
+    // Events from before the numbers were kept.
+    let raw = rusqlite::Connection::open(&path).expect("open");
+    for sql in &MIGRATIONS[..COUNTED_FROM - 1] {
+        raw.execute_batch(sql).expect("made");
+    }
+    raw.pragma_update(None, "user_version", COUNTED_FROM - 1).expect("set");
+    raw.execute_batch(
+        "INSERT INTO events (at_ms, team, kind, actor, reason, detail, node_revision) VALUES \
+         (1, 'red', 'CREATED', '', '', '', 0), (2, 'red', 'CREATED', '', '', '', 0), \
+         (3, NULL, 'NODE_UP', '', '', '', 0)",
+    )
+    .expect("filled");
+    drop(raw);
+    let store = Sqlite::open(&path).expect("migrated");
+    store.claim().await.expect("claimed");
+    let check = async |expected: &[(&str, u64)]| {
+        let expected: Vec<_> =
+            expected.iter().map(|(share, count)| ((*share).to_owned(), *count)).collect();
+        assert_eq!(recount(&path), expected);
+        let mut counts: Vec<_> = store.event_counts().await.expect("counts");
+        let has_of_nodes = counts.last().is_some_and(|(team, _)| team.is_none());
+        counts.rotate_right(usize::from(has_of_nodes));
+        let share = |team: Option<Team>| team.map_or("-".to_owned(), |team| team.to_string());
+        let counts: Vec<_> = counts.into_iter().map(|(team, count)| (share(team), count)).collect();
+        assert_eq!(counts, expected);
+        for (team, count) in expected.iter().filter(|(share, _)| share != "-") {
+            let team = team.parse().expect("team");
+            assert_eq!(store.events_of_team(&team).await.expect("count"), *count);
+        }
+    };
+    check(&[("-", 1), ("red", 2)]).await;
+    let blue = Event { team: "blue".parse().ok(), ..event(4, EventKind::Paused) };
+    let once = Event { once: Some("a".into()), ..event(5, EventKind::Stopped) };
+    let events = vec![blue, once.clone(), once];
+    store.put_states(vec![], events).await.expect("written");
+    check(&[("-", 1), ("blue", 1), ("red", 3)]).await;
+    store.drop_events("red".parse().ok(), 1).await.expect("dropped");
+    check(&[("-", 1), ("blue", 1), ("red", 2)]).await;
+    store.prune_events(300, 10).await.expect("pruned");
+    check(&[("blue", 1), ("red", 1)]).await;
+    store.prune_events(u64::MAX / 2, 10).await.expect("pruned");
+    check(&[]).await;
 }
 
 #[tokio::test]

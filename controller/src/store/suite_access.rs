@@ -150,6 +150,34 @@ async fn ssh_keys(store: &dyn Store) -> Result<()> {
     Ok(())
 }
 
+async fn bounds_of_ended_tokens(store: &dyn Store) -> Result<()> {
+    // Time of the tests before, as above.
+    let at = 9001 + access::DEAD_TOKENS_KEPT_MS + 100;
+    let key = |n: u64| SshKey {
+        token: Token { hash: n.to_be_bytes().to_vec(), ..token("ends", at + n) },
+        key: format!("ssh-ed25519 {n}"),
+        added_by: "maker".into(),
+    };
+    let many = access::DEAD_TOKENS_MAX as u64 + 5;
+    // At once, so that they share commits; in two parts, because that many may not be living.
+    for part in [0..many / 2, many / 2..many] {
+        let added = futures_util::future::join_all(part.clone().map(|n| store.add_ssh_key(key(n))));
+        assert!(added.await.iter().all(|added| *added == Ok(Added::New)));
+        let ids: Vec<_> = part.map(|n| key(n).token.id).collect();
+        let revoked = ids.iter().map(|id| store.revoke_token(id, at + many));
+        assert!(futures_util::future::join_all(revoked).await.iter().all(|done| *done == Ok(true)));
+    }
+    store.add_token(token("ends", at + many)).await?;
+    let filter = || TokenFilter { team: "ends".parse().ok(), living_ms: None };
+    let kept = store.tokens(filter(), None, 5000).await?;
+    let kept: Vec<_> = kept.iter().map(|token| token.created_ms - at).collect();
+    assert_eq!(kept, (5..=many).collect::<Vec<_>>(), "the newest");
+    let keys = store.ssh_keys(filter(), None, 5000).await?;
+    assert_eq!(keys.len(), access::DEAD_TOKENS_MAX, "a key goes with its token");
+    assert!(store.token("big5001").await?.is_some(), "another team's stay");
+    Ok(())
+}
+
 async fn limits_of_teams(store: &dyn Store) -> Result<()> {
     use proto::limits::TeamLimits;
     assert_eq!(store.team_limits().await?, []);
@@ -170,6 +198,7 @@ async fn suite(store: &dyn Store) {
     pages_of_tokens(store).await.expect("pages");
     bounds_of_tokens(store).await.expect("bounds");
     ssh_keys(store).await.expect("keys");
+    bounds_of_ended_tokens(store).await.expect("ended ones");
     limits_of_teams(store).await.expect("limits");
 }
 
@@ -195,6 +224,33 @@ async fn sqlite_store_keeps_tokens_as_promised() {
     drop(beside);
     let before = all(store).await;
     assert_eq!(all(Sqlite::open(&path).expect("open again")).await, before);
+}
+
+/// A read whose time another tenant decides, such as a page of a long log, has a thread of its own.
+#[tokio::test]
+async fn look_up_of_a_token_waits_for_no_other_read() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = std::sync::Arc::new(Sqlite::open(&dir.path().join("c.db")).expect("open"));
+    let first = token("red", 1);
+    assert_eq!(store.add_token(first.clone()).await, Ok(Added::New));
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let (begin, begun) = tokio::sync::oneshot::channel();
+    let reading = store.clone();
+    let slow = tokio::spawn(async move {
+        let read = reading.read(move |_| {
+            begin.send(()).expect("awaited");
+            ended.recv().ok();
+            Ok(())
+        });
+        read.await
+    });
+    begun.await.expect("it reads");
+    assert_eq!(store.token(&first.id).await.expect("read"), Some(first.clone()));
+    assert_eq!(store.tokens_by_id(vec![first.id.clone()]).await.expect("read").len(), 1);
+    assert_eq!(store.tokens_by_hash(&first.hash, 2).await.expect("read").len(), 1);
+    assert!(!slow.is_finished());
+    drop(end);
+    assert_eq!(slow.await.expect("no panic"), Ok(()));
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use daemon::audit::{Head, Kind, Line};
+use daemon::audit::{Head, Kind, Line, Record};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use proto::{Reason, sandbox::v1::*};
 use tokio::task::JoinSet;
@@ -62,29 +62,33 @@ async fn parallel_calls_have_one_entry_each_under_the_right_token() {
     let (mut calls, mut expected) = (JoinSet::new(), BTreeMap::new());
     for team in 0..10 {
         let team = format!("team-{team}");
-        for token_number in 0..2 {
+        let maker = token(&lab.store, &team, "sandbox").await;
+        let sandbox = create(&mut lab.api_as(&maker), request("r1")).await.expect("made").id;
+        for _ in 0..2 {
             let text = token(&lab.store, &team, "exec").await;
             let (id, _) = proto::token::split(&text).expect("a token");
             let channel = lab.channel();
-            for number in 0..50 {
-                let object = format!("{team}-{token_number}-{number}");
-                let caller = (team.clone(), id.to_owned());
-                assert_eq!(expected.insert(format!("sandbox:{object}"), caller), None);
+            assert_eq!(expected.insert((team.clone(), id.to_owned(), sandbox.clone()), 50), None);
+            for _ in 0..50 {
                 let mut api: Api =
                     SandboxServiceClient::with_interceptor(channel.clone(), bearer(&text));
-                calls.spawn(async move { reason(api.stat_file(stat(&object)).await) });
+                let stat = stat(&sandbox);
+                calls.spawn(async move { reason(api.stat_file(stat).await) });
             }
         }
     }
     let answers = calls.join_all().await;
-    assert!(answers.iter().all(|reason| *reason == Reason::SandboxNotFound));
-    let mut found = BTreeMap::new();
+    assert!(answers.iter().all(|reason| *reason == Reason::FileNotFound));
+    let (mut found, mut numbers) = (BTreeMap::new(), std::collections::BTreeSet::new());
     for Line { record, .. } in lab.calls().await {
+        if record.method == "CreateSandbox" {
+            continue;
+        }
         assert_eq!((record.method.as_str(), record.code.as_str()), ("StatFile", "NOT_FOUND"));
-        let caller = (record.team, record.token);
-        assert_eq!(found.insert(record.object, caller), None, "one entry each");
+        assert!(numbers.insert(record.call), "one entry each");
+        *found.entry((record.team, record.token, record.sandbox)).or_default() += 1;
     }
-    assert_eq!(found.len(), 1000);
+    assert_eq!(numbers.len(), 1000);
     assert_eq!(found, expected);
     let report = lab.audit.verify(None).await.expect("read");
     assert_eq!((report.broken, report.gaps), (None, 0));
@@ -207,7 +211,8 @@ async fn team_is_told_of_its_calls_and_of_what_operators_did_to_it() {
 async fn export_is_what_is_stored_and_verification_finds_a_change() {
     let (lab, dir) = lab().await;
     for number in 0..20 {
-        lab.api().stat_file(stat(&format!("web-{number}"))).await.expect_err("there is none");
+        let cordon = CordonNodeRequest { node: format!("web-{number}"), why: String::new() };
+        lab.operator().cordon_node(cordon).await.expect_err("there is none");
     }
     let first = lab.verified(None).await;
     assert_eq!((first.broken, first.first_seq, first.gaps), (None, 1, 0));
@@ -285,6 +290,41 @@ async fn token_that_may_only_read_cannot_fill_the_log() {
     assert_eq!((counted.count, counted.method.as_str()), (499, "StatFile"));
     assert_eq!((counted.reason(), counted.code), (Reason::ScopeMissing, 7));
     assert_eq!((counted.team.as_str(), counted.peer.as_str()), ("blue", ""));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_about_no_sandbox_cannot_fill_the_log() {
+    let (lab, _dir) = lab().await;
+    let text = token(&lab.store, "blue", "exec").await;
+    let mut api = lab.api_as(&text);
+    let odd = "\u{1}".repeat(128);
+    let read = || ReadFileRequest { id: "none".into(), path: "/x".into(), ..Default::default() };
+    for _ in 0..100 {
+        assert_eq!(reason(api.stat_file(stat(&odd)).await), Reason::FieldInvalid);
+        assert_eq!(reason(api.stat_file(stat("none")).await), Reason::SandboxNotFound);
+        assert_eq!(reason(api.read_file(read()).await), Reason::SandboxNotFound);
+    }
+    let calls = lab.calls().await;
+    let told: Vec<_> = calls
+        .iter()
+        .map(|Line { record, .. }| {
+            let Record { kind, method, reason, object, .. } = record;
+            (*kind, method.as_str(), reason.as_str(), object.as_str())
+        })
+        .collect();
+    let shown = format!("sandbox:{}", "?".repeat(128));
+    let expected = [
+        (Kind::Call, "StatFile", "FIELD_INVALID", shown.as_str()),
+        (Kind::Call, "StatFile", "SANDBOX_NOT_FOUND", "sandbox:none"),
+        (Kind::Call, "ReadFile", "SANDBOX_NOT_FOUND", "sandbox:none"),
+    ];
+    assert_eq!(told, expected, "the first of each kind, and no begin of a stream into nothing");
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let all = entries(&lab.audit, AuditQuery::default()).await;
+    let counted = all.iter().filter(|line| line.record.kind == Kind::Refused);
+    assert_eq!(counted.map(|line| line.record.count).collect::<Vec<_>>(), [99; 3]);
+    let report = lab.audit.verify(None).await.expect("read");
+    assert_eq!((report.broken, report.gaps), (None, 0));
 }
 
 #[tokio::test(start_paused = true)]

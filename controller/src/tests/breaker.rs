@@ -174,7 +174,9 @@ async fn every_kind_of_call_is_decoded_as_its_own_silence() {
     swallow(Call::ImportSandbox);
     assert!(unknown(client.import_sandbox(1, bytes::Bytes::new()).await.expect_err("swallowed")));
     swallow(Call::StopSandbox);
-    assert!(unknown(client.stop(1, &id, None, wait).await.expect_err("swallowed")));
+    let calls = client.calls(node::Origin::Caller, &"red".parse().expect("a team"));
+    let stopped = calls.expect("a place").stop(1, &id, None, wait).await;
+    assert!(unknown(stopped.expect_err("swallowed")));
 
     swallow(Call::Hello);
     assert!(silent(client.hello(0).await.expect_err("swallowed")));

@@ -2,6 +2,9 @@
 //! of it, or over an empty one.
 
 use proto::{Reason, sandbox::v1::*};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use super::*;
 use crate::store::State;
@@ -71,6 +74,37 @@ async fn replaced_controller_leaves_a_creation_to_the_next() {
     let rows = lab.store.all().await.expect("rows");
     let rows: Vec<_> = rows.iter().map(|row| (row.id.to_string(), row.state)).collect();
     assert_eq!(rows, [(made.id, State::Done)]);
+    drop(before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn replaced_controller_says_to_health_checks_that_it_does_not_serve() {
+    let memory = Arc::new(Memory::new());
+    let mut lab = Lab::over(memory.clone()).await;
+    let id = lab.create("r1").await.expect("made").id;
+    let (before, old, mut api) = (lab.controller.take(), lab.channel(), lab.api());
+    let status = async |channel: &Channel, service: &str| {
+        let request = HealthCheckRequest { service: service.into() };
+        let answer = HealthClient::new(channel.clone()).check(request).await;
+        answer.expect("an answer").into_inner().status()
+    };
+    let services = ["", "sandbox.v1.SandboxService", "sandbox.v1.OperatorService"];
+    for service in services {
+        assert_eq!(status(&old, service).await, ServingStatus::Serving, "{service}");
+    }
+    lab.store = Arc::new(memory.beside());
+    lab.start().await;
+    let stop = StopSandboxRequest { id, grace: None };
+    assert_eq!(reason(api.stop_sandbox(stop).await), Reason::StaleEpoch);
+    for service in services {
+        let told = async {
+            while status(&old, service).await != ServingStatus::NotServing {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), told).await.expect("it is told");
+        assert_eq!(status(&lab.channel(), service).await, ServingStatus::Serving, "{service}");
+    }
     drop(before);
 }
 

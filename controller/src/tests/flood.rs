@@ -4,7 +4,7 @@ use futures_util::stream;
 use http::Request as HttpRequest;
 use http_body_util::StreamBody;
 use proto::{Reason, sandbox::v1::*};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Streaming};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -16,6 +16,8 @@ use tower::ServiceExt as _;
 
 use super::*;
 
+/// Less than any wait.
+const MOMENT: Duration = Duration::from_millis(4);
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 
 /// Every path that can be called without a token, and one that does not exist.
@@ -72,7 +74,7 @@ async fn callers_without_a_token_take_nothing_from_teams() {
     let unknown = issued("red", "sandbox").text(Format::Plain);
     let mut flood = JoinSet::new();
     let mut channels = Vec::new();
-    for n in 0..200 {
+    for n in 0..90 {
         let channel = lab.channel();
         channels.push(channel.clone());
         for path in OPEN {
@@ -88,9 +90,10 @@ async fn callers_without_a_token_take_nothing_from_teams() {
         }
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
-    for channel in channels.clone() {
-        // The flood is still there: its own connections have no free permit.
-        assert_eq!(reason(check(channel).await), Reason::TooManyCalls);
+    // The flood is still there: its own connections have no free permit.
+    let checks: JoinSet<_> = channels.iter().cloned().map(check).collect();
+    for answer in checks.join_all().await {
+        assert_eq!(reason(answer), Reason::TooManyCalls);
     }
     for _ in 0..20 {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -280,5 +283,64 @@ async fn revoked_token_is_refused_at_once() {
     lab.store.revoke_token(id, 5).await.expect("revoked");
     for _ in 0..3 {
         assert_eq!(reason(list(&mut api).await), Reason::TokenInvalid);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn caller_that_repeats_a_refused_call_without_a_pause_waits_and_teams_do_not() {
+    let lab = Lab::new().await;
+    let unknown = issued("red", "sandbox").text(Format::Plain);
+    let mut stranger = lab.api_as(&unknown);
+    let begun = Instant::now();
+    for number in 0..300 {
+        let answer = stranger.get_sandbox(GetSandboxRequest { id: "x".into() }).await;
+        assert_eq!(reason(answer), Reason::TokenInvalid);
+        if number == 0 {
+            assert!(begun.elapsed() < MOMENT, "a single mistake is told at once");
+        }
+    }
+    // 100 at once, and 200 others, 5 ms each.
+    assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    list(&mut lab.api()).await.expect("a call of a team");
+    assert_eq!(check(lab.channel()).await.expect("a check of health"), 1);
+    assert!(begun.elapsed() < MOMENT, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_checks_without_a_pause_wait_and_those_of_another_connection_do_not() {
+    let lab = Lab::new().await;
+    let (channel, begun) = (lab.channel(), Instant::now());
+    for _ in 0..60 {
+        assert_eq!(check(channel.clone()).await.expect("healthy"), 1);
+    }
+    // 20 at once, and 40 others, 50 ms each.
+    assert!(begun.elapsed() >= Duration::from_millis(1900), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    assert_eq!(check(lab.channel()).await.expect("healthy"), 1);
+    assert!(begun.elapsed() < MOMENT, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_is_closed_when_too_many_refusals_wait_unless_a_team_uses_it() {
+    let lab = Lab::new().await;
+    let unknown = issued("red", "sandbox").text(Format::Plain);
+    for has_a_team in [false, true] {
+        let channel = lab.channel();
+        if has_a_team {
+            let good = SandboxServiceClient::with_interceptor(channel.clone(), bearer(&lab.red));
+            list(&mut { good }).await.expect("listed");
+        }
+        let mut calls = JoinSet::new();
+        for _ in 0..5000 {
+            let mut bad = SandboxServiceClient::with_interceptor(channel.clone(), bearer(&unknown));
+            calls.spawn(async move { bad.get_sandbox(GetSandboxRequest { id: "x".into() }).await });
+        }
+        let answers = calls.join_all().await;
+        let told = |answer: &&Result<_, Status>| {
+            answer.as_ref().err().and_then(daemon::status::reason).is_some()
+        };
+        let told = answers.iter().filter(told).count();
+        assert_eq!(told == answers.len(), has_a_team, "{told}");
     }
 }

@@ -6,6 +6,7 @@ mod api;
 mod audit;
 mod breaker;
 mod certificates;
+mod control_places;
 mod crash;
 mod creates;
 mod egress;
@@ -32,6 +33,7 @@ mod ssh;
 mod stalls;
 mod team_limits;
 mod tls;
+mod vmids;
 
 use std::{
     sync::{

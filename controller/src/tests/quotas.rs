@@ -192,7 +192,7 @@ async fn tell_disks(lab: &Lab, gib: u32, agents: std::ops::Range<usize>) {
 async fn disk_of_the_snapshot_counts_where_none_is_asked_for() {
     let lab = Lab::limited("disk_gib=40").await;
     let size = |disk_gib| Size { cpu_cores: 0, memory_mib: 0, disk_gib };
-    // Agents of before do not tell it.
+    // Older agents do not report it.
     let first = lab.create("r1").await.expect("made");
     assert_eq!(lab.usage("red").await.disk_gib, 0);
     // One of another version is enough.

@@ -35,6 +35,8 @@ pub enum Kind {
     Refused,
     /// One of the sandboxes of a call that changes many; joined with its `Call` by the number.
     Part,
+    /// Calls that were only counted because their team had used up its share of the log.
+    Counted,
     /// Kind of a later version.
     #[serde(other)]
     Later,
@@ -124,9 +126,11 @@ impl Record {
     }
 }
 
-/// Cuts a text of a caller to what an entry holds.
+/// Cuts a text of a caller to what an entry holds. Control characters become `?`: JSON needs six bytes for one, and a
+/// terminal may obey it.
 pub fn bounded(text: &str) -> String {
-    text[..text.floor_char_boundary(TEXT_MAX)].to_owned()
+    let text = &text[..text.floor_char_boundary(TEXT_MAX)];
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Entry as it is stored.
@@ -205,4 +209,29 @@ pub fn code_name(number: i32) -> &'static str {
 pub fn code_number(name: &str) -> i32 {
     let known = CODES.iter().position(|code| *code == name);
     known.and_then(|number| i32::try_from(number).ok()).unwrap_or(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn control_characters_of_a_caller_are_not_written() {
+        assert_eq!(bounded("a\u{1b}[2J\r\n\u{85}b"), "a?[2J???b");
+        assert_eq!(bounded("tür-1"), "tür-1");
+        assert_eq!(bounded(&"\0".repeat(1000)), "?".repeat(TEXT_MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn text_of_a_caller_takes_few_bytes_in_a_line(text in any::<String>()) {
+            let bounded = bounded(&text);
+            prop_assert!(bounded.len() <= TEXT_MAX);
+            // Quotes and backslashes take two bytes.
+            let json = serde_json::to_string(&bounded).expect("a text is JSON");
+            prop_assert!(json.len() <= 2 * TEXT_MAX + 2, "{}", json.len());
+        }
+    }
 }

@@ -143,8 +143,14 @@ async fn entries_over_the_queue_are_counted_and_calls_do_not_wait() {
 #[tokio::test(start_paused = true)]
 async fn rotation_and_retention_keep_the_rest_verifiable() {
     let dir = tempfile::tempdir().expect("a directory");
-    let options = Options { segment_bytes: 2000, bytes_max: 10_000, ..Options::default() };
-    let audit = open(dir.path(), &options).await;
+    let least = Duration::ZERO;
+    let options = Options { segment_bytes: 2000, bytes_max: 10_000, least, ..Options::default() };
+    let clock = clock();
+    // Later than all entries.
+    clock.0.fetch_add(HOUR_MS, Ordering::Relaxed);
+    let open =
+        async || Audit::open(dir.path(), clock.clone(), options.clone()).await.expect("opened");
+    let audit = open().await;
     let mut heads = Vec::new();
     for round in 0..30 {
         add(&audit, round * 10..round * 10 + 10);
@@ -164,7 +170,7 @@ async fn rotation_and_retention_keep_the_rest_verifiable() {
     right(&audit, Some(before.trim().parse().expect("a head"))).await;
     audit.close().await;
     drop(audit);
-    let audit = open(dir.path(), &options).await;
+    let audit = open().await;
     let again = right(&audit, heads.last().copied()).await;
     assert!(again.first >= report.first && again.gaps == 0, "{again:?}");
     // Without a segment in the middle it is broken there.
@@ -259,7 +265,7 @@ async fn clock_that_stays_ahead_for_a_week_is_right() {
         calls_after(&audit, &clock, day).await;
     }
     let kept = calls_after(&audit, &clock, 12).await;
-    assert!(kept[0] >= 3, "those of before the step are gone: {kept:?}");
+    assert!(kept[0] >= 3, "those from before the step are gone: {kept:?}");
     assert_eq!(audit.trouble(), None);
 }
 
@@ -516,6 +522,100 @@ async fn flood_of_refusals_is_counted_and_drops_nothing_else() {
         100_002
     );
     assert_eq!(right(&audit, None).await.gaps, 0);
+}
+
+/// Entries of a team, each of them on the disk.
+async fn flood(audit: &Audit, team: &str, clock: &SetClock, calls: std::ops::Range<u64>) {
+    for call in calls {
+        audit.record(Record { team: team.into(), ..record(call, clock.now_ms()) });
+        audit.flush().await;
+    }
+}
+
+fn calls_of<'a>(all: &'a [Record], team: &str) -> Vec<&'a Record> {
+    all.iter().filter(|record| record.kind == Kind::Call && record.team == team).collect()
+}
+
+fn bytes(dir: &Path) -> u64 {
+    segments(dir).into_iter().map(|path| fs::metadata(path).expect("there").len()).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn team_that_floods_the_log_pushes_out_nothing_of_others_and_leaves_them_room() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let clock = clock();
+    let options = Options { segment_bytes: 2000, bytes_max: 60_000, ..Options::default() };
+    let open =
+        async || Audit::open(dir.path(), clock.clone(), options.clone()).await.expect("opened");
+    let audit = open().await;
+    flood(&audit, "blue", &clock, 0..5).await;
+    flood(&audit, "red", &clock, 0..500).await;
+    assert!(audit.trouble().expect("a finding").contains("red"), "{:?}", audit.trouble());
+    // What is always told, and another team.
+    audit.record_always(Record { team: "red".into(), ..record(1000, clock.now_ms()) });
+    flood(&audit, "blue", &clock, 5..10).await;
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    audit.flush().await;
+    let all = list(&audit, AuditQuery::default()).await;
+    let (red, blue) = (calls_of(&all, "red"), calls_of(&all, "blue"));
+    let numbers: Vec<_> = blue.iter().map(|record| record.call).collect();
+    assert_eq!(numbers, (0..10).collect::<Vec<_>>());
+    assert_eq!(red.last().expect("entries").call, 1000);
+    let counted = all.iter().filter(|record| record.kind == Kind::Counted);
+    let counted = counted.inspect(|record| {
+        assert_eq!((record.team.as_str(), record.method.as_str()), ("red", "StatFile"));
+    });
+    let counted: u64 = counted.map(|record| record.count).sum();
+    assert_eq!(red.len() as u64 - 1 + counted, 500, "each is told or counted");
+    let kept = bytes(dir.path());
+    assert!((28_000..40_000).contains(&kept), "half of the log is free for others: {kept}");
+    right(&audit, None).await;
+
+    // A restart gives a team room again, but never all that is left.
+    audit.close().await;
+    drop(audit);
+    let audit = open().await;
+    flood(&audit, "red", &clock, 2000..2500).await;
+    flood(&audit, "blue", &clock, 10..15).await;
+    let all = list(&audit, AuditQuery::default()).await;
+    assert_eq!(calls_of(&all, "blue").len(), 15);
+    assert!(bytes(dir.path()) < options.bytes_max);
+
+    // What is old enough makes room.
+    for _ in 0..9 {
+        pass_a_day(&clock).await;
+        audit.flush().await;
+    }
+    flood(&audit, "red", &clock, 3000..3001).await;
+    let all = list(&audit, AuditQuery::default()).await;
+    assert_eq!(calls_of(&all, "red").last().expect("entries").call, 3000);
+    assert_eq!(audit.trouble(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn young_entries_stay_while_the_clock_is_doubted_though_the_log_is_too_large() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let clock = clock();
+    let options = Options { segment_bytes: 1, bytes_max: 5000, ..Options::default() };
+    let audit = Audit::open(dir.path(), clock.clone(), options).await.expect("opened");
+    let always = async |calls: std::ops::Range<u64>| {
+        for call in calls {
+            audit.record_always(record(call, clock.now_ms()));
+            audit.flush().await;
+        }
+    };
+    always(0..15).await;
+    clock.0.fetch_add(365 * 24 * HOUR_MS, Ordering::Relaxed);
+    always(15..40).await;
+    let all = list(&audit, AuditQuery::default()).await.into_iter();
+    let calls = all.filter(|record| record.kind == Kind::Call).map(|record| record.call);
+    assert_eq!(calls.collect::<Vec<_>>(), (0..40).collect::<Vec<_>>());
+    let trouble = audit.trouble().expect("a finding");
+    assert!(trouble.contains("more than max_mib"), "{trouble}");
+    // The disk is bounded all the same.
+    always(40..100).await;
+    let left = bytes(dir.path());
+    assert!((8_000..=10_500).contains(&left), "{left}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -71,11 +71,11 @@ pub struct Faults {
     pub isolates_nothing: bool,
     /// Makes every sandbox open, like an agent of a version that knows of nothing else.
     pub opens: bool,
-    /// Reports no commands, as agents of before.
+    /// Reports no commands, as older agents do.
     pub tells_no_commands: bool,
     /// Whether it keeps no sandbox to an allow-list.
     pub filters_nothing: bool,
-    /// Answers like an agent of before, which knows no names.
+    /// Answers like an older agent, which knows no names.
     pub knows_no_names: bool,
     /// Answers like an agent for which every open port is public.
     pub guards_nothing: bool,
@@ -104,6 +104,8 @@ pub(super) struct World {
     epoch: u64,
     seq: u64,
     next_vmid: u32,
+    /// Range of vmids that it tells; zeros, as an agent that tells none.
+    vmids: (u32, u32),
     sandboxes: BTreeMap<SandboxId, Sandbox>,
     cancelled: BTreeMap<SandboxId, u32>,
     members: Vec<wire::Member>,
@@ -172,6 +174,7 @@ impl FakeAgent {
                 epoch: 0,
                 seq: 0,
                 next_vmid: first_vmid,
+                vmids: (0, 0),
                 sandboxes: BTreeMap::new(),
                 cancelled: BTreeMap::new(),
                 members: Vec::new(),
@@ -248,6 +251,11 @@ impl FakeAgent {
     /// Sets how much output it keeps of a sandbox, bytes.
     pub fn keeps(&self, id: &str, bytes: u64) {
         self.world.lock().kept.insert(id.to_owned(), bytes);
+    }
+
+    /// Has it tell a range of vmids with its next hello.
+    pub fn tells_vmids(&self, first: u32, last: u32) {
+        self.world.lock().vmids = (first, last);
     }
 
     /// Adds a member to its cluster.

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Change;
 use crate::{
     inventory::Entry,
+    node::Origin,
     sandbox::{Caller, Error, RETRY, Result, Sandboxes, WAIT},
 };
 
@@ -40,7 +41,11 @@ impl Sandboxes {
         let node = self.reachable(&entry)?;
         let epoch = self.nodes.epoch.get();
         let wait = deadline.saturating_duration_since(Instant::now());
-        let answer = match node.client.delete(epoch, &entry.id, wait).await {
+        let deleted = match node.client.calls(Origin::Caller, &entry.team) {
+            Ok(calls) => calls.delete(epoch, &entry.id, wait).await,
+            Err(full) => Err(full),
+        };
+        let answer = match deleted {
             // There is nothing to delete, and the owner no longer wants it.
             Err(error) if error.is_not_found() => {
                 tracing::warn!(sandbox_id = %entry.id, node = %node.name,

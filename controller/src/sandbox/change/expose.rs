@@ -11,15 +11,15 @@ use proto::{
     spec,
     visibility::Visibility,
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Change;
 use crate::{
     events,
-    node::{self, Client, Exposed},
+    node::{self, Exposed, Origin, SandboxCalls},
     sandbox::{
-        Caller, Error, Result, Sandboxes,
+        Caller, Error, RETRY, Result, Sandboxes,
         exposure::{Openness, can_guard, is_too_open, openness},
     },
 };
@@ -74,10 +74,10 @@ impl Sandboxes {
             self.check_guards(caller, &request.id)?;
         }
         let service = Exposed { name: name.clone(), port, wanted, default };
-        let expose = |client: Client, epoch: u64, id: SandboxId| async move {
-            let sandbox = client.expose(epoch, &id, &service).await?;
+        let expose = |calls: SandboxCalls, epoch: u64, id: SandboxId| async move {
+            let sandbox = calls.expose(epoch, &id, &service).await?;
             if is_guarded && is_too_open(&sandbox, port, wanted) {
-                return Err(close_again(&client, epoch, &id, &service).await);
+                return Err(close_again(&calls, epoch, &id, &service).await);
             }
             Ok(sandbox)
         };
@@ -105,7 +105,9 @@ impl Sandboxes {
                     match openness(&entry.sandbox, port) {
                         Openness::Closed => changes.changed().await.ok()?,
                         Openness::Guarded => return None,
-                        Openness::Everybody => return this.nodes.get(entry.node.as_ref()?),
+                        Openness::Everybody => {
+                            return Some((this.nodes.get(entry.node.as_ref()?)?, entry.team));
+                        }
                     }
                 }
             };
@@ -114,11 +116,33 @@ impl Sandboxes {
             if over.is_cancelled() {
                 return;
             }
+            let Some(Some(Some((node, team)))) = shown else {
+                return this.lost_exposures.end(id, port);
+            };
+            let calls = loop {
+                match node.client.calls(Origin::Controller, &team) {
+                    Ok(calls) => break Ok(calls),
+                    // The team's places come free again: what has them ends by itself.
+                    Err(full) => {
+                        let again = this.stop.run_until_cancelled(sleep(RETRY));
+                        let again = over.run_until_cancelled(again).await;
+                        if over.is_cancelled() {
+                            return;
+                        }
+                        if again.flatten().is_none() {
+                            break Err(full);
+                        }
+                    }
+                }
+            };
             this.lost_exposures.end(id, port);
-            let Some(Some(Some(node))) = shown else { return };
             // The event of the node says who has closed it.
             this.log().ask(id, HIDE.effects, events::CONTROLLER);
-            match node.client.hide(this.nodes.epoch.get(), &id, &name).await {
+            let hidden = match calls {
+                Ok(calls) => calls.hide(this.nodes.epoch.get(), &id, &name).await,
+                Err(full) => Err(full),
+            };
+            match hidden {
                 Ok((sandbox, _)) => {
                     this.nodes.apply(&node.name, sandbox);
                     tracing::warn!(sandbox = %id, %port, "a port that an older agent has opened to everybody is closed");
@@ -151,8 +175,8 @@ impl Sandboxes {
         let name: ServiceName = name.parse()?;
         let mut closed = Vec::new();
         let (service, services) = (&name, &mut closed);
-        let hide = |client: Client, epoch, id| async move {
-            let (sandbox, hidden) = client.hide(epoch, &id, service).await?;
+        let hide = |calls: SandboxCalls, epoch, id| async move {
+            let (sandbox, hidden) = calls.hide(epoch, &id, service).await?;
             *services = hidden;
             Ok(sandbox)
         };
@@ -171,13 +195,13 @@ impl Sandboxes {
 /// Closes a port that its node has opened to everybody, though fewer were asked for: its agent was replaced by an
 /// older one, and this was not noticed before. Returns the error of the call.
 async fn close_again(
-    client: &Client,
+    calls: &SandboxCalls,
     epoch: u64,
     id: &SandboxId,
     service: &Exposed,
 ) -> node::Error {
     let Exposed { name, port, .. } = service;
-    let now = match client.hide(epoch, id, name).await {
+    let now = match calls.hide(epoch, id, name).await {
         Ok(_) => format!("port {port} is closed again"),
         Err(error) => {
             tracing::error!(sandbox = %id, %port, %error, "a port that is open to everybody was not closed");

@@ -11,7 +11,7 @@ use proto::{
 
 use super::Change;
 use crate::{
-    node::Client,
+    node::SandboxCalls,
     sandbox::{Caller, Result, Sandboxes},
 };
 
@@ -37,10 +37,10 @@ impl Sandboxes {
         let answer = &mut made;
         let (service, kind, ttl) = (request.service.clone(), request.kind, request.ttl);
         let user = caller.user.as_ref().map(ToString::to_string).unwrap_or_default();
-        let link = |client: Client, epoch, id: proto::id::SandboxId| async move {
+        let link = |calls: SandboxCalls, epoch, id: proto::id::SandboxId| async move {
             let id = id.to_string();
             let wanted = agent::CreateAccessLinkRequest { epoch, id, service, kind, ttl, user };
-            let (sandbox, link) = client.create_access_link(wanted).await?;
+            let (sandbox, link) = calls.create_access_link(wanted).await?;
             *answer = link;
             Ok(sandbox)
         };
@@ -60,8 +60,8 @@ impl Sandboxes {
         self.check_guards(caller, &request.id)?;
         let (mut port, service) = (0, request.service.clone());
         let revoked = &mut port;
-        let revoke = |client: Client, epoch, id| async move {
-            let (sandbox, port) = client.revoke_access(epoch, &id, service).await?;
+        let revoke = |calls: SandboxCalls, epoch, id| async move {
+            let (sandbox, port) = calls.revoke_access(epoch, &id, service).await?;
             *revoked = port;
             Ok(sandbox)
         };

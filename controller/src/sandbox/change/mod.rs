@@ -20,7 +20,7 @@ use proto::{
 
 use crate::{
     inventory::Entry,
-    node::{self, Client, GrowthGuard, Node},
+    node::{self, GrowthGuard, Node, SandboxCalls},
     placement::{Growth, NoRoom},
     sandbox::{Caller, Error, Result, Sandboxes},
     store::Event,
@@ -43,23 +43,24 @@ pub(super) struct Change {
 
 impl Sandboxes {
     /// Carries out a change of a sandbox of the caller's team that is neither being created nor
-    /// deleted. `call` is made with the epoch of this controller.
+    /// deleted. `call` is made with the epoch of this controller; its place on the node is held until it ends.
     async fn change<F>(
         &self,
         caller: &Caller,
         id: &str,
         change: Change,
-        call: impl FnOnce(Client, u64, SandboxId) -> F,
+        call: impl FnOnce(SandboxCalls, u64, SandboxId) -> F,
     ) -> Result<Sandbox>
     where
         F: Future<Output = Result<Sandbox, node::Error>>,
     {
         self.may_change()?;
         let (entry, node) = self.on_node(&caller.team, id)?;
+        let calls = self.calls(&node, &entry.team)?;
         let at_ms = self.clock.now_ms();
         self.quotas.admit_change(&caller.team, at_ms, change.is_bounded)?;
         self.log_request(caller, &entry, change);
-        let answer = call(node.client.clone(), self.nodes.epoch.get(), entry.id).await;
+        let answer = call(calls, self.nodes.epoch.get(), entry.id).await;
         if matches!(answer, Err(node::Error::Refused { .. } | node::Error::Unreachable(_))) {
             // It was not carried out.
             self.quotas.take_back_change(&caller.team, at_ms);

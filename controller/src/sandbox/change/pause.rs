@@ -24,8 +24,8 @@ impl Sandboxes {
     /// FREEZE_FAILED when a process in it does not freeze, unless `or_stop`; when there is none, it
     /// does not run, or its node does not do it.
     pub async fn pause(&self, caller: &Caller, id: &str, or_stop: bool) -> Result<Sandbox> {
-        self.change(caller, id, PAUSE, |client, epoch, id| async move {
-            client.pause(epoch, &id, or_stop, WAIT).await
+        self.change(caller, id, PAUSE, |calls, epoch, id| async move {
+            calls.pause(epoch, &id, or_stop, WAIT).await
         })
         .await
     }
@@ -35,8 +35,8 @@ impl Sandboxes {
     /// # Errors
     /// When there is none, it is neither paused nor running, or its node does not do it.
     pub async fn resume(&self, caller: &Caller, id: &str) -> Result<Sandbox> {
-        self.change(caller, id, RESUME, |client, epoch, id| async move {
-            client.resume(epoch, &id, WAIT).await
+        self.change(caller, id, RESUME, |calls, epoch, id| async move {
+            calls.resume(epoch, &id, WAIT).await
         })
         .await
     }

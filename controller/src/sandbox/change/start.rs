@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::Change;
 use crate::{
     inventory::Entry,
-    node::{Client, GrowthGuard},
+    node::{GrowthGuard, SandboxCalls},
     placement::Growth,
     sandbox::{Caller, Result, Sandboxes, WAIT, stopping},
 };
@@ -48,7 +48,8 @@ impl Sandboxes {
         let admit = || self.admit_growth(&node, &Growth::start(id, size));
         let stopped = before.sandbox.phase() == Phase::Stopped;
         let mut counted = stopped.then(admit).transpose()?;
-        let start = |client: Client, epoch, id| async move { client.start(epoch, &id, WAIT).await };
+        let start =
+            |calls: SandboxCalls, epoch, id| async move { calls.start(epoch, &id, WAIT).await };
         let mut change = std::pin::pin!(self.change(caller, &name, START, start));
         let answer = tokio::select! {
             answer = change.as_mut() => answer,

@@ -24,8 +24,8 @@ impl Sandboxes {
         grace: Option<prost_types::Duration>,
     ) -> Result<Sandbox> {
         let grace = lifetime::grace(grace)?;
-        self.change(caller, id, STOP, |client, epoch, id| async move {
-            client.stop(epoch, &id, grace, WAIT).await
+        self.change(caller, id, STOP, |calls, epoch, id| async move {
+            calls.stop(epoch, &id, grace, WAIT).await
         })
         .await
     }

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::Change;
 use crate::{
     inventory::Entry,
-    node::{Client, GrowthGuard},
+    node::{GrowthGuard, SandboxCalls},
     placement::Growth,
     sandbox::{
         Caller, Result, Sandboxes, WAIT,
@@ -86,8 +86,8 @@ impl Sandboxes {
             let grows = update.size.map(|size| (has, size.or(has)));
             let admit = |sizes| this.admit_size(&caller.team, id, sizes);
             let admitted = grows.map(admit).transpose()?;
-            let change = |client: Client, epoch, id| async move {
-                client.update(epoch, &id, request, wait).await
+            let change = |calls: SandboxCalls, epoch, id| async move {
+                calls.update(epoch, &id, request, wait).await
             };
             let changed = this.change(&caller, &id.to_string(), UPDATE, change).await;
             drop(name);

@@ -391,7 +391,7 @@ fn known_differences(sandbox: &Sandbox, request: &CreateSandboxRequest) -> Vec<&
 }
 
 /// Returns true when a request asks for other ports than a sandbox was created with, or for others to reach them.
-/// Those of before had public ones alone.
+/// Older ones had public ports alone.
 fn exposes_otherwise(has: &[HttpService], wants: &[HttpService]) -> bool {
     let differ = |(has, wants): (&HttpService, &HttpService)| {
         let reach = wants.visibility != 0 && wants.visibility().word() != has.visibility().word();

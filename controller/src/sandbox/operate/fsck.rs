@@ -17,7 +17,11 @@ use proto::{
 };
 use tokio::time::timeout;
 
-use crate::{inventory::Entry, node::Node, sandbox::Sandboxes};
+use crate::{
+    inventory::Entry,
+    node::{Node, NodeStatus},
+    sandbox::Sandboxes,
+};
 
 /// Most sandboxes whose nodes are asked for their ports at once.
 const AT_ONCE: usize = 32;
@@ -25,6 +29,8 @@ const AT_ONCE: usize = 32;
 const COMPARED: Duration = Duration::from_secs(10);
 /// Longest wait for the report of ports that a node has in its answer already.
 const REPORTED: Duration = Duration::from_secs(5);
+/// Difference between the clocks of a node and the controller that is a finding. A report takes some seconds at most.
+const APART_MS: u64 = 60_000;
 
 /// Result of a check.
 #[derive(Debug, Default)]
@@ -67,6 +73,8 @@ impl Sandboxes {
         report.findings.extend(late.into_iter().map(|late| overdue(late, now_ms)));
         let own = self.nodes.overdue_own_certificate();
         report.findings.extend(own.map(|own| overdue_own(&own, now_ms)));
+        let statuses = self.nodes.statuses().into_iter();
+        report.findings.extend(statuses.filter_map(|node| clocks_apart(&node, now_ms)));
         let miscounted = self.nodes.cache.miscounted().into_iter();
         report.findings.extend(miscounted.map(|(team, counted, again)| Finding {
             invariant: Invariant::I12.into(),
@@ -193,6 +201,27 @@ fn overdue_own(own: &Validity, now_ms: u64) -> Finding {
     }
 }
 
+/// Finding of a node whose clock is another one than the controller's, by its last report.
+fn clocks_apart(node: &NodeStatus, now_ms: u64) -> Option<Finding> {
+    let (load, age) = node.report.as_ref()?;
+    let taken = load.taken_at?;
+    let taken_ms =
+        taken.seconds.saturating_mul(1000).saturating_add(i64::from(taken.nanos) / 1_000_000);
+    let received_ms = now_ms.saturating_sub(daemon::clock::millis(*age));
+    let ahead_ms = taken_ms.saturating_sub(i64::try_from(received_ms).ok()?);
+    let (apart, way) = (ahead_ms.unsigned_abs(), if ahead_ms > 0 { "ahead of" } else { "behind" });
+    (apart >= APART_MS).then(|| Finding {
+        invariant: Invariant::Clock.into(),
+        node: node.name.to_string(),
+        subject: "clock".to_owned(),
+        detail: format!(
+            "its clock is {} s {way} the controller's: certificates and the ends of lifetimes depend on both; \
+             `timedatectl` on each of the machines says which one is not synchronised",
+            apart / 1000
+        ),
+    })
+}
+
 /// Finds violations that only show across nodes, or against the controller's cache.
 fn compare(entries: &[Entry]) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -245,7 +274,7 @@ fn compare(entries: &[Entry]) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use proto::sandbox::v1::{HttpService, Visibility as Wire};
+    use proto::sandbox::v1::{HttpService, NodeLoad, Visibility as Wire};
 
     use super::*;
 
@@ -259,6 +288,47 @@ mod tests {
             ..HttpService::default()
         });
         Sandbox { services: services.collect(), ..Sandbox::default() }
+    }
+
+    #[test]
+    fn clock_that_is_a_minute_from_the_controllers_is_found() {
+        let now_ms = 1_700_000_000_000;
+        let at = |taken_ms: i64| NodeStatus {
+            name: "n1".parse().expect("a name"),
+            address: String::new(),
+            not_ready: None,
+            version: String::new(),
+            report: Some((
+                NodeLoad {
+                    taken_at: Some(prost_types::Timestamp {
+                        seconds: taken_ms.div_euclid(1000),
+                        nanos: 0,
+                    }),
+                    ..NodeLoad::default()
+                },
+                Duration::from_secs(5),
+            )),
+            sandboxes: 0,
+            certificate: None,
+        };
+        let received_ms = 1_700_000_000_000 - 5000;
+        for near in [0, 59_000, -59_000] {
+            assert_eq!(clocks_apart(&at(received_ms + near), now_ms), None, "{near}");
+        }
+        for (far, words) in [
+            (60_000, "60 s ahead of"),
+            (-90_000, "90 s behind"),
+            (-received_ms, "s behind"),
+            (i64::MIN + received_ms.abs(), "s behind"),
+            (i64::MAX - received_ms, "s ahead of"),
+        ] {
+            let found = clocks_apart(&at(received_ms.saturating_add(far)), now_ms);
+            let found = found.expect("found");
+            assert!(found.detail.contains(words), "{found:?}");
+            assert_eq!((found.node.as_str(), found.invariant()), ("n1", Invariant::Clock));
+        }
+        let untold = NodeStatus { report: Some((NodeLoad::default(), Duration::ZERO)), ..at(0) };
+        assert_eq!(clocks_apart(&untold, now_ms), None, "an agent that does not tell");
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl Quotas {
         }
     }
 
-    /// Adds a creation of before the start to the rates.
+    /// Adds a creation from before the start to the rates.
     pub(super) fn recall(&self, creator: Creator<'_>) {
         let mut state = self.state.lock();
         let history = state.histories.entry(creator.team.clone()).or_default();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::future::join_all;
+use futures_util::future::try_join_all;
 use proto::{
     id::{Invalid, SandboxId},
     name::{NodeName, Team},
@@ -24,7 +24,8 @@ impl Sandboxes {
     /// does not answer, are left out.
     ///
     /// # Errors
-    /// When there are too many ids, one is not a sandbox of the team, or the page is wrong.
+    /// When there are too many ids, one is not a sandbox of the team, or the page is wrong; TOO_MANY_CALLS when
+    /// the team has as many calls under way on a node as it may.
     pub async fn usage(
         &self,
         team: &Team,
@@ -54,16 +55,17 @@ impl Sandboxes {
             }
         }
         let answers = by_node.into_values().map(|(node, ids)| async move {
-            match node.client.usage(&ids).await {
-                Ok(usages) => usages,
+            let calls = self.calls(&node, team)?;
+            match calls.usage(&ids).await {
+                Ok(usages) => Ok::<_, Error>(usages),
                 Err(error) => {
                     self.nodes.fence_if_replaced(&error);
                     tracing::warn!(node = %node.name, %error, "node did not report usage");
-                    Vec::new()
+                    Ok(Vec::new())
                 }
             }
         });
-        let mut usages: Vec<Usage> = join_all(answers).await.into_iter().flatten().collect();
+        let mut usages: Vec<Usage> = try_join_all(answers).await?.into_iter().flatten().collect();
         usages.sort_by(|a, b| a.id.cmp(&b.id));
         Ok((usages, next))
     }

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{AttemptResult, Creation, POLL};
 use crate::{
-    node::{self, Node},
+    node::{self, Node, Origin},
     sandbox::{RETRY, Sandboxes, WAIT, quota::why_not_kept},
 };
 
@@ -285,18 +285,47 @@ impl Sandboxes {
         match step {
             // Answered as soon as the node has admitted it, which keeps the uncertain time short.
             Step::Send => node.client.create(epoch, &creation.order, Duration::ZERO).await,
-            Step::Follow => node.client.create(epoch, &creation.order, WAIT).await,
+            Step::Follow => {
+                // It waits there as long as its team has places for that; without one it only asks how far it is,
+                // and does so again and again.
+                let place = node.client.calls(Origin::Creation, &creation.team).ok();
+                let wait = place.as_ref().map_or(Duration::ZERO, |_| WAIT);
+                let answer = node.client.create(epoch, &creation.order, wait).await;
+                drop(place);
+                answer
+            }
             Step::Ask => node.client.get(&creation.order.id).await.map(|sandbox| (sandbox, None)),
         }
     }
 
     /// Cancels the earlier attempts. A failure here is repeated with the next try.
     async fn cancel_earlier(&self, creation: &Creation, node: &Node) {
-        let (epoch, before) = (self.nodes.epoch.get(), creation.order.attempt - 1);
-        if let Err(error) = node.client.cancel_create(epoch, &creation.order.id, before).await {
+        let before = creation.order.attempt - 1;
+        if let Err(error) = self.cancel_on(creation, node, before).await {
             tracing::warn!(sandbox_id = %creation.order.id, node = %node.name, %error,
                 "could not cancel an abandoned attempt");
         }
+    }
+
+    /// Cancels the attempts up to `attempt` on the node. Returns the sandbox that the node holds, if any.
+    async fn cancel_on(
+        &self,
+        creation: &Creation,
+        node: &Node,
+        attempt: u32,
+    ) -> node::Result<Option<Sandbox>> {
+        // The node answers when the attempt is undone, which takes its time.
+        let place = node.client.calls(Origin::Controller, &creation.team)?;
+        let epoch = self.nodes.epoch.get();
+        let held = node.client.cancel_create(epoch, &creation.order.id, attempt).await;
+        drop(place);
+        held
+    }
+
+    /// Ends a sandbox that had come up before its creation was cancelled.
+    async fn delete_on(&self, creation: &Creation, node: &Node) -> node::Result<Sandbox> {
+        let calls = node.client.calls(Origin::Controller, &creation.team)?;
+        calls.delete(self.nodes.epoch.get(), &creation.order.id, WAIT).await
     }
 
     /// Removes the attempt from the node. Retries until the node is not known any more: a requested deletion stays
@@ -310,8 +339,7 @@ impl Sandboxes {
         loop {
             // As in `attempt`.
             let Some(node) = self.nodes.get(name) else { return AttemptResult::Abandoned };
-            let epoch = self.nodes.epoch.get();
-            let held = match node.client.cancel_create(epoch, id, creation.order.attempt).await {
+            let held = match self.cancel_on(creation, &node, creation.order.attempt).await {
                 Ok(held) => held,
                 Err(error) if error.is_not_found() => None,
                 Err(error) => {
@@ -329,7 +357,7 @@ impl Sandboxes {
                 None | Some(Phase::Failed | Phase::Deleted) => return AttemptResult::Cancelled,
                 // The sandbox had come up before.
                 Some(Phase::Running | Phase::Paused | Phase::Stopped) => {
-                    if let Err(error) = node.client.delete(epoch, id, WAIT).await {
+                    if let Err(error) = self.delete_on(creation, &node).await {
                         tracing::warn!(sandbox_id = %id, node = %name, %error,
                             "could not delete a cancelled creation, trying again");
                     }
