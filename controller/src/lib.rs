@@ -135,6 +135,12 @@ impl Controller {
         let (audit, urls, limits) = (parts.audit, parts.urls, parts.limits);
         let api = rpc::Api::new(sandboxes.clone(), access.clone(), audit.clone(), urls, limits);
         let api = api.await;
+        let (health, nodes, until) = (api.health().clone(), sandboxes.registry(), stop.clone());
+        tasks.spawn(async move {
+            if until.run_until_cancelled(nodes.epoch.replaced()).await.is_some() {
+                health.replaced().await;
+            }
+        });
         Ok(Self { sandboxes, api, access, audit, store: parts.store, clock, tasks, stop })
     }
 

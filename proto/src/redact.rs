@@ -50,8 +50,8 @@ one_of!(api::upload_archive_request::Message { Start; Data });
 message!(api::DownloadArchiveResponse { ; data });
 
 message!(api::ExecStart {
-    id, user, timeout, tty, window, exec_id, detached;
-    command, cwd, env
+    id, user, timeout, tty, window, exec_id, detached, spare_background;
+    command, cwd, env, title
 });
 one_of!(api::exec_start::Command { Sftp ; Argv, Shell });
 message!(api::Argv { ; args });
@@ -86,7 +86,7 @@ message!(agent::ExportSandboxResponse { node; record });
 message!(agent::ImportSandboxRequest { epoch; record });
 
 message!(shim::Start {
-    exec_id, keep, timeout_ms, window, started_ms, start_by_ms, detached, files;
+    exec_id, keep, timeout_ms, window, started_ms, start_by_ms, detached, files, spare_background;
     digest, order, title, mark
 });
 message!(shim::Forward { start_by_ms; order, mark });
@@ -118,6 +118,7 @@ mod tests {
             shown::<api::DownloadArchiveResponse>(1),
             shown::<api::ExecStart>(3),
             shown::<api::ExecStart>(4),
+            shown::<api::ExecStart>(13),
             shown::<api::Argv>(1),
             shown::<api::ExecRequest>(2),
             shown::<api::ExecResponse>(2),

@@ -31,7 +31,7 @@ pub use client::{ClientSigner, SignedClient};
 pub use own::{Own, names, renew_own};
 pub use rotation::{Rotation, keeps_client_ca, old_name};
 pub use sign::{Lives, Signed, Signer};
-/// Life of CA certificates and of of all of the ingress hop, which Caddy reads at its start only.
+/// Life of CA certificates and of all certificates of the ingress hop, which Caddy reads only at its start.
 const LONG: Duration = Duration::from_hours(24 * 365 * 10);
 /// Life of the certificates of agents that get theirs by hand.
 const SHORT: Duration = Duration::from_hours(24 * 365);

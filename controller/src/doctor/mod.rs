@@ -1,25 +1,19 @@
 //! `doctor`: looks at the controller's machine and says what is wrong, each finding with its remedy. `look`
 //! sees, and has all effects; `checks` decides and is pure.
 
+mod api;
+mod certificates;
 mod ssh;
 
 use std::{
     fs,
-    net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
-use daemon::{
-    doctor::{
-        Check, Report, State, certificate,
-        reach::{self, Listener, listener, local},
-    },
-    peer::CONTROLLER_NAME,
-};
+use daemon::doctor::{Check, Report, State, reach};
 use nix::unistd;
 use proto::visibility::Visibility;
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use crate::{
     ca,
@@ -30,17 +24,14 @@ use crate::{
 };
 
 const RESTART: &str = "systemctl restart pve-sandbox-controller";
-/// Name of the check of the controller's own certificate.
-const OWN: &str = "certificate";
 
 /// Observations of a controller whose configuration can be used.
 #[derive(Debug)]
 struct Facts {
     now_ms: u64,
-    /// Certificates with what is expected of them.
-    certificates: Vec<(certificate::Expected, certificate::Facts)>,
-    /// Names in the controller's certificate.
-    names: Vec<String>,
+    certificates: Vec<certificates::Looked>,
+    /// Names in the controller's certificate; `None` where they cannot be read.
+    names: Option<Vec<String>>,
     /// Host names of this machine.
     host_names: Vec<String>,
     /// Database; `None` when it is not there.
@@ -48,9 +39,7 @@ struct Facts {
     /// Files below the data directory that the service's user does not own, and that user's numbers.
     foreign: Result<(Vec<PathBuf>, (u32, u32)), String>,
     /// Listener where the API should be; `None` without a CA.
-    listener: Option<Listener>,
-    /// Certificate on the disk, DER.
-    on_disk: Vec<u8>,
+    api: Option<api::Facts>,
     /// SSH server; `None` when there is to be none.
     ssh: Option<ssh::Facts>,
 }
@@ -116,72 +105,26 @@ pub fn of_files(path: &Path, config: &Config) -> Report {
     if let Some(check) = privileges(unistd::Uid::effective(), &owners_of(dir)) {
         return Report::new(vec![Check { state: State::Warning, ..check }]);
     }
-    let seen = look_at_certificates(path, config, &setup::host_names());
+    let looked = certificates::look(path, config, &setup::host_names());
     let now_ms = SystemClock.now_ms();
-    let checks = seen.iter().flat_map(|(expected, seen)| {
-        let checks = judge(expected, seen, now_ms);
-        let has_ended =
-            seen.validity.as_ref().is_ok_and(|validity| validity.not_after_ms <= now_ms);
-        // The controller renews its own before it serves, where nothing else is wrong with it.
-        match expected.name == OWN && has_ended && checks.len() == 1 {
-            true => mended_at_start(checks),
-            false => checks,
-        }
-    });
-    Report::new(checks.collect())
-}
-
-/// Judges a certificate. Where the next start makes a new one, it is no failure that there is none.
-fn judge(expected: &certificate::Expected, seen: &certificate::Facts, now_ms: u64) -> Vec<Check> {
-    let checks = certificate::check(expected, seen, now_ms);
-    if expected.replace == RESTART { mended_at_start(checks) } else { checks }
-}
-
-fn mended_at_start(checks: Vec<Check>) -> Vec<Check> {
-    let warning = |check: Check| {
-        let found = format!("{}; the next start makes a new one", check.found);
-        Check::warning(check.name, check.subject, found, RESTART)
-    };
-    checks.into_iter().map(warning).collect()
-}
-
-fn look_at_certificates(
-    path: &Path,
-    config: &Config,
-    host_names: &[String],
-) -> Vec<(certificate::Expected, certificate::Facts)> {
-    let lacks = ca::lacks(&config.data_dir).ok();
-    let expected = certificates(path, config, host_names, lacks.as_deref()).into_iter();
-    let look = |expected| {
-        let facts = certificate::look(&expected);
-        (expected, facts)
-    };
-    expected.map(look).collect()
+    let judge = |one| certificates::judge_before_start(one, now_ms);
+    Report::new(looked.iter().flat_map(judge).collect())
 }
 
 async fn look(path: &Path, config: &Config) -> Facts {
-    let files = ca::Files::new(&config.data_dir);
     let host_names = setup::host_names();
-    let seen = look_at_certificates(path, config, &host_names);
+    let certificates = certificates::look(path, config, &host_names);
     let now_ms = SystemClock.now_ms();
-    let tls = daemon::tls::client_with_roots(&files.ca()).ok();
-    let listener = match tls {
-        Some(tls) => Some(listener(local(config.listen), CONTROLLER_NAME, tls).await),
-        None => None,
-    };
-    let pem = daemon::text::read(&files.certificate()).unwrap_or_default();
-    let on_disk = CertificateDer::from_pem_slice(pem.as_bytes());
     Facts {
         now_ms,
-        certificates: seen,
-        names: ca::names(&config.data_dir).unwrap_or_default(),
+        certificates,
+        names: ca::names(&config.data_dir).ok(),
         host_names,
         database: config.database().exists().then(|| {
             sqlite_look::look(&config.database(), now_ms).map_err(|error| error.to_string())
         }),
         foreign: setup::foreign(&config.data_dir).map_err(|error| error.to_string()),
-        listener,
-        on_disk: on_disk.map(|der| der.to_vec()).unwrap_or_default(),
+        api: api::look(config).await,
         ssh: match &config.ssh {
             Some(ssh) => Some(ssh::look(config, ssh).await),
             None => None,
@@ -204,83 +147,6 @@ fn config_option(path: &Path) -> String {
         true => String::new(),
         false => format!(" --config {}", path.display()),
     }
-}
-
-/// Lists the certificates. `lacks`: the files that `setup` and `init` would make; `None` where a CA is broken, so
-/// that they refuse.
-fn certificates(
-    path: &Path,
-    config: &Config,
-    host_names: &[String],
-    lacks: Option<&[String]>,
-) -> Vec<certificate::Expected> {
-    let (files, option) = (ca::Files::new(&config.data_dir), data_dir(config));
-    let names: String = host_names.iter().map(|name| format!(" --name {name}")).collect();
-    let rotate = format!(
-        "restore both files of the CA from a backup; or make new CAs, after which all nodes join again: \
-         pve-sandbox-controller ca rotate{}",
-        config_option(path)
-    );
-    let setup = format!("pve-sandbox-controller setup{}", config_option(path));
-    let is_to_make = |file: &str| lacks.is_some_and(|all| all.iter().any(|name| name == file));
-    let init = match lacks {
-        None => rotate.clone(),
-        Some(_) if is_to_make("ca.crt") => setup.clone(),
-        Some(_) => format!("pve-sandbox-controller init{names}{option}; {RESTART}"),
-    };
-    let own = certificate::Expected {
-        name: OWN,
-        certificate: files.certificate(),
-        key: files.key(),
-        ca: Some(files.ca()),
-        for_group: false,
-        names: vec![CONTROLLER_NAME.to_owned(), "localhost".to_owned()],
-        replace: init.clone(),
-        rename: init,
-        overdue: Some(format!("{RESTART}; it renews it at its start")),
-        restart: RESTART.to_owned(),
-    };
-    let of_a_ca = |name: &'static str, file: &str| certificate::Expected {
-        name,
-        certificate: config.data_dir.join("ca").join(format!("{file}.crt")),
-        key: config.data_dir.join("ca").join(format!("{file}.key")),
-        ca: None,
-        names: Vec::new(),
-        replace: if is_to_make(&format!("{file}.crt")) { setup.clone() } else { rotate.clone() },
-        overdue: None,
-        ..own.clone()
-    };
-    let of_callers = of_a_ca("client-ca", "client-ca");
-    let replace = match is_to_make("client-ca.crt") {
-        // The start of a controller with all else makes it.
-        true if lacks.is_some_and(|all| all == ca::CLIENT_CA_FILES) => RESTART.to_owned(),
-        true => setup.clone(),
-        false => format!(
-            "restore both files of the CA from a backup; or make a new CA, after which callers need new client \
-             certificates: rm -f {} {}; pve-sandbox-controller init{option}; {RESTART}",
-            of_callers.certificate.display(),
-            of_callers.key.display()
-        ),
-    };
-    let of_callers = certificate::Expected { replace, ..of_callers };
-    let public = match (&config.tls.cert, &config.tls.key) {
-        (Some(cert), Some(key)) => Some(certificate::Expected {
-            name: "public-certificate",
-            certificate: cert.clone(),
-            key: key.clone(),
-            ca: None,
-            for_group: true,
-            names: Vec::new(),
-            replace: format!("renew it where it comes from; then: {RESTART}"),
-            overdue: None,
-            ..own.clone()
-        }),
-        (Some(_) | None, _) => None,
-    };
-    [of_a_ca("ca", "ca"), of_a_ca("ingress-ca", "ingress-ca"), of_callers, own]
-        .into_iter()
-        .chain(public)
-        .collect()
 }
 
 fn configuration(path: &Path, config: &Result<Config, Error>) -> Vec<Check> {
@@ -309,41 +175,44 @@ fn configuration(path: &Path, config: &Result<Config, Error>) -> Vec<Check> {
 /// Judges everything. Pure.
 fn checks(path: &Path, config: &Config, facts: &Facts) -> Vec<Check> {
     let mut checks = Vec::new();
-    for (expected, seen) in &facts.certificates {
-        checks.extend(judge(expected, seen, facts.now_ms));
+    for looked in &facts.certificates {
+        checks.extend(certificates::judge(looked, facts.now_ms));
     }
-    checks.push(names(config, facts));
+    checks.extend(names(config, facts));
     checks.extend(database(config, facts));
     checks.push(owner(config, facts));
     checks.push(domain(path, config));
-    checks.extend(listening(config, facts));
+    checks.extend(facts.api.as_ref().map(|facts| api::check(config, facts)));
     if let (Some(server), Some(facts)) = (&config.ssh, &facts.ssh) {
         checks.extend(ssh::checks(path, config, server, facts));
     }
     checks
 }
 
-/// Names by which callers and nodes reach this machine.
-fn names(config: &Config, facts: &Facts) -> Check {
+/// Names by which callers and nodes reach this machine. A certificate that cannot be read is a finding by itself.
+fn names(config: &Config, facts: &Facts) -> Option<Check> {
     if config.tls.cert.is_some() {
-        return Check::ok("names", "", "callers see tls.cert; nodes need no name of this machine");
+        let found = "callers see tls.cert; nodes need no name of this machine";
+        return Some(Check::ok("names", "", found));
     }
+    let names = facts.names.as_ref()?;
     let ip = config.listen.ip();
     let listen = (!ip.is_unspecified() && !ip.is_loopback()).then(|| ip.to_string());
     let wanted: Vec<_> = facts.host_names.iter().cloned().chain(listen).collect();
-    let has = |name: &&String| facts.names.iter().any(|known| known.eq_ignore_ascii_case(name));
+    let has = |name: &&String| names.iter().any(|known| known.eq_ignore_ascii_case(name));
     let missing: Vec<_> = wanted.iter().filter(|name| !has(name)).map(String::as_str).collect();
     if missing.is_empty() {
-        return Check::ok("names", "", format!("the certificate is for {}", wanted.join(", ")));
+        let found = format!("the certificate is for {}", wanted.join(", "));
+        return Some(Check::ok("names", "", found));
     }
     let options: Vec<_> = missing.iter().map(|name| format!("--name {name}")).collect();
     let (options, option) = (options.join(" "), data_dir(config));
-    Check::warning(
+    Some(Check::warning(
         "names",
         missing.join(", "),
         "callers that use this name are refused: it is not in the certificate",
         format!("pve-sandbox-controller init {options}{option}; {RESTART}"),
-    )
+    ))
 }
 
 fn database(config: &Config, facts: &Facts) -> Vec<Check> {
@@ -430,61 +299,9 @@ fn is_on_this_machine(config: &Config) -> bool {
     domain == "localhost" || domain.ends_with(".localhost")
 }
 
-fn listening(config: &Config, facts: &Facts) -> Option<Check> {
-    let address: SocketAddr = local(config.listen);
-    let subject = address.to_string();
-    Some(match facts.listener.as_ref()? {
-        Listener::Nobody => Check::failed(
-            "api",
-            subject,
-            "nothing listens: the controller does not run",
-            "systemctl start pve-sandbox-controller; why it ended: journalctl -u \
-             pve-sandbox-controller -n 20",
-        ),
-        Listener::Other(why) => Check::failed(
-            "api",
-            subject,
-            format!("something listens that is not this controller, or has another CA: {why}"),
-            format!("ss -ltnp 'sport = :{}' shows what does", address.port()),
-        ),
-        Listener::Accepted(shown) if *shown != facts.on_disk => Check::warning(
-            "api",
-            subject,
-            "it serves with another certificate than the one on the disk",
-            RESTART,
-        ),
-        Listener::Accepted(_) => Check::ok("api", subject, "it answers"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn public_certificate_is_looked_at_where_there_is_one() {
-        let of = |tls: &str| {
-            let text =
-                format!("url_template = \"https://port-{{port}}-vm-{{vmid}}.x.test\"\n{tls}");
-            let config = Config::parse(Path::new("controller.toml"), &text).expect("valid");
-            certificates(Path::new("controller.toml"), &config, &["c1".to_owned()], Some(&[]))
-        };
-        let names =
-            |all: &[certificate::Expected]| all.iter().map(|one| one.name).collect::<Vec<_>>();
-        let ours = ["ca", "ingress-ca", "client-ca", "certificate"];
-        assert_eq!(names(&of("")), ours);
-        let all = of("[tls]\ncert = \"/etc/ssl/api.crt\"\nkey = \"/etc/ssl/api.key\"\n");
-        assert_eq!(names(&all), [&ours[..], &["public-certificate"]].concat());
-        let public = all.last().expect("the last");
-        assert_eq!(public.certificate, Path::new("/etc/ssl/api.crt"));
-        assert_eq!(
-            (public.ca.as_deref(), &public.overdue),
-            (None, &None),
-            "nothing here renews it"
-        );
-        assert!(public.replace.contains("where it comes from"), "{}", public.replace);
-        assert!(public.replace.contains(RESTART), "it is read at the start: {}", public.replace);
-    }
 
     /// Makes the CA of a controller, which `change` changes, and returns what `check-config` says of its files.
     fn checked(change: impl FnOnce(&ca::Files, &Path)) -> Report {

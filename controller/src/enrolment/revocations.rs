@@ -54,10 +54,9 @@ impl Enrolment {
 
     async fn tell(&self, revoked: &Revoked, told: &mut Told) {
         let (now, epoch) = (Instant::now(), self.nodes.epoch.get());
-        let is_due = |node: &NodeName| match told.get(node) {
-            Some((known, at)) => known != revoked || now >= *at + AGAIN,
-            // Nobody was ever revoked: an agent knows of none by itself.
-            None => !revoked.is_empty(),
+        // An empty list, too: the agent may have kept one of a controller whose store is lost.
+        let is_due = |node: &NodeName| {
+            told.get(node).is_none_or(|(known, at)| known != revoked || now >= *at + AGAIN)
         };
         let due =
             self.nodes.all().into_iter().filter(|node| node.down().is_none() && is_due(&node.name));

@@ -65,7 +65,8 @@ pub(super) fn verify(token: &NodeToken, secret: &str, node: &NodeName, now_ms: u
 pub(super) fn invalid(node: &NodeName) -> Error {
     let message = format!(
         "this token is not good for {node}: it is used, expired, of another node or unknown; \
-         `sandboxctl node token {node}` makes a new one"
+         `sandboxctl node token {node}` makes a new one. Where {node} has joined, `pve-sandbox-agent setup` on it makes what \
+         is missing"
     );
     Error::new(Reason::TokenInvalid, message)
 }

@@ -538,7 +538,7 @@ impl Cache {
     }
 
     /// Records the sizes of the root disks of snapshots, GiB. They stay known while no node tells them: 0, which is
-    /// what agents of before tell, changes nothing.
+    /// what older agents report, changes nothing.
     pub fn note_snapshot_disks(&self, disks: impl Iterator<Item = (String, u32)>) {
         let mut inner = self.inner.lock();
         for (snapshot, disk_gib) in disks.filter(|(_, disk_gib)| *disk_gib > 0) {

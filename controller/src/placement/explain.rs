@@ -126,6 +126,8 @@ pub enum Obstacle {
 pub struct ExplainText {
     /// Reason why its agent does not answer.
     pub down: Option<String>,
+    /// Node that has vmids in common with it, and what to do.
+    pub vmids: Option<String>,
     /// Reason of its refusal of this creation.
     pub refused: Option<String>,
     /// Failure of this creation on it.
@@ -281,6 +283,7 @@ impl Case<'_> {
             Filtered::Renumbered => {
                 "its number in the cluster has changed, and nobody has confirmed it".into()
             }
+            Filtered::VmidsOverlap => or(text().vmids),
             Filtered::Labels => "its labels are not those that are asked for".into(),
             Filtered::Refused => format!("refused it a moment ago: {}", or(text().refused)),
             Filtered::FailedBefore => {

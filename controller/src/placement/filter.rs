@@ -48,6 +48,8 @@ pub enum Filtered {
     Maintenance,
     /// Its number in the cluster has changed, and nobody has confirmed it.
     Renumbered,
+    /// Its vmids are those of another node, too.
+    VmidsOverlap,
     /// A label that is required is missing, or one that is forbidden is there.
     Labels,
     /// The node refused this creation a short time ago.
@@ -91,6 +93,7 @@ impl Filtered {
             Self::Draining => wire::Filtered::Draining,
             Self::Maintenance => wire::Filtered::Maintenance,
             Self::Renumbered => wire::Filtered::Renumbered,
+            Self::VmidsOverlap => wire::Filtered::VmidsOverlap,
             Self::Labels => wire::Filtered::Labels,
             Self::Refused => wire::Filtered::Refused,
             Self::FailedBefore => wire::Filtered::FailedBefore,
@@ -114,9 +117,11 @@ impl Filtered {
             Self::NoQuorum => Obstacle::NoQuorum,
             Self::FailedBefore => Obstacle::Failed,
             Self::TooLarge | Self::Labels => Obstacle::Unfit,
-            Self::Cordoned | Self::Draining | Self::Maintenance | Self::Renumbered => {
-                Obstacle::Withdrawn
-            }
+            Self::Cordoned
+            | Self::Draining
+            | Self::Maintenance
+            | Self::Renumbered
+            | Self::VmidsOverlap => Obstacle::Withdrawn,
             Self::Refused
             | Self::CpuSum
             | Self::MemorySum
@@ -158,6 +163,7 @@ pub(super) fn check(
     out_if(load.cordoned, Filtered::Cordoned)?;
     out_if(load.maintenance, Filtered::Maintenance)?;
     out_if(load.renumbered, Filtered::Renumbered)?;
+    out_if(node.vmids_overlap, Filtered::VmidsOverlap)?;
     let affinity = &ask.affinity;
     let fits = load.labels & affinity.required == affinity.required
         && load.labels & affinity.forbidden == 0;

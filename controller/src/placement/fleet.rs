@@ -120,6 +120,11 @@ impl Fleet {
         self.nodes[node as usize].down = down;
     }
 
+    /// Notes whether a node has vmids in common with another one that keeps them.
+    pub fn set_vmids_overlap(&mut self, node: u32, overlap: bool) {
+        self.nodes[node as usize].vmids_overlap = overlap;
+    }
+
     /// Opens the breaker after a call without an answer: no new work, until one creation tries it.
     pub fn trip(&mut self, node: u32, now_ms: u64) {
         self.nodes[node as usize].breaker_until_ms = Some(now_ms + BREAKER_MS);

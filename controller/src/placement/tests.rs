@@ -21,6 +21,7 @@ struct Node {
     report: Option<(NodeLoad, u64)>,
     down: bool,
     breaker_until_ms: Option<u64>,
+    vmids_overlap: bool,
     reserved: u32,
     before: Option<PriorOutcome>,
     team: u32,
@@ -49,6 +50,7 @@ fn idle(name: &str) -> Node {
         )),
         down: false,
         breaker_until_ms: None,
+        vmids_overlap: false,
         reserved: 0,
         before: None,
         team: 0,
@@ -90,6 +92,7 @@ fn fleet(nodes: &[Node], seed: u64) -> Fleet {
     for (node, at) in nodes.iter().zip(0u32..) {
         assert_eq!(fleet.add(node.name.clone()), at);
         fleet.set_down(at, node.down);
+        fleet.set_vmids_overlap(at, node.vmids_overlap);
         if let Some((load, _)) = &node.report {
             fleet.reported(at, load, NOW - 100_000, true);
         }
@@ -208,7 +211,7 @@ fn after_a_timeout_one_creation_tries_the_node_again() {
 
 #[test]
 fn each_reason_is_explained() {
-    let cases: [(&str, Node, Obstacle); 20] = [
+    let cases: [(&str, Node, Obstacle); 21] = [
         ("NOT_READY", with("a", |n, _, _| n.down = true), Obstacle::Unreachable),
         (
             "BREAKER_OPEN",
@@ -223,6 +226,7 @@ fn each_reason_is_explained() {
         ("DRAINING", with("a", |_, l, _| l.draining = true), Obstacle::Withdrawn),
         ("MAINTENANCE", with("a", |_, l, _| l.maintenance = true), Obstacle::Withdrawn),
         ("RENUMBERED", with("a", |_, l, _| l.renumbered_to = 3), Obstacle::Withdrawn),
+        ("VMIDS_OVERLAP", with("a", |n, _, _| n.vmids_overlap = true), Obstacle::Withdrawn),
         ("MEMORY_SUM", with("a", |_, l, _| l.memory_allocated = 24 * GIB), Obstacle::Full),
         ("MEMORY_USED", with("a", |_, l, _| l.memory_available = GIB), Obstacle::Full),
         ("STALLED", with("a", |_, l, _| l.psi_memory_full = 11.0), Obstacle::Full),

@@ -23,6 +23,8 @@ pub struct NodeView {
     /// Time before which it gets no new work after a call that timed out, milliseconds; after it,
     /// one creation tries the node. `None` while closed.
     pub breaker_until_ms: Option<u64>,
+    /// Whether its vmids are those of another node, too, which comes first.
+    pub vmids_overlap: bool,
     /// Time of its last report, milliseconds; `None` before the first.
     pub reported_ms: Option<u64>,
     /// Last report.

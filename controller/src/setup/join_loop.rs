@@ -30,12 +30,15 @@ pub fn join_loop(own: Option<&NodeName>, others: &[Host]) -> Vec<String> {
     };
     let words: Vec<_> = others.iter().map(word).collect();
     lines.push(format!("for node in {}; do", words.join(" ")));
-    // PVE knows the key of a node by its name. Through a pipe the token is in nobody's arguments here, and
-    // a token that was refused runs nothing there.
-    lines.push(
-        "  sandboxctl node token ${node%=*} | ssh -o HostKeyAlias=${node%=*} root@${node#*=} sh"
-            .to_owned(),
-    );
-    lines.push("done".to_owned());
+    // PVE knows the key of a node by its name: clusters from before 8.2 in one file for all, later ones in a file for
+    // each node, which ssh must be told of. Through a pipe the token is in nobody's arguments here, and a token that
+    // was refused runs nothing there.
+    let body = [
+        "  sandboxctl node token ${node%=*} | ssh -o HostKeyAlias=${node%=*} \\",
+        "    -o UserKnownHostsFile=\"/root/.ssh/known_hosts /etc/pve/nodes/${node%=*}/ssh_known_hosts\" \\",
+        "    root@${node#*=} sh",
+        "done",
+    ];
+    lines.extend(body.map(str::to_owned));
     lines
 }

@@ -18,6 +18,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 use daemon::{
+    doctor::reach,
     replace::{Access, replace},
     systemctl, text,
 };
@@ -177,12 +178,12 @@ impl Setup {
         let there = self.config.exists();
         let before = if there { text::read(&self.config)? } else { PACKAGED.to_owned() };
         let mut document: DocumentMut = before.parse().with_context(|| format!("{path}"))?;
-        let url = self
-            .domain
-            .as_ref()
-            .map(|domain| format!("https://port-{{port}}-vm-{{vmid}}.{domain}"));
+        // By the id: a vmid is used again, and what a browser keeps for the host is then the next sandbox's.
+        let url =
+            self.domain.as_ref().map(|domain| format!("https://port-{{port}}-{{id}}.{domain}"));
         let old = document.get("url_template").and_then(|old| old.as_str());
-        let new_url = url.filter(|url| old != Some(url));
+        // One with this domain stays, whatever its form.
+        let new_url = url.filter(|url| old.and_then(scheme_and_domain) != scheme_and_domain(url));
         let new_domain = self.domain.clone().filter(|_| new_url.is_some());
         if let Some(url) = new_url {
             document["url_template"] = value(url);
@@ -241,7 +242,10 @@ impl Setup {
         let is_new = |name: &String| !known.iter().any(|old| old.eq_ignore_ascii_case(name));
         // Addresses come and go; only a name that was asked for is worth a new certificate.
         let own = if known.is_empty() { machine::names() } else { Vec::new() };
-        let names = own.into_iter().chain(self.names.iter().cloned());
+        let ip = config.listen.ip();
+        let listen = (!ip.is_unspecified()).then(|| ip.to_string());
+        let asked = listen.filter(|ip| !own.contains(ip)).into_iter();
+        let names = own.iter().cloned().chain(asked).chain(self.names.iter().cloned());
         let names: Vec<String> = names.filter(is_new).collect();
         let (place, list) = (dir.join("ca"), names.join(", "));
         let what = match (lacks.is_empty(), list.is_empty()) {
@@ -296,7 +300,7 @@ impl Setup {
         let order = token::Order::new(self.team.clone(), Scopes::ALL);
         let issued = token::issue(order, SystemClock.now_ms());
         let text = issued.text(Format::default());
-        let endpoint = format!("https://127.0.0.1:{}", config.listen.port());
+        let endpoint = format!("https://{}", reach::local(config.listen));
         let ca = ca::Files::new(&config.data_dir).ca();
         let (team, file) = (&self.team, sandboxctl.display());
         let what = format!(
@@ -334,28 +338,39 @@ impl Setup {
         if self.no_start || !systemctl::is_there() {
             return Ok(());
         }
-        let is_up = systemctl::run(&["is-active", "--quiet", UNIT]).is_ok();
-        match unit_step(is_up, is_changed) {
-            Some((what, words)) => report.step(&what, || start(words)),
-            None => Ok(()),
-        }
+        let asks = |verb| systemctl::run(&[verb, "--quiet", UNIT]).is_ok();
+        let steps = unit_steps(asks("is-active"), asks("is-enabled"), is_changed);
+        steps.into_iter().try_for_each(|(what, words)| report.step(&what, || start(words)))
     }
 }
 
-/// Returns what the unit needs, in words, and as arguments of systemctl. A controller reads its files at its start.
-fn unit_step(is_up: bool, is_changed: bool) -> Option<(String, &'static [&'static str])> {
-    match (is_up, is_changed) {
-        (true, true) => {
-            let what =
-                format!("restart {UNIT}.service, which has a new configuration or certificate");
-            Some((what, &["restart", UNIT]))
-        }
-        (true, false) => None,
-        (false, _) => {
-            let what = format!("enable and start {UNIT}.service");
-            Some((what, &["enable", "--now", "--quiet", UNIT]))
-        }
+/// Returns the parts of a template beside the form of its first label.
+fn scheme_and_domain(template: &str) -> Option<(&str, &str)> {
+    let (scheme, host) = template.split_once("://")?;
+    let (_, domain) = host.split_once('.')?;
+    Some((scheme, domain))
+}
+
+/// Step of the unit, in words, and as arguments of systemctl.
+type UnitStep = (String, &'static [&'static str]);
+
+/// Returns what the unit needs. A controller reads its files at its start.
+fn unit_steps(is_up: bool, is_enabled: bool, is_changed: bool) -> Vec<UnitStep> {
+    let mut steps: Vec<UnitStep> = Vec::new();
+    if !is_up {
+        let what = format!("enable and start {UNIT}.service");
+        steps.push((what, &["enable", "--now", "--quiet", UNIT]));
+        return steps;
     }
+    if !is_enabled {
+        let what = format!("enable {UNIT}.service, so that a boot starts it");
+        steps.push((what, &["enable", "--quiet", UNIT]));
+    }
+    if is_changed {
+        let what = format!("restart {UNIT}.service, which has a new configuration or certificate");
+        steps.push((what, &["restart", UNIT]));
+    }
+    steps
 }
 
 /// Makes the host key of the SSH server, where there is one, and tells its fingerprint.

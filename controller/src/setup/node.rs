@@ -1,10 +1,10 @@
 //! Node of PVE that this machine is: `setup --join` joins its agent, and makes what that node lacks. The
 //! agent's own `setup` knows what this is, so it is asked and told.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
-use daemon::systemctl;
+use daemon::{doctor::reach, systemctl};
 
 use super::{Report, Setup, UNIT, join_loop, joined, machine};
 use crate::{
@@ -26,6 +26,17 @@ const JOIN_TOKEN: &str = "PVE_SANDBOX_JOIN_TOKEN";
 const LOOK: Duration = Duration::from_secs(60);
 /// Begin of each line in which the agent's `setup --dry-run` names what is missing.
 const WOULD: &str = "would ";
+
+/// Returns the address by which the agent of this machine reaches the controller: where that listens, or the best name
+/// of this machine where it listens everywhere.
+pub(super) fn reachable(listen: SocketAddr, names: &[String]) -> String {
+    let port = listen.port();
+    match names.first().filter(|_| listen.ip().is_unspecified()) {
+        Some(name) if name.contains(':') => format!("[{name}]:{port}"),
+        Some(name) => format!("{name}:{port}"),
+        None => reach::local(listen).to_string(),
+    }
+}
 
 impl Setup {
     /// Joins the agent of this machine and makes what its node lacks, or says how.
@@ -53,9 +64,7 @@ impl Setup {
         Sqlite::open(&path)?.add_node_token(row).await?;
         let signer = ca::Signer::load(&config.data_dir, ca::Lives::default())?;
         let pin = token::hex(&signer.fingerprint());
-        let host = machine::names().into_iter().next().unwrap_or_else(|| "127.0.0.1".into());
-        let host = if host.contains(':') { format!("[{host}]") } else { host };
-        let controller = format!("https://{host}:{}", config.listen.port());
+        let controller = format!("https://{}", reachable(config.listen, &machine::names()));
         let words = self.words(&["join", &controller, "--ca-sha256", &pin]);
         report.step(&what, || Ok(systemctl::run_program(&agent, &words, &[(JOIN_TOKEN, &text)])?))
     }

@@ -49,6 +49,7 @@ async fn second_run_changes_nothing_and_a_dry_run_never_does() {
     assert!(missing && said.contains("done: make a CA"), "{said}");
     let config = Config::load(&dir.path().join("etc/controller.toml")).expect("a configuration");
     assert_eq!(config.urls().domain().as_deref(), Some("sandbox.test"));
+    assert_eq!(config.url_template, "https://port-{port}-{id}.sandbox.test");
     let names = ca::names(&config.data_dir).expect("names");
     assert!(names.contains(&"api.test".to_owned()) && names.len() > 5, "{names:?}");
 
@@ -110,6 +111,10 @@ async fn configuration_of_the_operator_is_kept() {
     run(&setup).await;
     assert_eq!(fs::read_to_string(&path).expect("read"), mine);
     assert!(data.join("ca/ca.crt").exists());
+    // Its form, too, where it has the domain that is asked for.
+    let same = Setup { domain: Some("mine.test".into()), ..setup };
+    run(&same).await;
+    assert_eq!(fs::read_to_string(&path).expect("read"), mine);
 }
 
 /// Runs a setup that must fail; returns why.
@@ -224,12 +229,59 @@ async fn nodes_that_need_a_new_domain_are_named_before_a_step_of_the_node_fails(
     assert!(said.contains("(pve2)"), "{said}");
 }
 
+#[tokio::test]
+async fn one_address_that_the_controller_listens_on_is_used_for_the_context_and_the_certificate() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("etc/controller.toml");
+    fs::create_dir_all(dir.path().join("etc")).expect("made");
+    let data = dir.path().join("data");
+    fs::write(&path, format!("listen = \"192.0.2.11:7000\"\ndata_dir = {data:?}\n"))
+        .expect("written");
+    run(&setup(dir.path(), false)).await;
+    let context = fs::read_to_string(dir.path().join("home/config.toml")).expect("a context");
+    assert!(context.contains("\"https://192.0.2.11:7000\""), "{context}");
+    let names = ca::names(&data).expect("names");
+    assert!(names.contains(&"192.0.2.11".to_owned()), "{names:?}");
+    // Another address later.
+    let text = fs::read_to_string(&path).expect("read");
+    fs::write(&path, text.replace("192.0.2.11", "192.0.2.12")).expect("written");
+    let (missing, said) = run(&setup(dir.path(), false)).await;
+    assert!(missing && said.contains("add 192.0.2.12 to"), "{said}");
+    assert!(!run(&setup(dir.path(), false)).await.0, "a second run has nothing to do");
+}
+
 #[test]
-fn running_unit_is_restarted_for_a_change_alone() {
-    let words = |is_up, is_changed| unit_step(is_up, is_changed).map(|(_, words)| words[0]);
-    assert_eq!(words(true, true), Some("restart"));
-    assert_eq!(words(true, false), None);
-    assert_eq!((words(false, true), words(false, false)), (Some("enable"), Some("enable")));
+fn agent_of_this_machine_joins_where_the_controller_listens() {
+    let names = ["10.0.0.9".to_owned()];
+    let cases: [(&str, &[String], &str); 6] = [
+        ("0.0.0.0:7443", &names, "10.0.0.9:7443"),
+        ("[::]:7443", &["2001:db8::1".to_owned()], "[2001:db8::1]:7443"),
+        ("0.0.0.0:7443", &[], "127.0.0.1:7443"),
+        ("192.0.2.11:7000", &names, "192.0.2.11:7000"),
+        ("[2001:db8::2]:7443", &names, "[2001:db8::2]:7443"),
+        ("127.0.0.1:7443", &names, "127.0.0.1:7443"),
+    ];
+    for (listen, names, expected) in cases {
+        let listen = listen.parse().expect("an address");
+        assert_eq!(node::reachable(listen, names), expected);
+    }
+}
+
+#[test]
+fn unit_is_enabled_and_started_and_restarted_for_a_change_alone() {
+    let words = |is_up, is_enabled, is_changed| {
+        let steps = unit_steps(is_up, is_enabled, is_changed).into_iter();
+        steps.map(|(_, words)| words.join(" ")).collect::<Vec<_>>()
+    };
+    let restart = format!("restart {UNIT}");
+    let (enable, now) = (format!("enable --quiet {UNIT}"), format!("enable --now --quiet {UNIT}"));
+    assert_eq!(words(true, true, false), [""; 0]);
+    assert_eq!(words(true, true, true), [restart.as_str()]);
+    assert_eq!(words(true, false, false), [enable.as_str()]);
+    assert_eq!(words(true, false, true), [enable, restart]);
+    for (is_enabled, is_changed) in [(true, true), (true, false), (false, true), (false, false)] {
+        assert_eq!(words(false, is_enabled, is_changed), [now.as_str()]);
+    }
 }
 
 #[tokio::test]

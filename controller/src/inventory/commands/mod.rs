@@ -3,7 +3,7 @@
 //! ```text
 //!  start of a command  -> begin ... end     exact while its caller is attached
 //!  caller left         -> end(MayRun)       runs on, until its node reports that it does not
-//!  report of a node    -> report            commands without a caller, also of before our start
+//!  report of a node    -> report            commands without a caller, also from before our start
 //!  node without report -> beat              an older agent: only commands with a caller count
 //!  node is down        -> away              after `AWAY` only commands with a caller count, until it is back
 //! ```

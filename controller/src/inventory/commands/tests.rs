@@ -77,7 +77,7 @@ async fn command_without_a_caller_counts_until_its_node_reports_its_end() {
     assert_eq!(commands.of_team(&team(0)), CommandUse { running: 1, kept_bytes: 7 });
     report(&commands, vec![]);
     assert_eq!(commands.of_team(&team(0)), CommandUse::default());
-    // One of before our start, and one with a caller, whom no report overrides.
+    // One from before our start, and one with a caller, whom no report overrides.
     let held = commands.begin(place(1, "c"));
     report(&commands, vec![told(0, 0, &["old"])]);
     advance(BEHIND).await;
