@@ -71,7 +71,7 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::PortDenied => (
             exit::REFUSED,
-            "let the program listen on another port; an operator allows this one in [ingress] denied_ports",
+            "let the program listen on another port; or an operator removes this one from [ingress] denied_ports",
         ),
         Reason::AccessKind => (
             exit::REFUSED,

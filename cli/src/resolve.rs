@@ -60,7 +60,7 @@ pub async fn resolve(controller: &Controller, text: &str) -> Result<String, Fail
         Form::Plain => Ok(text.to_owned()),
         Form::Remembered(slot) => remembered(&controller.state, slot),
         Form::Unknown => Err(Failure::usage(
-            format!("{text} is nothing that is remembered"),
+            format!("there is no {text}"),
             "there are @current, which `sandboxctl use ID` sets, and @last, the last created one",
         )),
         Form::Part => {

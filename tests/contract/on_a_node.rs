@@ -250,8 +250,9 @@ impl Stage for OnANode {
         let (vmid, enter) = (vmid.get(), enter.collect());
         let nowhere = PathBuf::new();
         let (socket, dir, ids) = (nowhere.clone(), nowhere.clone(), nowhere);
-        let (output_bytes_max, limits) = (OUTPUT_BYTES_MAX, None);
-        let options = Options { vmid, socket, dir, output_bytes_max, ids, enter, places, limits };
+        let (output_bytes_max, limits, io) = (OUTPUT_BYTES_MAX, None, Default::default());
+        let options =
+            Options { vmid, socket, dir, output_bytes_max, ids, enter, places, limits, io };
         Arc::new(Container::new(&options).expect("a vmid"))
     }
 

@@ -204,8 +204,11 @@ fn second_node_joins(second: &Booted, line: &str) {
     }
 }
 
+/// Runs the line again, as after an interruption, and then with other words.
 fn spent_token_is_refused(second: &Booted, line: &str) {
-    refused(second, line, "it is used");
+    let told = second.ok(&["sh", "-c", line]);
+    assert!(told.contains("has joined") && told.contains("already"), "{told}");
+    refused(second, &format!("{line} --pool 10.100.2.0/24"), "it is used");
 }
 
 /// Creates sandboxes until each node has one; returns one of the first and one of the second.

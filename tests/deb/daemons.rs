@@ -24,6 +24,8 @@ const UP: Duration = Duration::from_secs(60);
 struct Package {
     name: &'static str,
     units: &'static [&'static str],
+    /// Unit that its program enables and starts, once there is a certificate.
+    daemon: &'static str,
     conffile: &'static str,
     user: &'static str,
 }
@@ -31,6 +33,7 @@ struct Package {
 const AGENT: Package = Package {
     name: "pve-sandbox-agent",
     units: &["pve-sandbox-agent.service", "pve-sandbox-ingress.service"],
+    daemon: "pve-sandbox-agent.service",
     conffile: "/etc/pve-sandbox/agent.toml",
     user: "pve-sandbox-ingress",
 };
@@ -38,6 +41,7 @@ const AGENT: Package = Package {
 const CONTROLLER: Package = Package {
     name: "pve-sandbox-controller",
     units: &["pve-sandbox-controller.service"],
+    daemon: "pve-sandbox-controller.service",
     conffile: "/etc/pve-sandbox/controller.toml",
     user: "pve-sandbox-controller",
 };
@@ -53,8 +57,7 @@ fn install(package: &Package) -> Root {
         let path = format!("/usr/lib/systemd/system/{unit}");
         let verified = root.ok(&["systemd-analyze", "verify", "--man=no", &path]);
         assert!(!verified.contains(unit), "systemd has something to say of {unit}: {verified}");
-        let wants = format!("/etc/systemd/system/multi-user.target.wants/{unit}");
-        assert!(root.has(&wants), "{unit} is enabled");
+        assert_eq!(is_enabled(&root, unit), *unit != package.daemon, "{unit}");
     }
     // An operator's changes survive the next installation.
     let mine = "# changed by hand\n";
@@ -67,7 +70,17 @@ fn install(package: &Package) -> Root {
         .expect("changed");
     root.ok(&["dpkg", "--force-confdef", "--install", &deb]);
     assert!(fs::read_to_string(&conffile).expect("there").ends_with(mine));
+    assert!(!is_enabled(&root, package.daemon), "it is still not configured");
+    // So does what enabled the unit, an earlier version of the package among them.
+    root.ok(&["systemctl", "enable", package.daemon]);
+    root.ok(&["dpkg", "--install", &deb]);
+    assert!(is_enabled(&root, package.daemon), "an upgrade leaves it enabled");
     root
+}
+
+/// Returns true for a unit that a boot starts.
+fn is_enabled(root: &Root, unit: &str) -> bool {
+    root.has(&format!("/etc/systemd/system/multi-user.target.wants/{unit}"))
 }
 
 /// Removes a package, then purges it.
@@ -79,7 +92,7 @@ fn remove(root: &Root, package: &Package) {
     let left: Vec<_> = listed.lines().filter(|path| root.path(path).is_file()).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
     for unit in package.units {
-        assert!(!root.has(&format!("/etc/systemd/system/multi-user.target.wants/{unit}")));
+        assert!(!is_enabled(root, unit), "{unit}");
     }
 }
 

@@ -25,9 +25,9 @@ use super::{
 /// Container of the example of an adoption.
 const THEIRS: &str = "207";
 
-/// Stands in for ssh in `ssh -o HostKeyAlias=NODE root@ADDRESS COMMAND`: notes whom it would reach, and runs the
-/// command here.
-const SSH: &str = "#!/bin/sh\necho \"$1 $2 $3\" >>/root/ssh.log\nshift 3\nexec \"$@\"\n";
+/// Stands in for ssh in `ssh -o HostKeyAlias=NODE -o UserKnownHostsFile=FILES root@ADDRESS COMMAND`: notes whom it would
+/// reach, and runs the command here.
+const SSH: &str = "#!/bin/sh\necho \"$1 $2 $3 $4 $5\" >>/root/ssh.log\nshift 5\nexec \"$@\"\n";
 
 /// Pages, with the blocks and sentences that were not followed yet.
 struct Pages {
@@ -202,7 +202,12 @@ fn back_up_and_restore(node: &Booted, pages: &mut Pages, id: &str) {
     pages.operation(node, "Back up and restore", 0);
     node.ok(&[CLI, "token", "create", "later", "--team", "acme"]);
     assert!(tokens().contains("later"));
+    // This node stands for the machine that the controller leaves, and for the one that it moves to.
+    let is_on = || ["ActiveState", "UnitFileState"].map(|property| node.unit(CONTROLLER, property));
+    pages.sentence(node, "operations.md", "systemctl disable --now pve-sandbox-controller");
+    assert_eq!(is_on(), ["inactive", "disabled"]);
     pages.operation(node, "Back up and restore", 1);
+    assert_eq!(is_on(), ["active", "enabled"]);
     until_exec(node, id);
     assert!(!tokens().contains("later"), "what came after the copy is not in it");
     pages.operation(node, "Back up and restore", 2);
@@ -278,7 +283,9 @@ fn join_further_nodes(node: &Booted, pages: &mut Pages, id: &str) {
     block.rest();
     assert_eq!(told.matches("pve1 joined").count(), 2, "{told}");
     let reached = fs::read_to_string(node.path("/root/ssh.log")).expect("the log of ssh");
-    let expected = ["12", "13"].map(|end| format!("-o HostKeyAlias=pve1 root@192.0.2.{end}\n"));
+    let options = "-o HostKeyAlias=pve1 -o UserKnownHostsFile=/root/.ssh/known_hosts \
+                   /etc/pve/nodes/pve1/ssh_known_hosts";
+    let expected = ["12", "13"].map(|end| format!("{options} root@192.0.2.{end}\n"));
     assert_eq!(reached, expected.concat());
     until_exec(node, id);
 }

@@ -66,6 +66,7 @@ fn set_up(node: &Booted) {
     assert_eq!(node.unit(CONTROLLER, "ActiveState"), "inactive", "a dry run starts nothing");
     node.ok(&setup);
     assert_eq!(node.unit(CONTROLLER, "ActiveState"), "active");
+    assert_eq!(node.unit(CONTROLLER, "UnitFileState"), "enabled");
     assert!(node.ok(&setup).contains("nothing to do"), "a second run has nothing to do");
     node.ok(&["systemd-analyze", "security", "--no-pager", EXPOSURE, CONTROLLER]);
 
@@ -76,11 +77,18 @@ fn set_up(node: &Booted) {
     println!("joined and ready in {took:?}");
     for unit in [AGENT, INGRESS, "pve-sandbox-dns"] {
         assert_eq!(node.unit(unit, "ActiveState"), "active", "{unit}");
+        assert_eq!(node.unit(unit, "UnitFileState"), "enabled", "{unit}");
     }
     let bridge = node.ok(&["ip", "-brief", "address", "show", "vmbr1"]);
     assert!(bridge.contains("10.100.1.1/24"), "{bridge}");
-    let (code, told) = node.run(&["sh", "-c", &line]);
-    assert!(code != Some(0) && told.contains("token"), "the line is good once: {told}");
+    let again = format!("{line} --no-template");
+    let told = node.ok(&["sh", "-c", &again]);
+    assert!(
+        told.contains("already with this token"),
+        "it goes on where it was interrupted: {told}"
+    );
+    let (code, told) = node.run(&["sh", "-c", &format!("{again} --pool 10.100.1.0/24")]);
+    assert!(code != Some(0) && told.contains("it is used"), "the token is good once: {told}");
 }
 
 /// Process of the node: its cgroup in v2, and its score for the OOM killer.

@@ -47,6 +47,9 @@ pub(crate) fn keeps_and_then_deletes(node: &Booted, id: &str) {
     ] {
         assert!(!node.path(gone).exists(), "{gone}");
     }
+    // Again, now that the bridge and the journal are gone, as after an interruption.
+    let again = node.ok(&[&[AGENT, "uninstall"][..], &all].concat());
+    assert!(again.contains("now: apt purge"), "{again}");
     let tables = node.ok(&["nft", "list", "tables"]);
     assert!(!tables.contains("pve_sandbox"), "{tables}");
     // The controller did not hear of it: it is told.

@@ -43,10 +43,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Installs the packages, which starts nothing.
 pub(crate) fn install(node: &Booted) {
     install_packages(node, &PACKAGES);
-    // What is not configured yet does not start by itself, now or at a boot.
-    for unit in [AGENT, CONTROLLER, INGRESS] {
+    // What is not configured yet does not start by itself, now or at a boot; the ingress waits for its configuration.
+    for (unit, state) in [(AGENT, "disabled"), (CONTROLLER, "disabled"), (INGRESS, "enabled")] {
         assert_eq!(node.unit(unit, "ActiveState"), "inactive", "{unit}");
-        assert_eq!(node.unit(unit, "UnitFileState"), "enabled", "{unit}");
+        assert_eq!(node.unit(unit, "UnitFileState"), state, "{unit}");
     }
     for name in PACKAGES {
         let says = format!("{name} {}", upstream(&installed(node, name)));
@@ -223,6 +223,7 @@ pub(crate) fn agent_is_replaced_under_load(node: &Booted, ids: &[String], count:
             let wanted = format!("{AGENT}={version}");
             apt(node, &["install", "--yes", "--allow-downgrades", &wanted]);
             assert_eq!(node.unit(AGENT, "ActiveState"), "active");
+            assert_eq!(node.unit(AGENT, "UnitFileState"), "enabled", "as `join` has left it");
             if has_next {
                 program_has_the_version_of_its_package(node, version);
             }
@@ -246,6 +247,7 @@ pub(crate) fn controller_and_cli_are_replaced(node: &Booted, id: &str) {
             assert_eq!(installed(node, name), wanted, "{name}");
         }
         assert_eq!(node.unit(CONTROLLER, "ActiveState"), "active");
+        assert_eq!(node.unit(CONTROLLER, "UnitFileState"), "enabled", "as `setup` has left it");
         assert_ne!(node.unit(CONTROLLER, "MainPID"), before, "it was restarted");
         until_exec(node, id);
     }

@@ -34,6 +34,7 @@ pub(crate) const SENTENCES: &[(&str, &str)] = &[
     ("install.md", "systemctl disable --now pve-sandbox-dns"),
     ("install.md", "sandboxctl node ls -o wide"),
     ("operations.md", "pve-sandbox-controller check-config"),
+    ("operations.md", "systemctl disable --now pve-sandbox-controller"),
     ("operations.md", "sandboxctl node cordon pve2"),
     ("operations.md", "pct destroy 9000"),
     (

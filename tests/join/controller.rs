@@ -10,8 +10,20 @@ use std::{
 };
 
 use clap::{FromArgMatches as _, Subcommand as _};
-use controller::{ca, commands::Command, doctor, setup};
-use daemon::doctor::{Check, State};
+use controller::{
+    ca,
+    commands::Command,
+    doctor, setup,
+    store::{Store as _, sqlite::Sqlite},
+};
+use daemon::{
+    doctor::{Check, State},
+    flow::Leg,
+};
+use proto::sandbox::v1::{
+    CreateNodeTokenRequest, enrolment_service_client::EnrolmentServiceClient,
+};
+use tonic::{Request, metadata::MetadataValue};
 
 use crate::{
     patient::{Patient, assert_root},
@@ -60,6 +72,19 @@ impl Controller {
 
     fn text(&self, name: &str) -> String {
         self.file(name).display().to_string()
+    }
+
+    /// Makes a token for a node by the API, with the token that `setup` has saved.
+    async fn make_a_node_token(&self) {
+        let roots = daemon::tls::client_with_roots(&self.file("data/ca/ca.crt")).expect("roots");
+        let address = format!("127.0.0.1:{}", self.port);
+        let channel = daemon::channel::tls(Leg::Api, &address, "localhost", roots);
+        let token = fs::read_to_string(self.file("home/tokens/local")).expect("a token");
+        let bearer = MetadataValue::try_from(format!("Bearer {}", token.trim())).expect("ascii");
+        let mut request = Request::new(CreateNodeTokenRequest { node: "n1".into(), ttl_s: 0 });
+        request.metadata_mut().insert("authorization", bearer);
+        let mut client = EnrolmentServiceClient::new(channel.expect("a name"));
+        client.create_node_token(request).await.expect("a token");
     }
 
     /// Returns all checks.
@@ -112,6 +137,7 @@ async fn each_flaw_of_a_controller_is_found_and_mended() {
     assert_eq!(controller.findings().await, []);
     controller.is_mended("ca", "chmod 644 $DATA/ca/ca.key").await;
     controller.is_mended("certificate", "rm $DATA/ca/controller.crt").await;
+    controller.is_mended("certificate", "echo nonsense >$DATA/ca/controller.crt").await;
     controller.is_mended("certificate", "cp $DATA/ca/ca.key $DATA/ca/controller.key").await;
     controller.is_mended("ca", "chmod 640 $DATA/ca/ca.key").await;
     controller.is_mended("ingress-ca", "chmod 644 $DATA/ca/ingress-ca.key").await;
@@ -129,7 +155,7 @@ async fn each_flaw_of_a_controller_is_found_and_mended() {
     let now = fs::metadata(controller.file("data/ca/ca.crt")).expect("there");
     assert_eq!(now.uid(), about.uid());
 
-    // A damaged database: the backup of before is put back.
+    // A damaged database: the earlier backup is put back.
     let (database, backup) = (controller.text("data/controller.db"), controller.text("backup"));
     controller.run(&format!("cp -a {data} {backup}; rm -f {database}-wal {database}-shm")).await;
     controller.run(&format!("printf nonsense | dd of={database} conv=notrunc status=none")).await;
@@ -302,7 +328,7 @@ async fn stopped_controller_is_found_until_it_is_started() {
     };
     let stopped = api().await;
     assert_eq!(stopped.state, State::Failed);
-    assert!(stopped.remedy.is_some_and(|text| text.starts_with("systemctl start")));
+    assert!(stopped.remedy.is_some_and(|text| text.starts_with("systemctl enable --now")));
     // Something else on its port.
     let other = tokio::net::TcpListener::bind(("127.0.0.1", controller.port)).await.expect("free");
     let silent = tokio::spawn(async move { other.accept().await.map(drop) });
@@ -319,6 +345,39 @@ async fn stopped_controller_is_found_until_it_is_started() {
     tokio::select! {
         ended = run.execute() => panic!("it ended: {ended:?}"),
         served = served => served.expect("it serves"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn controller_whose_place_a_later_one_has_taken_is_found() {
+    let controller = Controller::new().await;
+    let api = async || {
+        let checks = controller.checks().await;
+        checks.into_iter().find(|check| check.name == "api").expect("looked at")
+    };
+    let until = async |state: State| {
+        let reached = async {
+            while api().await.state != state {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), reached).await.expect("in time");
+    };
+    let replaced = async {
+        until(State::Ok).await;
+        // The later one works on the same database; the first one finds that out when it writes.
+        let later = Sqlite::open(&controller.file("data/controller.db")).expect("opened");
+        later.claim().await.expect("claimed");
+        controller.make_a_node_token().await;
+        until(State::Failed).await;
+        let found = api().await;
+        assert!(found.found.contains("later controller"), "{found:?}");
+    };
+    let config = controller.text("controller.toml");
+    let run = command(&format!("pve-sandbox-controller run --config {config}"));
+    tokio::select! {
+        ended = run.execute() => panic!("it ended: {ended:?}"),
+        () = replaced => {}
     }
 }
 
@@ -389,7 +448,7 @@ fn printed_loop_gives_each_node_a_line_of_its_own() {
     };
     // A node that gets no token is not touched.
     program("sandboxctl", "[ \"$3\" != pve3 ] || exit 1; echo \"echo joined $3\"");
-    program("ssh", "echo \"to $3 as $2\"; shift 3; exec \"$@\"");
+    program("ssh", "echo \"to $5 as $2 in $4\"; shift 5; exec \"$@\"");
     let host = |node: &str, address: Option<&str>| setup::Host {
         node: node.parse().expect("a name"),
         address: address.map(|address| address.parse().expect("an address")),
@@ -402,12 +461,23 @@ fn printed_loop_gives_each_node_a_line_of_its_own() {
     let done = Process::new("/bin/sh").args(["-c", &script]).env("PATH", path).output();
     let done = done.expect("a shell");
     assert!(done.status.success(), "{done:?}");
+    let to = |node: &str, address: &str| {
+        format!(
+            "to root@{address} as HostKeyAlias={node} in UserKnownHostsFile=/root/.ssh/known_hosts \
+             /etc/pve/nodes/{node}/ssh_known_hosts\n"
+        )
+    };
     assert_eq!(
         String::from_utf8_lossy(&done.stdout),
-        "joined pve1\n\
-         to root@192.0.2.12 as HostKeyAlias=pve2\njoined pve2\n\
-         to root@2001:db8::3 as HostKeyAlias=pve3\n\
-         to root@pve4 as HostKeyAlias=pve4\njoined pve4\n"
+        [
+            "joined pve1\n",
+            &to("pve2", "192.0.2.12"),
+            "joined pve2\n",
+            &to("pve3", "2001:db8::3"),
+            &to("pve4", "pve4"),
+            "joined pve4\n"
+        ]
+        .concat()
     );
     assert_eq!(setup::join_loop(None, &[]), [""; 0]);
 }

@@ -2,11 +2,17 @@
 
 use std::{
     fs,
-    process::{Command, Stdio},
+    net::SocketAddr,
+    process::{Command as Process, Stdio},
     time::Duration,
 };
 
-use agent::journal::{self, Journal as _, Pools, SqliteJournal};
+use agent::{
+    commands::{Cli, Command, TemplateCommand},
+    journal::{self, Journal as _, Pools, SqliteJournal},
+    template::{self, Named},
+};
+use clap::Parser as _;
 use daemon::doctor::State;
 use proto::id::Vmid;
 
@@ -56,6 +62,9 @@ async fn each_flaw_of_the_network_is_found_and_mended() {
     let gone = "dns=$(cat $ROOT/dns.pid); kill $dns\n\
                 timeout 10 sh -c 'while kill -0 $0 2>&-; do sleep 0.02; done' $dns";
     sick.is_mended("name-server", gone).await;
+    let server = sick.host().name_server.expect("an address");
+    sick.sh(gone);
+    another_name_server_is_found_until_it_leaves_the_address(&sick, server).await;
     sick.is_mended("isolation", "nft delete table inet pve_sandbox").await;
     // Remedies that the operator goes on from: the bridge is chosen anew, nft says why it fails.
     sick.sh("mv $ROOT/net/vmbr1/bridge $ROOT/bridge.off");
@@ -76,6 +85,41 @@ async fn each_flaw_of_the_network_is_found_and_mended() {
     assert_eq!((found.len(), found[0].name, found[0].state), (1, "isolation", State::Warning));
     assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("isolation = true")));
     sick.sh("sed -i 's/isolation = false/isolation = true/' $ROOT/agent.toml");
+    assert_eq!(sick.findings().await, []);
+}
+
+/// Has another resolver of the node answer at the address of the sandboxes' name server, which has ended.
+async fn another_name_server_is_found_until_it_leaves_the_address(
+    sick: &Sick,
+    address: SocketAddr,
+) {
+    let resolver = tokio::net::UdpSocket::bind(address).await.expect("free");
+    let serving = tokio::spawn(async move {
+        let mut question = [0; 512];
+        while let Ok((length, from)) = resolver.recv_from(&mut question).await {
+            question[2] |= 0x80;
+            resolver.send_to(&question[..length], from).await.expect("answered");
+        }
+    });
+    let of_another = async || {
+        let found = sick.findings().await;
+        let [one] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((one.name, one.state), ("name-server", State::Failed));
+        let remedy = one.remedy.clone().expect("a remedy");
+        let ss = format!("ss -lunp 'sport = :{}' shows what does", address.port());
+        assert!(remedy.starts_with(&ss), "{remedy}");
+        remedy
+    };
+    let remedy = of_another().await;
+    serving.abort();
+    serving.await.expect_err("it listens elsewhere now");
+    let (_, restart) = remedy.split_once("then: ").expect("a command");
+    sick.sh(restart);
+    assert_eq!(sick.findings().await, [], "{restart}");
+    // A dnsmasq of the node's own is none of ours, either.
+    sick.sh("mv $ROOT/dns.pid $ROOT/other.pid");
+    of_another().await;
+    sick.sh("mv $ROOT/other.pid $ROOT/dns.pid");
     assert_eq!(sick.findings().await, []);
 }
 
@@ -120,7 +164,7 @@ async fn older_agent_one_without_its_rights_and_a_stranger_are_found() {
     sick.is_mended("agent", &replaced).await;
 
     // A drop-in of its unit has taken its capabilities.
-    let bound = Command::new("setpriv")
+    let bound = Process::new("setpriv")
         .args(["--bounding-set=-all", "--inh-caps=-all", "sleep", "300"])
         .stdin(Stdio::null())
         .spawn()
@@ -264,11 +308,14 @@ async fn each_flaw_of_storage_template_and_programs_is_found_and_mended() {
     found("touch $ROOT/off", "pvesm status --storage fast", "rm $ROOT/off").await;
     let to_dir = "sed -i 's/^zfspool: fast/dir: fast/' $ROOT/pve/storage.cfg";
     let back = "sed -i 's/^dir: fast/zfspool: fast/' $ROOT/pve/storage.cfg";
-    found(to_dir, "template init --storage", back).await;
+    found(to_dir, "template init --snapshot debian --storage NAME", back).await;
     sick.sh("mv $ROOT/pve/nodes/n1/lxc/9000.conf $ROOT/9000.conf");
     let missing = sick.findings().await;
     let names: Vec<_> = missing.iter().map(|check| check.name).collect();
     assert_eq!(names, ["template", "template"], "the template, and that no snapshot is offered");
+    // The agent that runs finds new templates at its start.
+    let remedy = missing[1].remedy.as_deref().unwrap_or_default();
+    assert_eq!(remedy, "pve-sandbox-agent template init; systemctl restart pve-sandbox-agent");
     sick.sh("mv $ROOT/9000.conf $ROOT/pve/nodes/n1/lxc/9000.conf");
     assert_eq!(sick.findings().await, []);
     // A storage for new templates that no sandbox is on.
@@ -277,6 +324,96 @@ async fn each_flaw_of_storage_template_and_programs_is_found_and_mended() {
     let [unused] = &found[..] else { panic!("{found:?}") };
     assert_eq!((unused.name, unused.subject.as_str()), ("storage", "slow"));
     assert_eq!(unused.state, State::Warning, "what runs does not need it");
+    assert_eq!(unused.remedy.as_deref(), Some("set storage = \"fast\" in agent.toml"));
+    sick.sh("sed -i 's/^storage = .*/storage = \"fast\"/' $ROOT/agent.toml");
+    assert_eq!(sick.findings().await, []);
+}
+
+/// Runs `template init` as far as where the template goes and which number it gets; what is there already stays.
+fn template_init(sick: &Sick, line: &str) {
+    let cli = Cli::try_parse_from(line.split_whitespace()).expect(line);
+    let Command::Template { command: TemplateCommand::Init(init) } = cli.command else {
+        panic!("{line} is another command");
+    };
+    let (snapshot, storage) = (init.snapshot.expect("named"), init.common.flags.storage);
+    let named = Named { snapshot: Some(&snapshot), storage: storage.as_deref() };
+    let vmid = template::vmid(&sick.node.file("pve"), sick.node.name(), named);
+    let vmid = init.vmid.unwrap_or_else(|| vmid.expect("one is free"));
+    let config = sick.node.file(&format!("pve/nodes/n1/lxc/{vmid}.conf"));
+    if !config.exists() {
+        let (mark, storage) = (mark(snapshot.as_str()), storage.expect("named"));
+        let text = format!(
+            "{mark}rootfs: {storage}:basevol-{vmid}-disk-0,size=4G\nunprivileged: 1\ntemplate: 1\n"
+        );
+        fs::write(config, text).expect("written");
+    }
+}
+
+/// Returns the line by which the agent finds a template.
+fn mark(snapshot: &str) -> String {
+    format!("#pve-sandbox-template%3Av1 snapshot={snapshot} cores=1 memory_mib=512\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn template_on_a_storage_that_is_gone_is_replaced_by_the_remedy() {
+    let sick = Sick::start().await;
+    // One that `template init` has made: no [[template]], and its line.
+    sick.sh("sed -i '/^\\[\\[template\\]\\]$/,/^vmid/d' $ROOT/agent.toml");
+    sick.sh(&format!("sed -i '1i {}' $ROOT/pve/nodes/n1/lxc/9000.conf", mark("debian").trim()));
+    sick.sh("echo '{\"ids\":{\"9000\":{\"node\":\"n1\",\"type\":\"lxc\"}}}' > $ROOT/pve/.vmlist");
+    let spare = "printf 'zfspool: spare\\n\\tpool other\\n\\tcontent images,rootdir\\n\\n'";
+    sick.sh(&format!("{spare} >> $ROOT/pve/storage.cfg"));
+    assert_eq!(sick.findings().await, []);
+
+    sick.sh("sed -i '/^zfspool: fast/,/^$/d' $ROOT/pve/storage.cfg");
+    let found = sick.findings().await;
+    let [gone] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((gone.name, gone.subject.as_str(), gone.state), ("storage", "fast", State::Failed));
+    for step in gone.remedy.as_deref().expect("a remedy").split("; ") {
+        match step.starts_with("pve-sandbox-agent ") {
+            true => template_init(&sick, step),
+            false => sick.sh(step),
+        }
+    }
+    assert_eq!(sick.findings().await, [], "{gone:?}");
+    assert!(sick.node.file("pve/nodes/n1/lxc/9001.conf").exists(), "it has another number");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peer_address_that_the_other_nodes_do_not_dial_is_found_and_mended() {
+    let sick = Sick::start().await;
+    let ingress = "\n[ingress]\npeer = \"192.0.2.11:8481\"\ndomain = \"sbx.test\"\npublic = [\"127.0.0.1:1\"]\n";
+    fs::write(sick.node.file("agent.toml"), sick.node.config() + ingress).expect("written");
+    // No Caddy runs here: of the findings, only this one counts.
+    let of_peer = async || {
+        let found = sick.findings().await.into_iter();
+        found.filter(|check| check.name == "peer").collect::<Vec<_>>()
+    };
+    sick.sh("sed -i 's/^peer = .*/peer = \"10.9.9.9:8481\"/' $ROOT/agent.toml");
+    assert_eq!(of_peer().await, [], "there is no other node");
+    let nodes =
+        "\"n1\":{\"id\":1,\"online\":1,\"ip\":\"192.0.2.11\"},\"n2\":{\"id\":2,\"online\":1}";
+    let members = format!(
+        "{{\"nodename\":\"n1\",\"version\":1,\"cluster\":{{\"quorate\":1}},\"nodelist\":{{{nodes}}}}}"
+    );
+    fs::write(sick.node.file("pve/.members"), members).expect("written");
+    for (breaks, state) in
+        [("true", State::Failed), ("sed -i '/^peer = /d' $ROOT/agent.toml", State::Warning)]
+    {
+        sick.sh(breaks);
+        let found = of_peer().await;
+        let [one] = &found[..] else { panic!("{breaks}: {found:?}") };
+        assert_eq!(one.state, state, "{breaks}");
+        // An edit, and a command.
+        let remedy = one.remedy.as_deref().expect("a remedy");
+        let (edit, restart) = remedy.split_once("; ").expect("two steps");
+        let line = edit.strip_prefix("set ").and_then(|edit| edit.split_once(" below [ingress] "));
+        let (line, _) = line.expect("a line below [ingress]");
+        sick.sh("sed -i '/^peer = /d' $ROOT/agent.toml");
+        sick.sh(&format!("sed -i 's/^\\[ingress\\]$/&\\n{line}/' $ROOT/agent.toml"));
+        sick.sh(restart);
+        assert_eq!(of_peer().await, [], "{breaks}: {remedy}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -394,7 +531,7 @@ async fn each_flaw_of_the_certificate_is_found_and_mended() {
         assert!(remedy.starts_with("sandboxctl node token n1"), "{remedy}");
         let line = sick.world.line("n1").await;
         sick.node.join(&line).await.expect("it joins again");
-        // The agent that runs has still the certificate of before.
+        // The agent that runs has still the earlier certificate.
         let found = sick.findings().await;
         assert_eq!((found.len(), found[0].name), (1, "agent"), "{found:?}");
         assert_eq!(found[0].remedy.as_deref(), Some("systemctl restart pve-sandbox-agent"));
@@ -405,13 +542,19 @@ async fn each_flaw_of_the_certificate_is_found_and_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn agent_that_a_boot_does_not_start_is_found_and_mended() {
+    let sick = Sick::start().await;
+    sick.is_mended("agent", "touch $ROOT/disabled").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stopped_agent_and_lost_cluster_are_found_and_mended() {
     let mut sick = Sick::start().await;
     sick.stop_agent().await;
     let found = sick.findings().await;
     let finding = found.iter().find(|check| check.name == "agent").expect("a finding");
     assert!(
-        finding.remedy.as_deref().is_some_and(|text| text.starts_with("systemctl start")),
+        finding.remedy.as_deref().is_some_and(|text| text.starts_with("systemctl enable --now")),
         "{found:?}"
     );
     sick.start_agent().await;

@@ -59,10 +59,18 @@ async fn bare_node_joins_with_one_line_and_its_agent_is_found() {
     let end = world.certificate_end("n1").await.expect("its end is known");
     assert!(end.seconds > 0);
 
-    // A second join with a new token replaces the certificates; without a token nothing changes.
+    // The same line again has nothing to ask for: what is left of the node's setup can go on.
     let before = node.certificate();
-    match node.join(&line).await.expect_err("new keys, and a used token") {
-        Error::Call(error) => assert!(error.to_string().contains("token"), "{error}"),
+    let done = node.join(&line).await.expect("it has joined");
+    assert!(done.len() == 1 && done[0].contains("already with this token"), "{done:?}");
+    assert_eq!(node.certificate(), before);
+    // A line that asks for something else needs another token; without one nothing changes.
+    let other = Line { pool: "10.100.9.0/24".parse().ok(), ..line.clone() };
+    match node.join(&other).await.expect_err("new keys, and a used token") {
+        Error::Call(error) => {
+            let told = error.to_string();
+            assert!(told.contains("it is used") && told.contains("agent setup"), "{told}");
+        }
         error @ (Error::Line(_)
         | Error::Config(_)
         | Error::Bridge(_)
@@ -125,6 +133,37 @@ async fn node_that_has_joined_gets_another_network_by_another_join() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_network_is_refused_while_a_sandbox_is_in_the_present_one_and_the_token_stays_good()
+{
+    let world = World::start(LIFE).await;
+    let node = Node::new("n1");
+    let line = Line { no_bridge: false, ..world.line("n1").await };
+    node.join(&line).await.expect("it joins");
+    let Ok(Plan::Make(bridge)) = bridge::plan(None, &node.bridge(), &node.file("net")) else {
+        panic!("no bridge is planned");
+    };
+    bridge::write(&bridge, &node.bridge()).expect("written");
+    let config = node.file("pve/nodes/n1/lxc/101001.conf");
+    std::fs::create_dir_all(config.parent().expect("a folder")).expect("made");
+    let text = format!(
+        "#pve-sandbox%3Av1 id=x\nnet0: name=eth0,bridge={},ip=10.100.1.9/24,gw=10.100.1.1\n",
+        bridge.name
+    );
+    std::fs::write(&config, text).expect("written");
+
+    let pool = "172.20.0.0/24".parse().ok();
+    let line = Line { no_bridge: false, pool, ..world.line("n1").await };
+    let (before, certificate) = (node.config(), node.certificate());
+    let error = node.join(&line).await.expect_err("it would be cut off");
+    let names_it = |why: &bridge::Error| why.to_string().contains("101001");
+    assert!(matches!(&error, Error::Bridge(why) if names_it(why)), "{error}");
+    assert_eq!((node.config(), node.certificate()), (before, certificate), "nothing was done");
+    std::fs::remove_file(&config).expect("it is moved");
+    node.join(&line).await.expect("the same token");
+    assert_eq!(planned(&node, None).as_deref(), Ok("172.20.0.1/24"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn node_refuses_a_controller_with_another_ca() {
     let (world, other) = (World::start(LIFE).await, World::start(LIFE).await);
     let node = Node::new("n1");
@@ -143,11 +182,13 @@ async fn join_that_crashed_midway_works_with_the_same_line() {
     let world = World::start(LIFE).await;
     let node = Node::new("n1");
     let line = world.line("n1").await;
-    // The answer never arrives: the certificates cannot be written.
-    std::fs::create_dir_all(node.file("tls/node.crt")).expect("in the way");
+    // The answer has come, and the agent's certificate cannot be written: its draft has no room.
+    std::fs::create_dir_all(node.file("tls/node.crt.new")).expect("in the way");
     node.join(&line).await.expect_err("a directory is in the way");
-    std::fs::remove_dir(node.file("tls/node.crt")).expect("out of the way");
-    node.join(&line).await.expect("the same line again");
+    assert!(node.file("tls/ingress-node.crt").exists(), "the token is used");
+    std::fs::remove_dir(node.file("tls/node.crt.new")).expect("out of the way");
+    let done = node.join(&line).await.expect("the same line again");
+    assert!(done[0].contains("joined") && !done[0].contains("already"), "{done:?}");
     let serving = node.serve().await;
     world.until_ready("n1").await;
     drop(serving);
@@ -304,6 +345,19 @@ async fn other_nodes_refuse_the_hop_of_a_revoked_node_until_it_joins_again() {
     assert_ne!(new, old);
     until_it_refuses(&second, &new, false).await;
     assert!(second.refuses(&old), "the one before stays refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revocations_of_a_lost_controller_are_void_with_one_that_has_revoked_nobody() {
+    let world = World::start(Duration::from_secs(3600)).await;
+    let (told, other) = (Node::new("n1"), Node::new("n2"));
+    for node in [&told, &other] {
+        node.join(&world.line(node.name().as_str()).await).await.expect("it joins");
+    }
+    told.has_revoked(other.name());
+    assert!(told.refuses(&other.hop_certificate()));
+    let _told = told.serve().await;
+    until_it_refuses(&told, &other.hop_certificate(), false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -91,6 +91,11 @@ impl Node {
         self.revoked.refuses(certificate.as_bytes())
     }
 
+    /// Has this node's agent refuse all certificates of a node, as a controller told it that is lost.
+    pub(crate) fn has_revoked(&self, node: &NodeName) {
+        self.revoked.replace([(node.clone(), 0)].into()).expect("written");
+    }
+
     pub(crate) fn name(&self) -> &NodeName {
         &self.name
     }
@@ -159,8 +164,11 @@ impl Node {
     fn parts(&self) -> Parts {
         let pve = FakeCluster::new(std::slice::from_ref(&self.name), Pace::default(), 1);
         let vmid = |number| Vmid::try_from(number).expect("in range");
+        // As `vmids.stripe` in agent.toml gives each node that is in no cluster numbers of its own.
+        let number = self.name.as_str().trim_start_matches('n').parse::<u32>();
+        let first = 100_000 + 1000 * number.expect("n and a number");
         let pools = Pools {
-            vmids: (vmid(100_000), vmid(100_999)),
+            vmids: (vmid(first), vmid(first + 999)),
             addresses: ([10, 100, 1, 2].into(), [10, 100, 1, 254].into()),
             address_quarantine_ms: 60_000,
         };

@@ -42,7 +42,8 @@ const PROGRAMS: &[(&str, &str)] = &[
         "conf=$ROOT/pve/nodes/n1/lxc/$2.conf\n\
          case \"$1 $3\" in\n\
          'template ') echo 'template: 1' >> $conf;;\n\
-         'set --delete') for key in $(echo $4 | tr , ' '); do sed -i \"/^$key:/d\" $conf; done;;\n\
+         'set --delete') for key in $(echo $4 | tr , ' '); do\n\
+         test $key = description && line='^#' || line=\"^$key:\"; sed -i \"/$line/d\" $conf; done;;\n\
          *) exit 1;; esac",
     ),
     (
@@ -67,6 +68,11 @@ const PROGRAMS: &[(&str, &str)] = &[
          'restart pve-cluster') echo '{\"nodename\":\"n1\",\"version\":0}' > $ROOT/pve/.members;;\n\
          'restart pve-sandbox-agent') for family in inet bridge; do\n\
          nft add table $family pve_sandbox; done; rm -rf $ROOT/proc/[1-9]*;;\n\
+         'is-active pve-sandbox-dns') kill -0 $(cat $ROOT/dns.pid) && echo active || echo activating;;\n\
+         'is-active pve-sandbox-agent') echo active;;\n\
+         'is-enabled pve-sandbox-agent')\n\
+         if test -e $ROOT/disabled; then echo disabled; exit 1; fi; echo enabled;;\n\
+         'enable pve-sandbox-agent') rm -f $ROOT/disabled;;\n\
          'restart pve-sandbox-dns') $DNSMASQ --conf-file=/dev/null --port=$DNS_PORT --user=root \\\n\
          --listen-address=127.0.0.1 --bind-interfaces --no-resolv --no-hosts \\\n\
          --pid-file=$ROOT/dns.pid;;\n\
@@ -193,6 +199,7 @@ impl Sick {
             caddy: file("bin/caddy"),
             dnsmasq: file("bin/dnsmasq"),
             name_server: Some(([127, 0, 0, 1], self.dns_port).into()),
+            systemctl: file("bin/systemctl"),
             tunnel: Some(tunnel::node::Paths {
                 dir: file("tunnel"),
                 cloudflared: file("bin/cloudflared"),

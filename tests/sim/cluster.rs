@@ -411,6 +411,7 @@ fn grounds(number: u8) -> Grounds {
         closed: Default::default(),
         reach: Default::default(),
         connections: None,
+        name_connections: None,
     }
 }
 

@@ -5,6 +5,14 @@ use crate::source::{code, files};
 /// Words that no line of a doc comment begins with: it begins with a verb, or names its noun.
 const RIDDLES: &[&str] = &["It", "What", "Who", "They", "Of", "Over", "In"];
 
+/// Phrases that no native speaker would write, and what to write in their place.
+const PHRASES: &[(&str, &str)] = &[
+    ("an agent of before", "an older agent"),
+    ("one of before", "the earlier one"),
+    ("those of before", "earlier ones"),
+    ("For whoever", "For those who"),
+];
+
 /// Words of an earlier dialect, as whole identifiers, and what replaced them.
 const RETIRED: &[(&str, &str)] = &[
     ("called_off", "cancelled"),
@@ -58,4 +66,19 @@ fn doc_comments_begin_with_a_verb_or_a_noun() {
         }
     }
     assert!(wrong.is_empty(), "say what it is:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn phrases_of_a_dialect_are_not_used() {
+    let mut wrong = Vec::new();
+    for file in files("", &[".rs", ".proto", ".md"]) {
+        for (at, line) in file.text.lines().enumerate() {
+            for (phrase, better) in PHRASES {
+                if line.contains(phrase) && file.path != "tests/tidy/language.rs" {
+                    wrong.push(format!("{}:{}: {phrase}: write {better}", file.path, at + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "plain English:\n{}", wrong.join("\n"));
 }

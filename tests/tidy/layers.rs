@@ -76,7 +76,7 @@ const AGENT: &[Rule] = &[
     ("tasks", &[]),
     ("load", &["pve", "sys"]),
     ("detect", &["pve", "sys"]),
-    ("bridge", &["config", "detect"]),
+    ("bridge", &["config", "detect", "pve"]),
     ("caddy_settings", &["config", "ingress"]),
     ("commands", &["config", "join", "template", "tunnel", "uninstall"]),
     (
@@ -129,7 +129,7 @@ const CONTROLLER: &[Rule] = &[
     ),
     ("access", &["ca", "clock", "sandbox", "store", "token"]),
     ("audit", &["clock"]),
-    ("doctor", &["ca", "clock", "config", "setup", "ssh", "store"]),
+    ("doctor", &["ca", "clock", "config", "rpc", "setup", "ssh", "store"]),
     ("config", &["audit", "ca", "events", "node", "placement", "sandbox", "url"]),
     (
         "rpc",
@@ -189,7 +189,7 @@ const DAEMON: &[Rule] = &[
     ("replace", &[]),
     ("seal", &[]),
     ("sever", &[]),
-    ("shares", &[]),
+    ("shares", &["sync"]),
     ("status", &[]),
     ("stop", &[]),
     ("sync", &[]),

@@ -149,6 +149,8 @@ fn every_program_with_secrets_forbids_core_dumps_of_itself() {
 fn name_server_of_the_sandboxes_is_locked_down() {
     let unit = unit("pve-sandbox-dns");
     for (key, expected) in [
+        // A start that cannot listen fails, and does not only end later.
+        ("Type", "forking"),
         ("DynamicUser", "yes"),
         ("NoNewPrivileges", "yes"),
         ("ProtectSystem", "strict"),
@@ -156,6 +158,10 @@ fn name_server_of_the_sandboxes_is_locked_down() {
     ] {
         assert_eq!(value(&unit, key).as_deref(), Some(expected), "{key}");
     }
+    let start = value(&unit, "ExecStart").expect("it starts something");
+    let pid_file = value(&unit, "PIDFile").expect("where dnsmasq says which process it is");
+    assert!(start.contains(&format!("--pid-file={pid_file}")), "{start}");
+    assert!(!start.contains("--keep-in-foreground"), "{start}");
 }
 
 #[test]
@@ -183,6 +189,28 @@ fn connector_of_the_tunnel_is_locked_down_and_never_reloaded() {
         assert!(!start.contains(path), "its user cannot read {path}");
     }
     assert_eq!(handed.len(), 2);
+}
+
+#[test]
+fn no_unit_is_started_again_for_ever_before_it_is_configured() {
+    for (krate, name) in [
+        ("agent", "pve-sandbox-agent"),
+        ("controller", "pve-sandbox-controller"),
+        ("agent", "pve-sandbox-ingress"),
+        ("agent", "pve-sandbox-ingress-green"),
+        ("agent", "pve-sandbox-dns"),
+        ("agent", "pve-sandbox-tunnel"),
+    ] {
+        let manifest = read(&format!("{krate}/Cargo.toml"));
+        // The controller's package has one unit, which has no name there.
+        let of_unit = format!("unit-name = \"{name}\", enable = ");
+        let setting =
+            if krate == "agent" { of_unit.as_str() } else { "systemd-units = { enable = " };
+        let (_, rest) = manifest.split_once(setting).expect(name);
+        let unit = unit(name.trim_end_matches("-green"));
+        let is_skipped = value(&unit, "ConditionPathExists").is_some();
+        assert!(is_skipped || rest.starts_with("false"), "{name}: a boot would start it");
+    }
 }
 
 #[test]

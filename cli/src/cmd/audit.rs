@@ -341,6 +341,14 @@ fn outcome(entry: &AuditEntry) -> (String, Colour) {
         (AuditKind::Gap, reason) => (reason.into(), Colour::Red),
         (AuditKind::Refused, "") => (format!("{} calls", entry.count), Colour::Grey),
         (AuditKind::Refused, reason) => (format!("{reason}: {} more", entry.count), Colour::Red),
+        // Of more kinds than are told apart.
+        (AuditKind::Counted, _) if entry.method.is_empty() => {
+            (format!("{} calls", entry.count), Colour::Grey)
+        }
+        (AuditKind::Counted, "") => {
+            (format!("{}: {} calls", code_name(entry.code), entry.count), Colour::Grey)
+        }
+        (AuditKind::Counted, reason) => (format!("{reason}: {} calls", entry.count), Colour::Grey),
         (AuditKind::Begun, _) => ("begun".into(), Colour::Grey),
         (AuditKind::Opened | AuditKind::Closed | AuditKind::Unspecified, _) => {
             (String::new(), Colour::Grey)
@@ -387,6 +395,7 @@ fn end_of(id: &str) -> &str {
 fn value(entry: &AuditEntry) -> Value {
     let has_code = match entry.kind() {
         AuditKind::Call | AuditKind::Part => true,
+        AuditKind::Counted => !entry.method.is_empty(),
         // Of callers that nobody knew, there is none.
         AuditKind::Refused => entry.code != 0,
         AuditKind::Unspecified
@@ -445,6 +454,28 @@ pub(super) mod tests {
         };
         let ok = AuditEntry { code: 0, ..entry(1_234_567, "Exec", Reason::Unspecified) };
         table(&[ok, entry(1_234_568, "GetOrCreateSandbox", Reason::QuotaExceeded), gap], true)
+    }
+
+    #[test]
+    fn counted_calls_are_told_with_their_outcome() {
+        let entry = |method: &str, reason: Reason| AuditEntry {
+            kind: AuditKind::Counted.into(),
+            method: method.into(),
+            code: reason.code().into(),
+            reason: reason.into(),
+            count: 7,
+            ..AuditEntry::default()
+        };
+        let missing = entry("StatFile", Reason::FileNotFound);
+        let done = AuditEntry { code: 0, ..entry("StatFile", Reason::Unspecified) };
+        let rest = AuditEntry { code: 0, ..entry("", Reason::Unspecified) };
+        let told = |entry| outcome(entry).0;
+        assert_eq!(told(&missing), "FILE_NOT_FOUND: 7 calls");
+        assert_eq!((told(&done), told(&rest)), ("OK: 7 calls".into(), "7 calls".into()));
+        let code = |entry| value(entry)["code"].as_str().map(str::to_owned);
+        assert_eq!(code(&missing).as_deref(), Some("NOT_FOUND"));
+        assert_eq!((code(&done).as_deref(), code(&rest).as_deref()), (Some("OK"), Some("")));
+        assert_eq!(kind(&done), "counted");
     }
 
     #[test]

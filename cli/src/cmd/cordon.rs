@@ -21,7 +21,7 @@ The node itself keeps it, over restarts of everything.")]
 pub(crate) struct Cordon {
     /// PVE's name of the node
     node: String,
-    /// For whoever wonders
+    /// Reason, kept in the event log
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     why: String,
 }

@@ -40,7 +40,7 @@ pub(crate) struct Create {
     /// Description of the sandbox.
     #[command(flatten)]
     wanted: Wanted,
-    /// Idempotency key: the same key and the same wishes are the same sandbox [default: random]
+    /// Idempotency key: the same key and arguments return the same sandbox [default: random]
     #[arg(long, value_name = "KEY")]
     request_id: Option<String>,
     /// Print the id as soon as the creation is recorded

@@ -33,7 +33,7 @@ paused is not: containers cannot be moved alive.")]
 pub(crate) struct Drain {
     /// PVE's name of the node
     node: String,
-    /// For whoever wonders
+    /// Reason, kept in the event log
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     why: String,
     /// Wait until nothing is there

@@ -21,8 +21,8 @@ Examples:
 
 Commands, files and web requests get into it in each case. Its open connections
 to outside end, unless they are to an address that it may still reach. A list
-takes the place of the one before. Names that it asked for in vain are in the
-log of its node's agent.")]
+takes the place of the one before. The agent of its node logs the names that it
+asked for and did not get.")]
 pub(crate) struct Egress {
     /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
     pub(super) id: String,

@@ -122,11 +122,11 @@ pub(crate) enum User {
     Exec(exec::Exec),
     /// Open a login shell in a sandbox
     Shell(shell::Shell),
-    /// Run the `ssh` of this machine with a sandbox
+    /// Connect to a sandbox with the `ssh` of this machine
     Ssh(ssh::Ssh),
     /// List the commands that a sandbox runs and ran
     Ps(ps::Ps),
-    /// Print what a command has said
+    /// Print the output of a command
     Logs(logs::Logs),
     /// Follow a command that runs already, and type into it
     Attach(attach::Attach),
@@ -146,9 +146,9 @@ pub(crate) enum User {
     Pause(pause::Pause),
     /// Thaw paused sandboxes
     Resume(resume::Resume),
-    /// Say what wakes a sandbox when it is paused, or show it
+    /// Set or show what wakes a paused sandbox
     WakeOn(wake_on::WakeOn),
-    /// Say what a sandbox reaches outside of itself, or show it
+    /// Set or show what a sandbox can reach on the network
     Egress(egress::Egress),
     /// Give a sandbox another name
     Rename(rename::Rename),
@@ -156,7 +156,7 @@ pub(crate) enum User {
     Resize(resize::Resize),
     /// Set or remove metadata of a sandbox
     Set(set::Set),
-    /// Say how long a sandbox lives, or show it
+    /// Set or show how long a sandbox lives
     Lifetime(lifetime::SetLifetime),
     /// Show what sandboxes use, each second
     Top(top::Top),
@@ -173,7 +173,7 @@ pub(crate) enum User {
     Revoke(revoke::Revoke),
     /// Print the address of an open port, or of all of them
     Url(url::Url),
-    /// Bring a port of a sandbox to this machine, or the other way round
+    /// Forward a port of a sandbox to this machine, or the other way round
     PortForward(port_forward::PortForward),
     /// Ports of a sandbox: list what listens
     #[command(subcommand)]
@@ -203,7 +203,7 @@ pub(crate) enum User {
     Events(events::Events),
     /// Choose the sandbox that @current means
     Use(current::Use),
-    /// Say which controller to use, and as whom; saved as a context
+    /// Choose a controller and a token, and save them as a context
     Login(login::Login),
     /// Contexts: controllers with a token, one of which is used
     #[command(subcommand)]

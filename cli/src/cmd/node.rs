@@ -26,7 +26,7 @@ pub(crate) enum Node {
     Cordon(cordon::Cordon),
     /// Give a node new sandboxes again
     Uncordon(uncordon::Uncordon),
-    /// Let a node become empty, and show what is there still
+    /// Cordon a node and empty it, and show what is still there
     Drain(drain::Drain),
     /// Give up a node that will not come back, and the sandboxes that were on it
     #[command(after_help = "\

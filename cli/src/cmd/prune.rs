@@ -36,7 +36,7 @@ pub(crate) struct Prune {
     /// Those that have been paused for so long, too
     #[arg(long)]
     paused: bool,
-    /// Only tell
+    /// Only show what would be done
     #[arg(long)]
     dry_run: bool,
 }

@@ -16,8 +16,8 @@ Examples:
   sandboxctl admin release ID  the sandbox ends, the container is left as it is
 
 For a sandbox that was adopted; and for one that cannot be deleted, because its
-container lost its mark, became a template, or is on another node. Nothing else
-leads back: the sandbox is DELETED.")]
+container lost its mark, became a template, or is on another node. This cannot
+be undone: the sandbox is DELETED.")]
 pub(crate) struct Release {
     /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
     pub(super) id: String,

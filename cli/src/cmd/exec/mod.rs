@@ -288,7 +288,7 @@ pub(super) fn start(
         tty: how.tty,
         window: if how.tty { terminal::size() } else { None },
         exec_id: super::create::random_key()?,
-        detached: false,
+        ..ExecStart::default()
     })
 }
 
