@@ -26,7 +26,7 @@ const TOKEN_FIELD: &str = "api_token";
 /// When a value must not appear in Caddy's configuration.
 pub fn of(config: &Config) -> Result<Option<Settings>> {
     let ingress = &config.ingress;
-    let Some(Rules { domain, parents: _ }) = rules(config)? else { return Ok(None) };
+    let Some(Rules { domain, parents: _, cors }) = rules(config)? else { return Ok(None) };
     let path = |path: &Path| path.try_into().with_context(|| path.display().to_string());
     let peers = |listen| -> Result<Peers> {
         let tls = &ingress.tls;
@@ -40,7 +40,7 @@ pub fn of(config: &Config) -> Result<Option<Settings>> {
         https: ingress.https,
         secure: ingress.certificate.as_ref().map(|own| secure(config, own)).transpose()?,
         frames: ingress.frames,
-        cors: ingress.cors,
+        cors,
         peers: ingress.peer.map(peers).transpose()?,
         access_log: has_log.then(|| path(&ingress.access_log)).transpose()?,
         generation: Generation::Before,
@@ -82,7 +82,8 @@ pub fn rules(config: &Config) -> Result<Option<Rules>> {
     let Some(domain) = &ingress.domain else { return Ok(None) };
     let parents = ingress.parent_origins.iter().map(|origin| origin.parse());
     let parents = parents.collect::<Result<_, _>>().context("ingress.parent_origins")?;
-    Ok(Some(Rules { domain: domain.parse().context("ingress.domain")?, parents }))
+    let domain = domain.parse().context("ingress.domain")?;
+    Ok(Some(Rules { domain, parents, cors: ingress.cors }))
 }
 
 /// Returns the file in which the agent records which Caddy it started last.

@@ -184,8 +184,8 @@ first.";
 
 #[derive(Debug, Args)]
 pub struct TemplateInit {
-    /// Number of the template's container [default: that of an earlier run, else the first from 9000
-    /// that nothing in the cluster has]
+    /// Number of the template's container [default: that of an earlier run, unless --snapshot or --storage
+    /// names another than that has; else the first from 9000 that nothing in the cluster has]
     #[arg(long)]
     pub vmid: Option<Vmid>,
     /// Name of the snapshot [default: debian-RELEASE]

@@ -12,8 +12,9 @@ use agent::{
     config::{self, Config},
     doctor::{self, Host},
     join::lacks::Wanted,
+    pve::{files::READS_MAX, looks::LOOKS_MAX},
     sys::privileges::Missing,
-    template::{self, Order, Source},
+    template::{self, Named, Order, Source},
 };
 use anyhow::{Context, Result};
 use clap::Parser as _;
@@ -21,6 +22,9 @@ use daemon::{
     chain::Chain,
     doctor::{Report, State},
 };
+
+/// Threads for blocking calls other than reads of /etc/pve and looks at what tenants make.
+const OTHERS: usize = 4;
 
 /// Returns the settings of a new template.
 fn order(init: &TemplateInit, config: &Config) -> Result<Order> {
@@ -39,10 +43,12 @@ fn order(init: &TemplateInit, config: &Config) -> Result<Order> {
         }
     };
     let snapshot = init.snapshot.clone().map_or_else(|| name.parse(), Ok)?;
+    let storage = init.common.flags.storage.as_deref();
+    let named = Named { snapshot: init.snapshot.as_ref(), storage };
     Ok(Order {
         vmid: match init.vmid {
             Some(vmid) => vmid,
-            None => template::vmid(&config.pve.root, &config.node.value)?,
+            None => template::vmid(&config.pve.root, &config.node.value, named)?,
         },
         is_named: init.vmid.is_some(),
         snapshot,
@@ -122,10 +128,11 @@ fn execute(command: &Command) -> Result<ExitCode> {
             for Missing { name, needed_for } in missing {
                 tracing::error!(name, needed_for, "the agent lacks a capability");
             }
-            // The agent mostly waits: two threads, and few for blocking calls.
+            // The agent mostly waits: two threads, and few for blocking calls. What hangs keeps its
+            // own share of them.
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
-                .max_blocking_threads(8)
+                .max_blocking_threads(READS_MAX + LOOKS_MAX + OTHERS)
                 .enable_all()
                 .build()
                 .context("no runtime")?;

@@ -1,7 +1,8 @@
 //! `uninstall`: takes from a node what the operator does not want to keep. It prints what it does.
 //!
 //! The agent's unit is stopped first. Then sandboxes are deleted by an agent in this process, so the rules
-//! are those of always: journal and mark. Last come the bridge and the data.
+//! are those of always: journal and mark. Then come the data, and last the bridge: a run that ends in between can be
+//! repeated, since only the deletion of sandboxes needs a complete configuration.
 
 use std::{
     fs,
@@ -12,14 +13,15 @@ use std::{
 
 use agent::{
     bridge, caddy_settings,
-    config::{self, Config, Flags},
+    config::{self, Basics, Config, Flags},
     firewall::nft::NftFirewall,
     ingress::{low_ports, systemd::UNITS as UNITS_DIR},
     join::other_caddy,
-    pve::pmxcfs,
+    journal::SqliteJournal,
+    pve::{files::READS_MAX, looks::LOOKS_MAX, pmxcfs},
     sandbox::exec::shims::Shims as _,
     tunnel::{UNIT as TUNNEL_UNIT, node as tunnel_node},
-    uninstall::{self, Ask, Choice, Found, MASKED_CADDY, Plan},
+    uninstall::{self, Ask, Choice, Found, MASKED_CADDY, Marked, Plan},
 };
 use anyhow::{Context, Result};
 use daemon::{chain::Chain, systemctl};
@@ -27,7 +29,7 @@ use futures_util::{StreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    node_setup::{DNS_UNIT, GREEN_UNIT, UNITS},
+    node_setup::{DNS_UNIT, GREEN_UNIT, UNITS, is_active},
     production::{self, Assembled},
 };
 
@@ -45,8 +47,10 @@ const ROUNDS: usize = 2;
 const DRAIN: Duration = Duration::from_secs(40);
 /// Directory of the agent's own keys and configuration.
 const CONFIG_DIR: &str = "/etc/pve-sandbox";
-/// Endings of what renewals and crashes leave beside a file: daemon/src/key_files.rs, daemon/src/replace.rs.
-const BESIDE: [&str; 6] = ["new", "lock", "next", "next.new", "next.for", "next.for.new"];
+/// Endings of what joins, renewals and crashes leave beside a file: agent/src/join/mod.rs, daemon/src/key_files.rs,
+/// daemon/src/replace.rs.
+const BESIDE: [&str; 8] =
+    ["new", "lock", "next", "next.new", "next.for", "next.for.new", "for", "for.new"];
 /// Network interfaces of the host.
 const NET: &str = "/sys/class/net";
 /// Caddy's own state, and its access log.
@@ -54,15 +58,16 @@ const INGRESS: [&str; 2] = ["/var/lib/pve-sandbox-ingress", "/var/log/pve-sandbo
 
 /// Removes from this node what flags and answers say.
 pub(crate) fn uninstall(flags: &uninstall::Flags, path: &Path) -> Result<()> {
-    let config = Config::load(Some(path), &Flags::default(), &config::environment)
+    let basics = Basics::load(path, &config::environment)
         .context("without its configuration nobody can tell what is on this node")?;
     let paths = bridge::Paths::of_host(path);
-    let configs = config.pve.root.join(pmxcfs::configs(&config.node.value));
+    // A removal that was interrupted has taken the name from the file first.
+    let named = basics.file.network.bridge.as_ref();
     let found = Found {
-        sandboxes: uninstall::marked(&configs)?,
-        bridge: bridge::made(&paths).filter(|made| *made == config.network.bridge),
-        has_data: config.state_dir.exists(),
-        tunnel: tunnel_of(&config),
+        sandboxes: marked(&basics)?,
+        bridge: bridge::made(&paths).filter(|made| named.is_none_or(|named| named == made)),
+        has_data: basics.state_dir.exists(),
+        tunnel: tunnel_of(&basics),
     };
     uninstall::listing(&found).iter().for_each(|line| println!("{line}"));
 
@@ -77,7 +82,7 @@ pub(crate) fn uninstall(flags: &uninstall::Flags, path: &Path) -> Result<()> {
         decided => decided?,
     };
     if plan.data == Choice::Delete {
-        uninstall::check_data(&config.state_dir, Path::new(config::STATE_DIR))?;
+        uninstall::check_data(&basics.state_dir, Path::new(config::STATE_DIR))?;
     }
     println!("{}", if flags.dry_run { "this would be done:" } else { "this will be done:" });
     uninstall::steps(plan, &found).iter().for_each(|line| println!("  {line}"));
@@ -87,12 +92,22 @@ pub(crate) fn uninstall(flags: &uninstall::Flags, path: &Path) -> Result<()> {
     if !flags.yes {
         uninstall::confirm(&mut ask)?;
     }
-    remove(&config, &paths, plan, &found, &configs)
+    remove(&basics, &paths, plan, &found, flags)
+}
+
+/// Lists the containers of this node with a mark.
+fn marked(basics: &Basics) -> Result<Vec<Marked>, uninstall::Error> {
+    uninstall::marked(&basics.file.pve.root.join(pmxcfs::configs(&basics.node)))
+}
+
+/// Returns the places of the tunnel's files.
+fn tunnel_paths(basics: &Basics) -> tunnel_node::Paths {
+    tunnel_node::Paths::beside(&basics.file.ingress.caddy_config)
 }
 
 /// Returns the tunnel that this node is a connector of. Settings that cannot be read are one, too.
-fn tunnel_of(config: &Config) -> Option<String> {
-    let settings = tunnel_node::settings(&tunnel_node::Paths::of_host(config));
+fn tunnel_of(basics: &Basics) -> Option<String> {
+    let settings = tunnel_node::settings(&tunnel_paths(basics));
     settings.map_or_else(|error| Some(error.to_string()), |found| found.map(|found| found.name))
 }
 
@@ -105,63 +120,111 @@ fn answer(question: &str) -> io::Result<String> {
 }
 
 fn remove(
-    config: &Config,
+    basics: &Basics,
     paths: &bridge::Paths,
     plan: Plan,
     found: &Found,
-    configs: &Path,
+    flags: &uninstall::Flags,
 ) -> Result<()> {
+    stop_agent(|| uninstall::check_unseen(flags, plan, found, &marked(basics)?))?;
     if systemctl::is_there() {
-        // The agent first, and until it has ended: it would start a Caddy again, which cancels a stop of both.
-        let [agent, ingress] = UNITS;
-        systemctl::run(&["stop", agent])?;
+        let [_agent, ingress] = UNITS;
         systemctl::run(&["stop", ingress, GREEN_UNIT])?;
         if found.tunnel.is_some() {
             systemctl::run(&["disable", "--now", "--quiet", TUNNEL_UNIT])?;
         }
     }
     let mut deleted = 0;
-    if plan.sandboxes == Choice::Delete && config.journal().exists() {
-        deleted = delete_sandboxes(config)?;
+    if plan.sandboxes == Choice::Delete && basics.file.journal().exists() {
+        deleted = delete_sandboxes(basics, &paths.config)?;
     }
-    // Looked at again: a creation may have ended just before the agent was stopped.
-    let left = uninstall::marked(configs)?;
+    // Looked at again: not all may be in the journal.
+    let left = marked(basics)?;
     if plan.sandboxes == Choice::Delete && !left.is_empty() {
         left.iter().for_each(|one| println!("still here: {one}"));
         anyhow::bail!(
             "{} containers with a mark are not in the journal, so they are not deleted: take them \
-             back (`sandboxctl admin recover`) or destroy them (`pct destroy`); the rest stays as it is",
-            left.len()
+             back (systemctl start {}; then `sandboxctl admin recover`) or destroy them (`pct destroy`), and repeat \
+             this command; the rest stays as it is",
+            left.len(),
+            UNITS.join(" ")
         );
     }
     let is_empty = left.is_empty();
+    let bridge = found.bridge.as_deref().filter(|_| plan.bridge == Choice::Delete && is_empty);
+    if let Some(bridge) = bridge {
+        // Before anything is removed that an agent would need to go on with this bridge.
+        uninstall::check_bridge(Path::new(NET), bridge)?;
+    }
     if systemctl::is_there() {
         systemctl::run(&[&["disable", "--quiet"], &UNITS[..]].concat())?;
         if low_ports::arrange(Path::new(UNITS_DIR), false)? {
             systemctl::run(&["daemon-reload"])?;
         }
-        if config.state_dir.join(MASKED_CADDY).exists() {
+        if basics.state_dir.join(MASKED_CADDY).exists() {
             systemctl::run(&["unmask", "--quiet", other_caddy::UNIT])?;
-            fs::remove_file(config.state_dir.join(MASKED_CADDY))?;
+            fs::remove_file(basics.state_dir.join(MASKED_CADDY))?;
         }
     }
-    if let (Choice::Delete, Some(bridge), true) = (plan.bridge, &found.bridge, is_empty) {
-        remove_bridge(bridge, paths)?;
-    }
     if plan.data == Choice::Delete && is_empty {
-        remove_data(config)?;
+        remove_data(basics)?;
+    }
+    if let Some(bridge) = bridge {
+        remove_bridge(bridge, paths)?;
     }
     println!("now: apt purge pve-sandbox-agent");
     let lost = if deleted > 0 { " --lost" } else { "" };
-    println!("then, where sandboxctl works: sandboxctl node forget {}{lost}", config.node.value);
+    println!("then, where sandboxctl works: sandboxctl node forget {}{lost}", basics.node);
     Ok(())
 }
 
+/// Stops the agent, and waits for its end: it would start a Caddy again, which cancels a stop of both. An agent that ran is
+/// started again where `check` says then that nothing may be removed.
+fn stop_agent(check: impl FnOnce() -> Result<(), uninstall::Error>) -> Result<()> {
+    let [agent, _ingress] = UNITS;
+    let ran = systemctl::is_there() && is_active(agent);
+    if systemctl::is_there() {
+        systemctl::run(&["stop", agent])?;
+    }
+    let checked = check();
+    if checked.is_err() && ran {
+        systemctl::run(&["start", agent])?;
+    }
+    Ok(checked?)
+}
+
+/// Deletes all sandboxes of this node; returns their number. Of a configuration that is not complete no agent can be
+/// made, which is fine where no container is a sandbox.
+fn delete_sandboxes(basics: &Basics, path: &Path) -> Result<usize> {
+    let error = match Config::load(Some(path), &Flags::default(), &config::environment) {
+        Ok(config) => return delete_all(&config),
+        Err(error) => error,
+    };
+    // A record without a container may have disks left, or its container on another node.
+    let has_records = SqliteJournal::has_live(&basics.file.journal()).unwrap_or(false);
+    if has_records || !marked(basics)?.is_empty() {
+        return Err(error).context(
+            "the sandboxes were not deleted, and nothing else was removed; `pve-sandbox-agent doctor` says what mends \
+             the configuration",
+        );
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(remove_tables());
+    Ok(0)
+}
+
+/// Removes what isolated the sandboxes: it would hold for the next container with such a number.
+async fn remove_tables() {
+    if let Err(error) = NftFirewall::default().remove().await {
+        println!("the tables of nftables that isolated the sandboxes are still there: {error}");
+    }
+}
+
 /// Deletes all sandboxes of the journal, and what isolates them; returns their number.
-fn delete_sandboxes(config: &Config) -> Result<usize> {
+fn delete_all(config: &Config) -> Result<usize> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(8)
+        .max_blocking_threads(READS_MAX + LOOKS_MAX + 4)
         .enable_all()
         .build()
         .context("no runtime")?;
@@ -192,10 +255,7 @@ fn delete_sandboxes(config: &Config) -> Result<usize> {
              start the agent again: systemctl start {}",
             UNITS.join(" ")
         );
-        // What is left of them would hold for the next container with such a number.
-        if let Err(error) = NftFirewall::default().remove().await {
-            println!("the tables of nftables that isolated the sandboxes are still there: {error}");
-        }
+        remove_tables().await;
         Ok(count)
     })
 }
@@ -214,9 +274,9 @@ fn remove_bridge(bridge: &str, paths: &bridge::Paths) -> Result<()> {
 }
 
 /// Removes the journal, keys, certificates, and the files of Caddy and of the tunnel.
-fn remove_data(config: &Config) -> Result<()> {
-    let (own, hop) = (&config.tls, &config.ingress.tls);
-    let caddy = &config.ingress.caddy_config;
+fn remove_data(basics: &Basics) -> Result<()> {
+    let (own, hop) = (&basics.file.tls, &basics.file.ingress.tls);
+    let caddy = &basics.file.ingress.caddy_config;
     let files = [&own.ca, &own.cert, &own.key, &hop.ca, &hop.cert, &hop.key];
     let files = files.into_iter().cloned().chain([caddy.clone(), caddy.with_extension("proof")]);
     let files = files.chain(caddy_settings::copies(caddy));
@@ -225,7 +285,7 @@ fn remove_data(config: &Config) -> Result<()> {
     for path in ours.flat_map(|path| with_next(&path)) {
         gone(&path, |path| fs::remove_file(path))?;
     }
-    for path in tunnel_node::remove_files(&tunnel_node::Paths::of_host(config))? {
+    for path in tunnel_node::remove_files(&tunnel_paths(basics))? {
         println!("removed {}", path.display());
     }
     let dirs = [&own.key, &hop.key].map(|key| key.parent().unwrap_or(Path::new(CONFIG_DIR)));
@@ -239,9 +299,9 @@ fn remove_data(config: &Config) -> Result<()> {
         })?;
     }
     // Looked at again: the agent that deleted the sandboxes wrote there.
-    uninstall::check_data(&config.state_dir, Path::new(config::STATE_DIR))?;
+    uninstall::check_data(&basics.state_dir, Path::new(config::STATE_DIR))?;
     // The directory itself: of a link only the link would be removed, and the keys would stay.
-    let real = fs::canonicalize(&config.state_dir).unwrap_or_else(|_| config.state_dir.clone());
+    let real = fs::canonicalize(&basics.state_dir).unwrap_or_else(|_| basics.state_dir.clone());
     for path in [real.as_path()].into_iter().chain(INGRESS.map(Path::new)) {
         gone(path, |path| fs::remove_dir_all(path))?;
     }
@@ -288,6 +348,7 @@ mod tests {
         for other in ["agent.key.next", "agent.key.next.for", "agent.key.lock", "agent.key.new"] {
             assert!(is_beside("agent.key", other), "{other}");
         }
+        assert!(is_beside("node.crt", "node.crt.for"), "a join has noted there what it was for");
         for other in ["agent.key.backup", "agent.key", "agent.keys.next", "agent.key-next"] {
             assert!(!is_beside("agent.key", other), "{other}");
         }

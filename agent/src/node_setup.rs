@@ -63,7 +63,7 @@ pub(crate) fn setup(path: &Path, wanted: Wanted, dry_run: bool) -> Result<()> {
     // Without a configuration there is no Caddy to start.
     let serves =
         || !file.ingress.caddy_config.exists() || is_active(ingress) || is_active(GREEN_UNIT);
-    let runs = wanted.start && is_active(agent) && serves();
+    let runs = wanted.start && is_active(agent) && is_enabled(agent) && serves();
     let lacks = lacks::look(wanted, &paths, Path::new(NET), runs)?;
     if lacks.is_empty() {
         println!("nothing to do: all of it is there");
@@ -85,7 +85,7 @@ fn complete(path: &Path, wanted: Wanted) -> Result<()> {
     if wanted.bridge
         && let Err(error) = make_bridge(None, path, wanted.start)
     {
-        println!("no bridge was made: {error:#}");
+        println!("the bridge is not complete: {error:#}");
         missing.push("the bridge");
     }
     let config = Config::load(Some(path), &Flags::default(), &config::environment);
@@ -112,13 +112,13 @@ fn complete(path: &Path, wanted: Wanted) -> Result<()> {
         missing.push("a template");
     }
     if !wanted.start || !systemctl::is_there() {
-        println!("nothing was started; start {}", UNITS.join(" and "));
+        println!("nothing was started: systemctl enable --now {}", UNITS.join(" "));
         return all_there(&missing);
     }
     mask_unused_caddy(&config)?;
     systemctl::run(&[&["enable", "--quiet"], &UNITS[..]].concat())?;
     let [agent, ingress] = UNITS;
-    // It may run with the certificates of before. The agent has Caddy use the new ones.
+    // It may run with the earlier certificates. The agent has Caddy use the new ones.
     systemctl::run(&["restart", agent])?;
     if !is_active(GREEN_UNIT) {
         systemctl::run(&["start", ingress])?;
@@ -138,8 +138,14 @@ fn all_there(missing: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn is_active(unit: &str) -> bool {
+/// Returns true for a unit that runs.
+pub(crate) fn is_active(unit: &str) -> bool {
     told("/usr/bin/systemctl", &["is-active", unit]).0.trim() == "active"
+}
+
+/// Returns true for a unit that a boot starts.
+fn is_enabled(unit: &str) -> bool {
+    told("/usr/bin/systemctl", &["is-enabled", unit]).1
 }
 
 /// Asks a program; returns what it prints, and whether it ended well.
@@ -217,7 +223,13 @@ pub(crate) fn make_bridge(subnet: Option<Ipv4Net>, config: &Path, start: bool) -
         let up = if is_complete { "start" } else { "restart" };
         systemctl::run(&["enable", "--quiet", DNS_UNIT])
             .and_then(|()| systemctl::run(&[up, DNS_UNIT]))
-            .context("the name server did not start; is dnsmasq-base installed?")?;
+            .with_context(|| {
+                format!(
+                    "the name server did not start: is dnsmasq-base installed, and port 53 of {} free? journalctl -u \
+                     {DNS_UNIT} -n 20 says why",
+                    bridge.address.addr()
+                )
+            })?;
     }
     Ok(())
 }
@@ -233,7 +245,7 @@ fn is_up(bridge: &Bridge, config: &Path) -> Result<bool> {
 fn first_template(config: &Config) -> Result<Order> {
     let suite = template::release().context("cannot read the node's release")?;
     Ok(Order {
-        vmid: template::vmid(&config.pve.root, &config.node.value)?,
+        vmid: template::vmid(&config.pve.root, &config.node.value, template::Named::default())?,
         is_named: false,
         snapshot: format!("debian-{suite}").parse()?,
         source: Source::Debian { suite, mirror: template::MIRROR.to_owned() },

@@ -6,7 +6,7 @@ use agent::{
     Agent, Parts, caddy_settings,
     certificates::{Certificates, access_of},
     clock::{Clock, SystemClock},
-    config::{Config, PEER_PORT, Shim},
+    config::{Config, PEER_PORT},
     detect::{self, Roots},
     dhcp::{Replies, Server},
     doctor,
@@ -57,7 +57,7 @@ use daemon::{
     systemctl,
     tls::{ClientAuth, Identity, LiveIdentity},
 };
-use tokio::{net::TcpListener, sync::Notify, time::timeout};
+use tokio::{net::TcpListener, sync::Notify, task::block_in_place, time::timeout};
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -176,7 +176,7 @@ pub(crate) async fn assemble(config: &Config, stop: &CancellationToken) -> Resul
         &config.state_dir,
         config.pve.clone(),
         config.exec_backend,
-        allowance(&config.shim),
+        allowance(config),
     );
     let shims = Arc::new(shims.context("the ways into sandboxes could not be made")?);
     let mut parts = parts(config, Arc::clone(&pve), Arc::clone(&clock), Arc::clone(&shims))?;
@@ -185,8 +185,8 @@ pub(crate) async fn assemble(config: &Config, stop: &CancellationToken) -> Resul
     if parts.isolation.is_none() {
         match NftFirewall::default().remove().await {
             Ok(tables) if tables.is_empty() => {}
-            Ok(tables) => tracing::info!(?tables, "isolation rules of before were removed"),
-            Err(error) => tracing::warn!(%error, "isolation rules of before are still in force"),
+            Ok(tables) => tracing::info!(?tables, "leftover isolation rules were removed"),
+            Err(error) => tracing::warn!(%error, "the earlier isolation rules are still in force"),
         }
     }
     parts.resolver = parts.isolation.as_ref().and_then(|(_, grounds)| resolver(config, grounds));
@@ -255,12 +255,14 @@ fn resolver(config: &Config, grounds: &Grounds) -> Option<resolver::Settings> {
     clippy::cast_sign_loss,
     reason = "checked to be a small positive number"
 )]
-fn allowance(shim: &Shim) -> Allowance {
+fn allowance(config: &Config) -> Allowance {
+    let shim = &config.shim;
     let limits = shim_cgroup::Limits {
         cpu_millicores: (shim.cpu_cores * 1000.0) as u64,
         memory_bytes: shim.memory_mib << 20,
     };
-    Allowance { limits, output_bytes_max: shim.output_mib << 20 }
+    let io = config.options().limits.io;
+    Allowance { limits, io, output_bytes_max: shim.output_mib << 20 }
 }
 
 /// Removes leftovers of shims whose sandboxes do not exist any more, periodically.
@@ -443,7 +445,10 @@ fn parts(
         pve,
         journal: Arc::new(journal),
         clock,
-        host_load: Box::new(move |now, sandboxes| sampler.sample(now, sandboxes)),
+        // Tenants decide how long it takes to count what is in their cgroups.
+        host_load: Box::new(move |now, sandboxes| {
+            block_in_place(|| sampler.sample(now, sandboxes))
+        }),
         shims,
         dhcp: None,
         isolation: None,

@@ -19,19 +19,26 @@ use std::{
 
 use daemon::replace::{Access, replace};
 use ipnet::Ipv4Net;
+use proto::id::Vmid;
 use toml_edit::{DocumentMut, Item, Table, value};
 
 pub use render::NAT_TABLE;
 
 use crate::{
     config::{File, Pool},
-    detect::{self, Roots},
+    detect::{self, Roots, Undecided},
+    pve::{
+        ContainerConfig,
+        config_file::{Interface, Ip},
+    },
 };
 
 /// Directory of our own files.
 const ETC: &str = "/etc/pve-sandbox";
 /// File with the configuration of the bridge's name server.
 const DNS: &str = "dns.conf";
+/// Most sandboxes that an error names.
+const SHOWN_MAX: usize = 10;
 
 /// Files that describe the network and the bridge. Below another root in tests.
 #[derive(Debug, Clone)]
@@ -123,6 +130,32 @@ pub enum Error {
          that has joined already needs a new token for it"
     )]
     PoolElsewhere(Pool, Ipv4Net),
+    /// The pool is elsewhere than the network of a bridge that stays as it is.
+    #[error(
+        "the addresses of the sandboxes (network.pool) are {0}, which are not in {2}, the network of their bridge {1}: \
+         join with --pool and a part of {2}, or name another bridge (network.bridge in agent.toml). For a bridge of their \
+         own, without network.bridge in agent.toml: pve-sandbox-agent bridge init --subnet NETWORK"
+    )]
+    PoolOffBridge(Pool, String, Ipv4Net),
+    /// Sandboxes are in the network that the bridge would lose.
+    #[error(
+        "with {address} the bridge {bridge} would cut off sandboxes of this node, which keep their address and their \
+         gateway: {sandboxes}. Keep their network (without --pool and --subnet, and with network.pool in agent.toml as it \
+         was), or first move or delete them: sandboxctl node drain NODE --wait, sandboxctl rm ID"
+    )]
+    CutsOff {
+        /// Name of the bridge.
+        bridge: String,
+        /// Address that it would get.
+        address: Ipv4Net,
+        /// Numbers of the sandboxes' containers, the first few.
+        sandboxes: String,
+    },
+    /// Nobody can tell which containers are this node's.
+    #[error(
+        "the bridge would get another network, and whether a sandbox is in the present one is not known now"
+    )]
+    Unknown(#[source] Undecided),
     /// The network is no network for sandboxes.
     #[error("{0} cannot be the sandboxes' network: it must be a private one of /8 to /29")]
     Unfit(Ipv4Net),
@@ -187,18 +220,26 @@ fn decide(
     let made = render::name_in(&file);
     match (&config.network.bridge, &made) {
         (Some(named), Some(made)) if named == made => {}
-        (Some(named), _) => return Ok(Plan::Named(named.clone())),
+        (Some(named), _) => return keep(named.clone(), config, roots),
         // An agent has run here with the bridge that it found: its sandboxes stay where they are.
         (None, None) if subnet.is_none() && config.journal().exists() => {
-            if let Ok(found) = detect::bridge(roots) {
-                return Ok(Plan::Named(found));
+            if let Ok(found) = detect::bridge(roots)
+                && (may_have_used(&found, config, roots) || config.has_sandboxes())
+            {
+                return keep(found, config, roots);
             }
         }
         (None, _) => {}
     }
-    if subnet.is_none() && config.network.pool.is_some_and(|pool| network_of(pool).is_none()) {
-        return Err(Error::PartOfNetwork);
-    }
+    // A bridge that was made before keeps its network unless another is named: sandboxes use it.
+    let before = render::address_in(&file);
+    let is_within = |pool: Pool| before.is_some_and(|before| pool.is_in(before));
+    let of_pool = match config.network.pool {
+        Some(pool) if subnet.is_none() && !is_within(pool) => {
+            Some(network_of(pool).ok_or(Error::PartOfNetwork)?)
+        }
+        Some(_) | None => None,
+    };
     let interfaces = text(&paths.interfaces)?;
     if !render::includes(&interfaces, &paths.interfaces_d) {
         return Err(Error::NotIncluded(paths.interfaces.clone(), paths.interfaces_d.clone()));
@@ -207,10 +248,9 @@ fn decide(
         Some(made) => made,
         None => free_name(&interfaces, paths, net)?,
     };
-    let of_pool = || config.network.pool.and_then(network_of);
     let by_number = || numbered(detect::identity(roots).ok()?.number?);
     let is_named = subnet.is_some();
-    let subnet = subnet.or_else(of_pool).or_else(by_number).ok_or(Error::NoNumber)?.trunc();
+    let subnet = subnet.or(of_pool).or(before).or_else(by_number).ok_or(Error::NoNumber)?.trunc();
     if !(8..=29).contains(&subnet.prefix_len()) || !subnet.network().is_private() {
         return Err(Error::Unfit(subnet));
     }
@@ -221,17 +261,92 @@ fn decide(
     }
     let first = Ipv4Addr::from(u32::from(subnet.network()) + 1);
     let address = Ipv4Net::new(first, subnet.prefix_len()).map_err(|_| Error::Unfit(subnet))?;
-    // A bridge that was made before keeps its network, whatever route has come since: sandboxes use it.
-    if render::address_in(&file) != Some(address) {
+    let bridge = Bridge { name, address };
+    // Whatever route has come since, it may keep its address.
+    if before != Some(address) {
+        check_sandboxes(roots, &bridge, before)?;
         let overlaps = |other: &Ipv4Net| other.contains(&subnet) || subnet.contains(other);
         let mut others = detect::routed(roots).into_iter();
-        if let Some((interface, other)) = others.find(|(on, other)| *on != name && overlaps(other))
+        if let Some((interface, other)) =
+            others.find(|(on, other)| *on != bridge.name && overlaps(other))
         {
             let used = if is_named { Error::Used } else { Error::PoolUsed };
             return Err(used(subnet, other, interface));
         }
     }
-    Ok(Plan::Make(Bridge { name, address }))
+    Ok(Plan::Make(bridge))
+}
+
+/// Plans that a bridge stays as it is, which the pool must then suit.
+fn keep(bridge: String, config: &File, roots: Roots<'_>) -> Result<Plan, Error> {
+    match (config.network.pool, network_on(&bridge, roots)) {
+        (Some(pool), Some(network)) if !pool.is_in(network) => {
+            Err(Error::PoolOffBridge(pool, bridge, network))
+        }
+        _ => Ok(Plan::Named(bridge)),
+    }
+}
+
+/// Returns true when sandboxes with addresses of the pool can have used this bridge, which nobody has named.
+fn may_have_used(bridge: &str, config: &File, roots: Roots<'_>) -> bool {
+    match (config.network.pool, network_on(bridge, roots)) {
+        (Some(pool), Some(network)) => pool.is_in(network),
+        // Without an address of the node on it, only an operator can say what its gateway is.
+        (Some(_), None) => config.network.gateway.is_some(),
+        (None, _) => true,
+    }
+}
+
+/// Returns the network of a bridge that this node has an address on.
+fn network_on(bridge: &str, roots: Roots<'_>) -> Option<Ipv4Net> {
+    let on = detect::on_bridge(roots, bridge)?;
+    Ipv4Net::new(on.address, on.prefix).ok().map(|network| network.trunc())
+}
+
+/// Checks that a bridge with another address than before cuts off no sandbox of this node: each keeps its own address,
+/// and the bridge's as its gateway.
+fn check_sandboxes(
+    roots: Roots<'_>,
+    bridge: &Bridge,
+    before: Option<Ipv4Net>,
+) -> Result<(), Error> {
+    // Not the name in the file: of another node, or without pmxcfs, its directory looks empty.
+    let node = match detect::identity(roots) {
+        Ok(found) => found.node,
+        // There is no bridge that a sandbox could be on.
+        Err(_) if before.is_none() => return Ok(()),
+        Err(error) => return Err(Error::Unknown(error)),
+    };
+    let configs = detect::configs(roots.pve, &node).into_iter();
+    let cut_off =
+        configs.filter(|(_, config)| config.has_mark() && cuts_off(bridge, before, config));
+    let cut_off: Vec<Vmid> = cut_off.map(|(vmid, _)| vmid).collect();
+    if cut_off.is_empty() {
+        return Ok(());
+    }
+    let shown: Vec<_> = cut_off.iter().take(SHOWN_MAX).map(Vmid::to_string).collect();
+    let more = cut_off.len() - shown.len();
+    let and_more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let sandboxes = format!("{}{and_more}", shown.join(", "));
+    Err(Error::CutsOff { bridge: bridge.name.clone(), address: bridge.address, sandboxes })
+}
+
+/// Returns true when a container is in the network that the bridge had, or on the bridge, and would not reach it with
+/// its new address. Pure.
+fn cuts_off(bridge: &Bridge, before: Option<Ipv4Net>, config: &ContainerConfig) -> bool {
+    let (first, gateway) = match config.net0() {
+        Some(Interface { bridge: on, ip: Ip::Static(ip, _), gateway, .. }) => {
+            (Some(ip).filter(|_| on == bridge.name), gateway)
+        }
+        Some(_) | None => (None, None),
+    };
+    let of_before =
+        config.static_addresses().filter(|ip| before.is_some_and(|net| net.contains(ip)));
+    let mut addresses = of_before.chain(first);
+    let was_its_gateway = before.is_some_and(|net| gateway == Some(net.addr()));
+    let is_lost = |ip: Ipv4Addr| !bridge.address.contains(&ip);
+    addresses.any(is_lost)
+        || (was_its_gateway && gateway.is_some_and(|ip| ip != bridge.address.addr()))
 }
 
 /// Writes the files of a bridge; returns those that are new or have changed.

@@ -1,7 +1,11 @@
 use insta::assert_snapshot;
 
 use super::*;
-use crate::{detect::tests::Host, join::lacks};
+use crate::{
+    detect::tests::Host,
+    join::lacks,
+    journal::{Journal as _, SqliteJournal, conformance},
+};
 
 fn net(text: &str) -> Ipv4Net {
     text.parse().expect("a network")
@@ -92,6 +96,115 @@ fn node_whose_agent_has_run_keeps_its_bridge_unless_a_network_is_named() {
     assert_eq!(plan, Plan::Named("vmbr0".to_owned()));
     let plan = planned(&host, &paths, Some("10.200.0.0/24")).expect("a plan");
     assert!(matches!(plan, Plan::Make(_)), "{plan:?}");
+}
+
+/// Host whose agent has a journal and this pool, and whose vmbr0 has 10.100.3.1/24.
+fn host_of_an_agent(pool: &str) -> (Host, Paths) {
+    let host = Host::new();
+    let paths = paths(&host);
+    let before = fs::read_to_string(&paths.config).expect("read");
+    let state = host.path("state");
+    let network = format!("[network]\npool = \"{pool}\"\n");
+    host.write("agent.toml", &format!("state_dir = {state:?}\n{before}{network}"));
+    fs::create_dir_all(&state).expect("made");
+    (host, paths)
+}
+
+#[tokio::test]
+async fn journal_without_sandboxes_does_not_put_a_pool_on_a_bridge_with_another_network() {
+    let (host, paths) = host_of_an_agent("10.150.0.0/24");
+    let journal = SqliteJournal::open(&host.path("state/journal.sqlite"), conformance::pools());
+    let journal = journal.expect("a journal");
+    let made = Plan::Make(Bridge { name: "vmbr2".to_owned(), address: net("10.150.0.1/24") });
+    assert_eq!(planned(&host, &paths, None).expect("a plan"), made);
+    journal.begin(conformance::intent(1), 0).await.expect("room");
+    // One lives: nobody can tell where, and another bridge is not made behind its back.
+    let error = planned(&host, &paths, None).expect_err("not in the network of vmbr0");
+    let told = error.to_string();
+    assert!(told.contains("10.100.3.0/24, the network of their bridge vmbr0"), "{told}");
+    assert!(told.contains("bridge init --subnet NETWORK"), "{told}");
+    let subnet = Some("10.150.0.0/24");
+    assert_eq!(planned(&host, &paths, subnet).expect("the remedy"), made);
+
+    let (host, paths) = host_of_an_agent("10.100.3.128/25");
+    SqliteJournal::open(&host.path("state/journal.sqlite"), conformance::pools()).expect("made");
+    let plan = planned(&host, &paths, None).expect("a plan");
+    assert_eq!(plan, Plan::Named("vmbr0".to_owned()), "its sandboxes were there");
+}
+
+#[test]
+fn named_bridge_refuses_a_pool_of_another_network_before_a_token_is_used() {
+    let host = Host::new();
+    let paths = paths(&host);
+    let before = fs::read_to_string(&paths.config).expect("read");
+    host.write("agent.toml", &format!("{before}[network]\nbridge = \"vmbr0\"\n"));
+    let checked = |pool: &str| check(pool.parse().ok(), &paths, &host.path("net"));
+    let error = checked("172.20.0.0/24").expect_err("elsewhere");
+    assert!(matches!(error, Error::PoolOffBridge(..)), "{error}");
+    checked("10.100.3.64/26").expect("a part of it");
+}
+
+/// Host with a made bridge vmbr2 of 10.200.3.1/24.
+fn host_with_a_bridge() -> (Host, Paths) {
+    let host = Host::new();
+    let paths = paths(&host);
+    let bridge = Bridge { name: "vmbr2".to_owned(), address: net("10.200.3.1/24") };
+    write(&bridge, &paths).expect("written");
+    (host, paths)
+}
+
+/// Writes the config of a container of the host; returns its file.
+fn container(host: &Host, vmid: u32, mark: &str, net0: &str) -> PathBuf {
+    let file = format!("pve/nodes/node3/lxc/{vmid}.conf");
+    host.write(&file, &format!("{mark}hostname: x\nnet0: name=eth0,{net0}\n"));
+    host.path(&file)
+}
+
+/// First line of a sandbox's config.
+const MARK: &str = "#pve-sandbox%3Av1 id=x\n";
+
+#[test]
+fn network_that_would_cut_off_a_sandbox_is_refused() {
+    let (host, paths) = host_with_a_bridge();
+    let checked = |pool: &str| check(pool.parse().ok(), &paths, &host.path("net"));
+    checked("172.20.0.0/24").expect("nobody is on it");
+    let theirs = "bridge=vmbr2,ip=10.200.3.5/24,gw=10.200.3.1";
+    container(&host, 207, "", theirs);
+    container(&host, 100_000, MARK, "bridge=vmbr0,ip=192.0.2.9/24");
+    checked("172.20.0.0/24").expect("a container that is not ours, and one on another bridge");
+
+    let file = container(&host, 100_001, MARK, theirs);
+    for pool in ["172.20.0.0/24", "10.200.0.0/16"] {
+        let told = checked(pool).expect_err(pool).to_string();
+        assert!(told.contains("their gateway: 100001. Keep"), "{pool}: {told}");
+    }
+    checked("10.200.3.0/24").expect("the same network");
+    checked("10.200.3.128/25").expect("a part of it leaves the bridge as it is");
+    let edited = planned(&host, &paths, Some("10.201.3.0/24")).expect_err("by another command");
+    assert!(matches!(edited, Error::CutsOff { .. }), "{edited}");
+
+    let also = |number: u32| container(&host, 100_001 + number, MARK, theirs);
+    let files: Vec<_> = (1..=11).map(also).collect();
+    let told = checked("172.20.0.0/24").expect_err("all of them").to_string();
+    assert!(told.contains("100010 and 2 more. Keep"), "{told}");
+    // Which sandboxes are here is not known.
+    let members = fs::read_to_string(host.path("pve/.members")).expect("read");
+    fs::remove_file(host.path("pve/.members")).expect("removed");
+    let error = checked("172.20.0.0/24").expect_err("pmxcfs is down");
+    assert!(matches!(error, Error::Unknown(_)), "{error}");
+    host.write("pve/.members", &members);
+    for file in files.iter().chain([&file]) {
+        fs::remove_file(file).expect("removed");
+    }
+    checked("172.20.0.0/24").expect("the remedy: they are gone");
+}
+
+#[test]
+fn made_bridge_without_a_pool_keeps_its_network() {
+    let (host, paths) = host_with_a_bridge();
+    let bridge = Bridge { name: "vmbr2".to_owned(), address: net("10.200.3.1/24") };
+    assert_eq!(planned(&host, &paths, None).expect("a plan"), Plan::Make(bridge));
+    check(None, &paths, &host.path("net")).expect("no other is looked for");
 }
 
 #[test]

@@ -6,9 +6,10 @@ use daemon::{
     replace::{Access, replace},
     text,
 };
-use toml_edit::{DocumentMut, Item, Table};
+use toml_edit::{DocumentMut, Item, Table, Value};
 
-/// Sets values, each by its table and its key; returns what was done, for people.
+/// Sets values, each by its table and its key; returns what was done, for people. A value that takes the place of
+/// another gets the comments of that.
 ///
 /// # Errors
 /// When the file cannot be read or written.
@@ -16,11 +17,20 @@ pub fn set(path: &Path, wanted: Vec<(&str, &str, Item)>) -> io::Result<Vec<Strin
     let before = text::read_if_there(path)?.unwrap_or_default();
     let mut document: DocumentMut = before.parse().map_err(io::Error::other)?;
     let mut done = Vec::new();
-    for (table, key, item) in wanted {
+    for (table, key, mut item) in wanted {
         let in_file = document.entry(table).or_insert_with(|| Item::Table(Table::new()));
         let Some(in_file) = in_file.as_table_like_mut() else { continue };
-        let shown = item.to_string();
-        in_file.insert(key, item);
+        let plain = |value: &Value| value.clone().decorated("", "").to_string();
+        let shown = item.as_value().map_or_else(|| item.to_string(), plain);
+        match in_file.get_mut(key) {
+            Some(before) => {
+                if let (Some(now), Some(before)) = (item.as_value_mut(), before.as_value()) {
+                    *now.decor_mut() = before.decor().clone();
+                }
+                *before = item;
+            }
+            None => drop(in_file.insert(key, item)),
+        }
         done.push(format!("set {table}.{key} = {} in {}", shown.trim(), path.display()));
     }
     let after = document.to_string();
@@ -31,4 +41,25 @@ pub fn set(path: &Path, wanted: Vec<(&str, &str, Item)>) -> io::Result<Vec<Strin
         replace(path, after.as_bytes(), Access { mode: 0o644, group: None })?;
     }
     Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use toml_edit::value;
+
+    use super::*;
+
+    #[test]
+    fn value_takes_the_place_of_another_and_all_comments_stay() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("agent.toml");
+        let before = "# mine\n[network]\n# above\npool = \"a\" # behind\n";
+        fs::write(&path, before).expect("written");
+        let done =
+            set(&path, vec![("network", "pool", value("b")), ("ingress", "https", value(true))]);
+        let done = done.expect("set");
+        assert!(done[0].starts_with("set network.pool = \"b\" in "), "{done:?}");
+        let after = fs::read_to_string(&path).expect("read");
+        assert_eq!(after, before.replace("\"a\"", "\"b\"") + "\n[ingress]\nhttps = true\n");
+    }
 }

@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::{Certificate, Wake};
 use crate::{
+    journal::SqliteJournal,
     pve::{HostPaths, interface::Rate, template_mark::TemplateMark},
     sandbox::{DefaultService, OnReboot, Probe, exec::shims::Backend},
 };
@@ -206,6 +207,11 @@ impl File {
     /// Returns the path of the journal.
     pub fn journal(&self) -> PathBuf {
         super::journal_in(self.state_dir.as_deref().unwrap_or(Path::new(super::STATE_DIR)))
+    }
+
+    /// Returns true when the journal has a sandbox that has not ended, and also when it cannot be read.
+    pub fn has_sandboxes(&self) -> bool {
+        SqliteJournal::has_live(&self.journal()).unwrap_or(true)
     }
 }
 

@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use serde::Deserialize;
 
 use super::{Config, Setting, Source, Sources, file, network::Network};
-use crate::firewall::Grounds;
+use crate::firewall::{Grounds, NAME_CONNECTIONS_MAX};
 
 /// Most name servers, and most networks within reach.
 const LISTED_MAX: usize = 64;
@@ -105,6 +105,7 @@ impl Config {
             closed: own.iter().copied().map(Ipv4Net::from).chain(network).collect(),
             reach: isolation.reach.iter().map(|reach| reach.0).collect(),
             connections: Some(self.limits.connections),
+            name_connections: Some(NAME_CONNECTIONS_MAX),
         })
     }
 }

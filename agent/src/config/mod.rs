@@ -1,6 +1,7 @@
 //! Configuration of the agent. Sources by precedence: flags, one file, the `PVE_*` variables of
 //! older setups, detection on the host, defaults. Each value records its source.
 
+mod basics;
 mod certificate;
 mod checks;
 pub mod edit;
@@ -12,7 +13,7 @@ mod pool;
 mod wake;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -25,6 +26,7 @@ use proto::{
     name::{Label, NodeName},
 };
 
+pub use basics::Basics;
 pub use certificate::{AcmeDns, Certificate, Redirect};
 pub use file::{File, Ingress, Limits, Load, Shim, Template, Tls};
 pub use isolation::{Isolation, Reach};
@@ -166,6 +168,8 @@ pub struct Config {
     pub quarantine: Duration,
     /// Templates that can be cloned on this node.
     pub templates: Vec<Template>,
+    /// Those of them that the file does not name: they were found by their marks.
+    pub found_templates: BTreeSet<Vmid>,
     /// Limits on concurrency and duration.
     pub limits: Limits,
     pub lifetimes: Lifetimes,
@@ -300,9 +304,8 @@ impl Config {
         ingress.domain = domain(&mut from, ingress.domain.take());
         let mut templates = file.template;
         checks::services(&mut from, &templates);
-        if let Some(node) = &node {
-            add_marked(&mut from, &mut templates, detect::templates(roots, &node.value));
-        }
+        let marked = node.as_ref().map(|node| detect::templates(roots, &node.value));
+        let found_templates = add_marked(&mut from, &mut templates, marked.unwrap_or_default());
         checks::templates(&mut from, &templates, roots);
         checks::labels(&mut from, &file.labels);
         checks::limits(&mut from, &file.limits);
@@ -334,6 +337,7 @@ impl Config {
             isolation,
             quarantine,
             templates,
+            found_templates,
             limits: parallel(file.limits),
             lifetimes,
             on_reboot: file.on_reboot,
@@ -359,12 +363,13 @@ impl Config {
 }
 
 /// Adds the templates that were found by their marks, unless the file has their vmids. A mark says nothing of services:
-/// those that the file gives to the snapshot count for all of its templates.
+/// those that the file gives to the snapshot count for all of its templates. Returns the vmids of those that were added.
 fn add_marked(
     from: &mut Sources<'_>,
     templates: &mut Vec<Template>,
     marked: BTreeMap<Vmid, TemplateMark>,
-) {
+) -> BTreeSet<Vmid> {
+    let mut added = BTreeSet::new();
     for (vmid, mark) in marked {
         if templates.iter().any(|template| template.vmid == vmid) {
             continue;
@@ -377,7 +382,9 @@ fn add_marked(
             template.expose_on_listen = twin.expose_on_listen;
         }
         templates.push(template);
+        added.insert(vmid);
     }
+    added
 }
 
 /// Shows the storage. The agent does not use it, so a mistake in it must not stop the agent.

@@ -39,6 +39,27 @@ fn empty_configuration_is_completed_by_detection() {
 }
 
 #[test]
+fn node_and_its_directory_are_known_without_the_bridge_and_with_a_broken_journal() {
+    let host = Host::new();
+    fs::remove_dir_all(host.path("net/vmbr0")).expect("removed");
+    host.write("state/journal.sqlite", &"this is no journal".repeat(100));
+    let state = host.path("state");
+    let text = format!("state_dir = {state:?}\n[network]\nbridge = \"vmbr0\"\n");
+    let why = mistakes(complete(&host, &text, &Flags::default(), &[]));
+    assert!(why.contains("network.bridge") && why.contains("state_dir"), "{why}");
+    let basics = |env: &dyn Fn(&str) -> Option<String>| {
+        let mut file: File = toml::from_str(&text).expect("a file");
+        (file.pve.root, file.pve.proc) = (host.path("pve"), host.path("proc"));
+        Basics::complete(file, env)
+    };
+    let known = basics(&|_| None).expect("known");
+    assert_eq!((known.node.as_str(), known.state_dir), ("node3", state.clone()));
+    // Another node's containers are never looked at.
+    let other = basics(&|_| Some("node9".to_owned())).expect_err("not this node");
+    assert!(other.to_string().contains("is not this node, which is node3"), "{other}");
+}
+
+#[test]
 fn flag_overrides_file_and_file_overrides_variable() {
     let file = "storage = \"from-file\"\n[network]\npool = \"10.100.3.128/25\"\ndhcp = true\n\
         [ingress]\ndomain = \"file.example\"\n[vmids]\nstripes = 3\n";

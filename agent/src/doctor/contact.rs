@@ -29,18 +29,27 @@ const NO_SANDBOX: &str = "this host is no sandbox";
 const DNS_QUESTION: &[u8] =
     b"\x70\x76\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07version\x04bind\x00\x00\x10\x00\x03";
 
-/// Asks a name server whether it is there. Any answer to the question counts.
-pub(super) async fn name_server(address: SocketAddr) -> bool {
+/// Answer of dnsmasq to the question begins with this, and its version follows.
+const DNSMASQ: &[u8] = b"dnsmasq-";
+
+/// Asks a name server which program it is. `None`: nothing answers; else whether it says that it is dnsmasq.
+pub(super) async fn name_server(address: SocketAddr) -> Option<bool> {
     let asked = async {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
         socket.connect(address).await?;
         socket.send(DNS_QUESTION).await?;
         let mut answer = [0; 512];
         let length = socket.recv(&mut answer).await?;
-        let is_answer = length >= 12 && answer[..2] == DNS_QUESTION[..2] && answer[2] & 0x80 != 0;
-        Ok::<_, io::Error>(is_answer)
+        Ok::<_, io::Error>(is_dnsmasq(&answer[..length]))
     };
-    matches!(timeout(PATIENCE, asked).await, Ok(Ok(true)))
+    timeout(PATIENCE, asked).await.ok()?.ok()?
+}
+
+/// Reads what a name server has answered; `None` when it is no answer to the question. Pure.
+fn is_dnsmasq(answer: &[u8]) -> Option<bool> {
+    let is_answer = answer.len() >= 12 && answer[..2] == DNS_QUESTION[..2] && answer[2] & 0x80 != 0;
+    // The text is not compressed, whatever stands before it.
+    is_answer.then(|| answer.windows(DNSMASQ.len()).any(|bytes| bytes == DNSMASQ))
 }
 
 fn host(domain: &str) -> String {
@@ -120,20 +129,27 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::ingress::render::NO_AGENT;
 
     #[tokio::test]
-    async fn name_server_is_there_when_it_answers_anything() {
+    async fn name_server_says_which_program_it_is_until_it_has_gone() {
         let server = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
         let address = server.local_addr().expect("bound");
         let serving = tokio::spawn(async move {
             let mut question = [0; 512];
-            let (length, from) = server.recv_from(&mut question).await.expect("asked");
-            question[2] |= 0x80;
-            server.send_to(&question[..length], from).await.expect("answered");
+            for text in ["", "unbound 1.17.1", "dnsmasq-2.90"] {
+                let (length, from) = server.recv_from(&mut question).await.expect("asked");
+                question[2] |= 0x80;
+                let answer = [&question[..length], text.as_bytes()].concat();
+                server.send_to(&answer, from).await.expect("answered");
+            }
         });
-        assert!(name_server(address).await);
+        for is_dnsmasq in [false, false, true] {
+            assert_eq!(name_server(address).await, Some(is_dnsmasq));
+        }
         serving.await.expect("ended");
-        assert!(!name_server(address).await, "it has gone");
+        assert_eq!(name_server(address).await, None, "it has gone");
+        assert_eq!(is_dnsmasq(DNS_QUESTION), None, "a question is no answer");
     }
 
     #[test]
@@ -144,7 +160,8 @@ mod tests {
         };
         assert_eq!(ours("404 Not Found", "there is no such sandbox"), WebAnswer::Ours);
         assert_eq!(ours("404 Not Found", NO_SANDBOX), WebAnswer::OtherDomain);
-        assert_eq!(ours("502 Bad Gateway", "the sandbox did not answer (502)"), WebAnswer::Silent);
+        let silent = format!("{NO_AGENT} (502)");
+        assert_eq!(ours("502 Bad Gateway", &silent), WebAnswer::Silent);
         assert_eq!(web_answer("HTTP/1.1 200 OK\r\nServer: nginx\r\n\r\n"), WebAnswer::Other);
         assert_eq!(web_answer("SSH-2.0-x\r\n"), WebAnswer::Other);
     }

@@ -96,8 +96,19 @@ pub struct Bridge {
     pub is_ours: bool,
     /// Whether the kernel forwards packets.
     pub forwards: bool,
-    /// Whether its name server answers; `None` where it has none.
-    pub answers: Option<bool>,
+    /// Answer of its name server; `None` where it has none.
+    pub name_server: Option<NameServer>,
+}
+
+/// Answer at the address of the sandboxes' name server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NameServer {
+    /// The dnsmasq of the unit answers.
+    Ours,
+    /// Something answers that is not that.
+    Other,
+    /// Nothing answers.
+    Silent,
 }
 
 /// Limits that the kernel can hold sandboxes to.
@@ -157,6 +168,21 @@ pub struct Template {
     pub path: PathBuf,
     /// State.
     pub state: TemplateState,
+    /// Whether agent.toml names it.
+    pub in_file: bool,
+    /// Line of `template init` in its description.
+    pub mark: TemplateLine,
+}
+
+/// Line of `template init` in a template's description.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TemplateLine {
+    /// There is none.
+    Missing,
+    /// The description is nothing else.
+    Alone,
+    /// Somebody has written other lines, too.
+    AmongOthers,
 }
 
 /// State of a template.
@@ -240,6 +266,8 @@ pub struct Agent {
     pub on_disk: Vec<u8>,
     /// Whether the program of the agent that runs was replaced since it was started.
     pub is_replaced: bool,
+    /// Whether a boot starts its unit; `None` where that is unknown, or the unit does not run.
+    pub starts_at_boot: Option<bool>,
     /// Capabilities that it needs and lacks.
     pub missing: Vec<Missing>,
 }

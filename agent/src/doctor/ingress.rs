@@ -1,6 +1,6 @@
 //! Judges the ingress: what Caddy reads, whether it runs with the agent's proof, and what it answers. Pure.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use daemon::{
     doctor::{Check, reach::local},
@@ -12,8 +12,9 @@ use super::{
     listeners_of,
 };
 use crate::{
-    config::{AcmeDns, Config},
+    config::{AcmeDns, Config, PEER_PORT},
     ingress::{keeper, program::CADDY, version::Version},
+    pve::Cluster,
 };
 
 const AGENT: &str = "systemctl restart pve-sandbox-agent";
@@ -103,6 +104,31 @@ fn answer(address: SocketAddr, answer: WebAnswer) -> Check {
             format!("{LOG}; {}", listeners_of(local)),
         ),
     }
+}
+
+/// Judges where the other nodes' Caddys reach this one, if there are others: they dial the address that the cluster has for
+/// it.
+pub(super) fn peer(config: &Config, cluster: &Cluster) -> Option<Check> {
+    let own = cluster.members.get(&config.node.value)?.ip?;
+    let is_dialled = config.ingress.domain.is_some() && cluster.members.len() > 1;
+    is_dialled.then(|| listener_of_peers(config.ingress.peer, own))
+}
+
+fn listener_of_peers(peer: Option<SocketAddr>, own: IpAddr) -> Check {
+    let wanted = SocketAddr::new(own, peer.map_or(PEER_PORT, |peer| peer.port()));
+    let subject = "ingress.peer";
+    let remedy = format!("set peer = \"{wanted}\" below [ingress] in agent.toml; {AGENT}");
+    let Some(peer) = peer else {
+        let found =
+            "not set: requests for sandboxes of this node that another node gets are not answered";
+        return Check::warning("peer", subject, found, remedy);
+    };
+    let has_all = peer.ip().is_unspecified() && (peer.is_ipv6() || own.is_ipv4());
+    if peer.ip() == own || has_all {
+        return Check::ok("peer", subject, format!("the other nodes dial {wanted}"));
+    }
+    let found = format!("{peer}, where no other node looks for it: they dial {wanted}");
+    Check::failed("peer", subject, found, remedy)
 }
 
 fn acme(config: &Config) -> Option<&AcmeDns> {
@@ -204,6 +230,24 @@ mod tests {
         let check = shown_certificate("sbx.test", address, &der, now_ms).expect("a certificate");
         assert_eq!(check.subject, "10.0.0.1:443");
         (check.state, check.found)
+    }
+
+    #[test]
+    fn peer_listens_where_the_other_nodes_dial_this_one() {
+        let judged = |peer: Option<&str>, own: &str| {
+            let peer = peer.map(|peer| peer.parse().expect("an address"));
+            listener_of_peers(peer, own.parse().expect("an address")).state
+        };
+        let own = "192.0.2.11";
+        assert_eq!(judged(Some("192.0.2.11:8481"), own), State::Ok);
+        assert_eq!(judged(Some("0.0.0.0:8481"), own), State::Ok, "all of them");
+        assert_eq!(judged(Some("[::]:8481"), own), State::Ok, "all of them");
+        assert_eq!(judged(Some("0.0.0.0:8481"), "2001:db8::1"), State::Failed);
+        assert_eq!(judged(Some("10.0.0.1:8481"), own), State::Failed);
+        assert_eq!(judged(None, own), State::Warning);
+        let check = listener_of_peers("10.0.0.1:9000".parse().ok(), own.parse().expect("one"));
+        let remedy = check.remedy.unwrap_or_default();
+        assert!(remedy.starts_with("set peer = \"192.0.2.11:9000\" "), "{remedy}");
     }
 
     #[test]

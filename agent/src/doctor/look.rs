@@ -23,8 +23,8 @@ use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use super::{
     Host, contact,
     facts::{
-        Agent, Bridge, Facts, Ingress, Kernel, Limits, Node, Program, Storage, Taken, Template,
-        TemplateState, Written,
+        Agent, Bridge, Facts, Ingress, Kernel, Limits, NameServer, Node, Program, Storage, Taken,
+        Template, TemplateLine, TemplateState, Written,
     },
     hop, kernel, own, own_web, tunnel_paths,
 };
@@ -42,7 +42,10 @@ use crate::{
         settings::{self as web, Settings},
         version::Version,
     },
-    pve::{ContainerConfig, HostPaths, forbidden, io_limit, pmxcfs, process_limit, storage},
+    pve::{
+        ContainerConfig, HostPaths, forbidden, io_limit, pmxcfs, process_limit, storage,
+        template_mark::TemplateMark,
+    },
     sandbox,
     sys::{privileges, proc, read},
     tunnel::{self, api::Api},
@@ -50,8 +53,12 @@ use crate::{
 
 /// Name of the agent's program and its command, as its processes show them.
 const AGENT: [&str; 2] = ["pve-sandbox-agent", "run"];
+/// Unit of the agent.
+pub(super) const AGENT_UNIT: &str = "pve-sandbox-agent";
 /// Program that reads a file of pmxcfs.
 const CAT: &str = "/bin/cat";
+/// Unit of the name server on the sandboxes' bridge.
+pub(super) const DNS_UNIT: &str = "pve-sandbox-dns";
 /// Ticks of the kernel's clock for processes, milliseconds each (USER_HZ, proc(5)).
 const TICK_MS: u64 = 10;
 
@@ -97,13 +104,14 @@ pub(super) async fn all(
 async fn node(config: &Config, host: &Host, env: &dyn Fn(&str) -> Option<String>) -> Node {
     let files = files(config);
     let (storages, fit_storages) = storages(config, &files.templates);
-    let (tables, connections, bridge, storages, ingress, listener, tunnel) = tokio::join!(
+    let (tables, connections, bridge, storages, ingress, listener, at_boot, tunnel) = tokio::join!(
         tables(host),
         counts(host),
         bridge(config, host),
         active(config, storages),
         ingress(config, host, files.ingress),
         listener(config),
+        starts_at_boot(host),
         of_tunnel(config, host, env),
     );
     Node {
@@ -123,7 +131,7 @@ async fn node(config: &Config, host: &Host, env: &dyn Fn(&str) -> Option<String>
         fit_storages,
         ingress,
         room: room(&config.state_dir),
-        agent: agent(config, listener),
+        agent: Agent { starts_at_boot: at_boot, ..agent(config, listener) },
         ..files
     }
 }
@@ -285,7 +293,19 @@ fn agent(config: &Config, listener: Option<Listener>) -> Agent {
         exe.is_ok_and(|exe| exe.to_string_lossy().ends_with(" (deleted)"))
     });
     let missing = agents.iter().flat_map(|agent| privileges::missing_of(agent.pid)).collect();
-    Agent { listener, on_disk: der(&config.tls.cert), is_replaced, missing }
+    Agent { listener, on_disk: der(&config.tls.cert), is_replaced, starts_at_boot: None, missing }
+}
+
+/// Returns whether a boot starts the agent's unit, which runs. `is-enabled` answers from the files, also where systemd
+/// does not run the machine; `is-active` does not, so it is asked first.
+async fn starts_at_boot(host: &Host) -> Option<bool> {
+    let program = &host.systemctl;
+    let active = systemctl::ask(program, &["is-active", AGENT_UNIT], PATIENCE).await.ok()?;
+    if !matches!(active.stdout.trim(), "active" | "reloading") {
+        return None;
+    }
+    let enabled = systemctl::ask(program, &["is-enabled", AGENT_UNIT], PATIENCE).await.ok()?;
+    systemctl::starts_at_boot(&enabled.stdout)
 }
 
 fn programs(config: &Config, host: &Host, has_own_bridge: bool) -> Vec<Program> {
@@ -312,8 +332,8 @@ async fn bridge(config: &Config, host: &Host) -> Bridge {
     let name = &config.network.bridge;
     let roots = Roots { pve: &config.pve.root, proc: &config.pve.proc, net: &host.net };
     let is_ours = bridge::made(&host.bridge).as_ref() == Some(name);
-    let answers = match is_ours && host.bridge.dns().exists() {
-        true => Some(contact::name_server(super::name_server(config, host)).await),
+    let name_server = match is_ours && host.bridge.dns().exists() {
+        true => Some(name_server(config, host).await),
         false => None,
     };
     let forwards = config.pve.proc.join("sys/net/ipv4/ip_forward");
@@ -322,7 +342,22 @@ async fn bridge(config: &Config, host: &Host) -> Bridge {
         address: detect::on_bridge(roots, name),
         is_ours,
         forwards: read::text(&forwards, read::SMALL).trim() == "1",
-        answers,
+        name_server,
+    }
+}
+
+/// Sees whether the dnsmasq of our unit answers. Another resolver of the node, which listens on all addresses, would
+/// answer in its place, and may be a dnsmasq, too.
+async fn name_server(config: &Config, host: &Host) -> NameServer {
+    let answer = contact::name_server(super::name_server(config, host)).await;
+    let asked = systemctl::ask(&host.systemctl, &["is-active", DNS_UNIT], PATIENCE).await.ok();
+    let state = asked.as_ref().map_or("", |asked| asked.stdout.trim());
+    // Without systemd, which says nothing then, the answer must do.
+    let runs = matches!(state, "" | "active" | "reloading");
+    match answer {
+        None => NameServer::Silent,
+        Some(is_dnsmasq) if is_dnsmasq && runs => NameServer::Ours,
+        Some(_) => NameServer::Other,
     }
 }
 
@@ -410,14 +445,31 @@ async fn active(config: &Config, mut storages: Vec<Storage>) -> Vec<Storage> {
 pub(super) fn templates(config: &Config) -> Vec<Template> {
     let of_one = |template: &sandbox::Template| {
         let path = config.pve.root.join(pmxcfs::config(&config.node.value, template.vmid));
-        let state = match read::whole(&path, read::LARGE) {
-            Ok(bytes) => template_state(template, &ContainerConfig::parse(&bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => TemplateState::Missing,
-            Err(error) => TemplateState::Unreadable(error.to_string()),
+        let (state, mark) = match read::whole(&path, read::LARGE) {
+            Ok(bytes) => {
+                let config = ContainerConfig::parse(&bytes);
+                (template_state(template, &config), template_line(&config))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                (TemplateState::Missing, TemplateLine::Missing)
+            }
+            Err(error) => (TemplateState::Unreadable(error.to_string()), TemplateLine::Missing),
         };
-        Template { snapshot: template.snapshot.clone(), vmid: template.vmid, path, state }
+        let sandbox::Template { snapshot, vmid, .. } = template;
+        let in_file = !config.found_templates.contains(vmid);
+        Template { snapshot: snapshot.clone(), vmid: *vmid, path, state, in_file, mark }
     };
     config.options().templates.iter().map(of_one).collect()
+}
+
+fn template_line(config: &ContainerConfig) -> TemplateLine {
+    let text = config.description().unwrap_or_default();
+    let lines = text.lines().filter(|line| !line.trim().is_empty()).count();
+    match TemplateMark::find(&text) {
+        None => TemplateLine::Missing,
+        Some(_) if lines == 1 => TemplateLine::Alone,
+        Some(_) => TemplateLine::AmongOthers,
+    }
 }
 
 fn template_state(template: &sandbox::Template, config: &ContainerConfig) -> TemplateState {

@@ -46,6 +46,8 @@ pub struct Host {
     pub dnsmasq: PathBuf,
     /// Address of the name server, if it is not port 53 of the gateway.
     pub name_server: Option<SocketAddr>,
+    /// Program that knows which units run.
+    pub systemctl: PathBuf,
     /// Files and programs of the tunnel, if they are not those of the host.
     pub tunnel: Option<tunnel::node::Paths>,
     /// Program that knows whether the clock is synchronised.
@@ -64,6 +66,7 @@ impl Host {
             caddy: "/usr/bin/caddy".into(),
             dnsmasq: "/usr/sbin/dnsmasq".into(),
             name_server: None,
+            systemctl: "/usr/bin/systemctl".into(),
             tunnel: None,
             timedatectl: reach::TIMEDATECTL.into(),
             now_ms: None,
@@ -114,6 +117,7 @@ fn checks(config: &Result<Config, config::Error>, facts: &Facts, host: &Host) ->
         checks.extend(ingress::files(config, node));
         checks.extend(own_certificate(config, node, facts.now_ms));
         checks.extend(ingress::caddy(config, node, facts.now_ms));
+        checks.extend(ingress::peer(config, &facts.cluster));
         checks.extend(of_tunnel(config, node, host));
         checks.extend(node::edits(&node.edits, facts.now_ms));
         checks.push(node::room(&config.state_dir, node.room));

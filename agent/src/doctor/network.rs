@@ -2,15 +2,16 @@
 
 use daemon::doctor::{Check, reach::Listener};
 
-use super::{Host, facts::Node};
+use super::{
+    Host,
+    facts::{NameServer, Node},
+    look::DNS_UNIT,
+};
 use crate::{
     bridge::NAT_TABLE,
     config::Config,
     firewall::render::{FAMILIES, TABLE},
 };
-
-/// Unit of the name server on the sandboxes' bridge.
-const DNS_UNIT: &str = "pve-sandbox-dns";
 
 pub(super) fn check(config: &Config, node: &Node, host: &Host) -> Vec<Check> {
     let mut checks = vec![bridge(config, node, host)];
@@ -73,14 +74,27 @@ fn forwarding(node: &Node) -> Check {
 }
 
 fn name_server(config: &Config, node: &Node, host: &Host) -> Option<Check> {
-    let subject = super::name_server(config, host).to_string();
-    Some(match node.bridge.answers? {
-        true => Check::ok("name-server", subject, "it answers"),
-        false => Check::failed(
+    let address = super::name_server(config, host);
+    let (subject, restart) = (address.to_string(), format!("systemctl restart {DNS_UNIT}"));
+    Some(match node.bridge.name_server? {
+        NameServer::Ours => Check::ok("name-server", subject, "it answers"),
+        NameServer::Silent => Check::failed(
             "name-server",
             subject,
-            "no answer: sandboxes have no names",
-            format!("systemctl enable {DNS_UNIT}; systemctl restart {DNS_UNIT}"),
+            "no answer: sandboxes cannot resolve names",
+            format!("systemctl enable {DNS_UNIT}; {restart}"),
+        ),
+        NameServer::Other => Check::failed(
+            "name-server",
+            subject,
+            format!(
+                "something answers that is not the dnsmasq of {DNS_UNIT}, which cannot listen there"
+            ),
+            format!(
+                "ss -lunp 'sport = :{}' shows what does: have it listen on addresses of its own, and not on all; then: \
+                 {restart}",
+                address.port()
+            ),
         ),
     })
 }

@@ -10,6 +10,7 @@ use daemon::doctor::{
 use super::{
     facts::{Agent, Program},
     listeners_of,
+    look::AGENT_UNIT,
 };
 use crate::{
     config::Config,
@@ -130,7 +131,7 @@ pub(super) fn agent(config: &Config, agent: &Agent) -> Option<Check> {
             "agent",
             subject,
             "nothing listens: the agent does not run",
-            "systemctl start pve-sandbox-agent; why it ended: journalctl -u pve-sandbox-agent -n 20",
+            "systemctl enable --now pve-sandbox-agent; why it ended: journalctl -u pve-sandbox-agent -n 20",
         ),
         Listener::Other(why) => Check::failed(
             "agent",
@@ -150,11 +151,18 @@ pub(super) fn agent(config: &Config, agent: &Agent) -> Option<Check> {
             "an older version runs: its program was replaced after it was started",
             restart,
         ),
-        Listener::Accepted(_) => {
-            let version = daemon::version::get();
-            Check::ok("agent", subject, format!("it answers; this program is {version}"))
-        }
+        Listener::Accepted(_) => running(subject, agent.starts_at_boot),
     })
+}
+
+/// Judges an agent that runs as it should: whether it also does after a boot.
+fn running(subject: String, starts_at_boot: Option<bool>) -> Check {
+    if starts_at_boot == Some(false) {
+        let remedy = format!("systemctl enable {AGENT_UNIT}");
+        return Check::warning("agent", subject, "it runs, but a boot does not start it", remedy);
+    }
+    let version = daemon::version::get();
+    Check::ok("agent", subject, format!("it answers; this program is {version}"))
 }
 
 /// Says what the agent that runs may not do and has to: its unit was changed, or something around it.
@@ -246,5 +254,17 @@ mod tests {
         assert_eq!((one.len(), one[0].subject.as_str()), (1, "/b"));
         assert_eq!(one[0].remedy.as_deref(), Some("apt-get install nftables"));
         assert_eq!(privileges(false).state, State::Warning);
+    }
+
+    #[test]
+    fn agent_that_a_boot_does_not_start_is_a_warning() {
+        let judge = |at_boot| running("127.0.0.1:1".to_owned(), at_boot);
+        for unsuspicious in [Some(true), None] {
+            assert_eq!(judge(unsuspicious).state, State::Ok);
+        }
+        let found = judge(Some(false));
+        assert_eq!(found.state, State::Warning);
+        assert_eq!(found.found, "it runs, but a boot does not start it");
+        assert_eq!(found.remedy.as_deref(), Some("systemctl enable pve-sandbox-agent"));
     }
 }

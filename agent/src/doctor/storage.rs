@@ -2,8 +2,11 @@
 
 use daemon::doctor::{Check, State};
 
-use super::facts::{Node, Storage, Template, TemplateState};
+use super::facts::{Node, Storage, Template, TemplateLine, TemplateState};
 use crate::config::Config;
+
+/// Command after which the agent that runs offers a new template.
+const RESTART: &str = "systemctl restart pve-sandbox-agent";
 
 pub(super) fn check(config: &Config, node: &Node) -> Vec<Check> {
     if node.storages.is_empty() {
@@ -13,7 +16,7 @@ pub(super) fn check(config: &Config, node: &Node) -> Vec<Check> {
         return vec![Check::failed("storage", "storage.cfg", found, remedy)];
     }
     let of_one = |storage: &Storage| {
-        let check = one(config, storage, &node.fit_storages);
+        let check = one(config, storage, node);
         match check.state {
             // Sandboxes are made elsewhere; only `template init` would choose it.
             State::Failed if !storage.has_template => Check {
@@ -27,22 +30,18 @@ pub(super) fn check(config: &Config, node: &Node) -> Vec<Check> {
     node.storages.iter().map(of_one).collect()
 }
 
-fn one(config: &Config, storage: &Storage, fit: &[String]) -> Check {
+fn one(config: &Config, storage: &Storage, node: &Node) -> Check {
     let name = &storage.name;
-    let others: Vec<_> = fit.iter().filter(|other| *other != name).map(String::as_str).collect();
-    let instead = match others.first() {
-        Some(other) => format!("pve-sandbox-agent template init --storage {other}"),
-        None => "pvesm add zfspool NAME --pool POOL --content rootdir,images; then: \
-                 pve-sandbox-agent template init --storage NAME"
-            .to_owned(),
-    };
+    let is_named =
+        config.settings().iter().any(|setting| setting.name == "storage" && setting.value == *name);
+    let instead = instead(name, is_named, &node.fit_storages, &node.templates);
     let failed = |found: String, remedy: String| Check::failed("storage", name, found, remedy);
     let Some(kind) = &storage.kind else {
-        let node = &config.node.value;
-        return failed(format!("{node} has no storage of this name"), instead);
+        let here = &config.node.value;
+        return failed(format!("{here} has no storage of this name"), instead);
     };
     if !storage.links_clones {
-        return failed(format!("type {kind} clones no template linked"), instead);
+        return failed(format!("type {kind} does not support linked clones"), instead);
     }
     if !storage.holds_containers {
         let found = "it does not hold containers of this node, or is disabled".to_owned();
@@ -67,17 +66,61 @@ fn one(config: &Config, storage: &Storage, fit: &[String]) -> Check {
     }
 }
 
+/// Says how sandboxes get another storage than this one. A template stays where it is, and so do its clones: another one of
+/// its snapshot takes its place, and the agent leaves it alone once nothing names it to the agent. `is_named`: new
+/// templates go to this storage, unless they are told another.
+fn instead(name: &str, is_named: bool, fit: &[String], templates: &[Template]) -> String {
+    let mut steps = Vec::new();
+    let other = fit.iter().find(|other| *other != name).map(String::as_str);
+    let other = other.unwrap_or_else(|| {
+        steps.push("pvesm add zfspool NAME --pool POOL --content rootdir,images".to_owned());
+        "NAME"
+    });
+    let is_on_it = |template: &&Template| match &template.state {
+        TemplateState::Fit(storage) => storage.as_deref() == Some(name),
+        TemplateState::Missing
+        | TemplateState::Ordinary
+        | TemplateState::Forbidden(..)
+        | TemplateState::Unreadable(_) => false,
+    };
+    let on_it: Vec<_> = templates.iter().filter(is_on_it).collect();
+    for Template { snapshot, vmid, in_file, mark, .. } in &on_it {
+        let init = "pve-sandbox-agent template init";
+        steps.push(format!("{init} --snapshot {snapshot} --storage {other}"));
+        match mark {
+            TemplateLine::Missing => {}
+            TemplateLine::Alone => steps.push(format!("pct set {vmid} --delete description")),
+            TemplateLine::AmongOthers => {
+                steps
+                    .push(format!("take the line pve-sandbox-template out of the notes of {vmid}"));
+            }
+        }
+        if *in_file {
+            let edit = "put the new number into its [[template]] in agent.toml, or take that out";
+            steps.push(format!("{edit} (vmid = {vmid})"));
+        }
+    }
+    if is_named {
+        steps.push(format!("set storage = \"{other}\" in agent.toml"));
+    }
+    if !on_it.is_empty() {
+        steps.push(RESTART.to_owned());
+    }
+    steps.join("; ")
+}
+
 pub(super) fn templates(config: &Config, templates: &[Template]) -> Vec<Check> {
     let mut checks: Vec<_> = templates.iter().map(|one| template(config, one)).collect();
     if !checks.iter().any(|check| check.state == State::Ok) {
         let found = "no snapshot is offered: no sandbox can be made on this node";
-        checks.push(Check::failed("template", "", found, "pve-sandbox-agent template init"));
+        let remedy = format!("pve-sandbox-agent template init; {RESTART}");
+        checks.push(Check::failed("template", "", found, remedy));
     }
     checks
 }
 
 fn template(config: &Config, template: &Template) -> Check {
-    let Template { snapshot, vmid, path, state } = template;
+    let Template { snapshot, vmid, path, state, .. } = template;
     let subject = format!("{snapshot}, {vmid}");
     let not_offered = |found: &str, remedy: String| {
         let found = format!("the snapshot is not offered: its template {found}");
@@ -123,5 +166,49 @@ fn template(config: &Config, template: &Template) -> Check {
             let path = path.display().to_string();
             Check::warning("template", path.clone(), why.clone(), format!("ls -l {path}"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(vmid: u32, storage: &str, in_file: bool, mark: TemplateLine) -> Template {
+        Template {
+            snapshot: "debian".parse().expect("valid"),
+            vmid: vmid.try_into().expect("in range"),
+            path: "/x".into(),
+            state: TemplateState::Fit(Some(storage.to_owned())),
+            in_file,
+            mark,
+        }
+    }
+
+    #[test]
+    fn another_template_takes_the_place_of_one_on_an_unfit_storage() {
+        let fit = ["fast".to_owned(), "spare".to_owned()];
+        let elsewhere = template(9001, "spare", false, TemplateLine::Alone);
+        let init = "pve-sandbox-agent template init --snapshot debian --storage spare; ";
+        for (in_file, mark, steps) in [
+            (false, TemplateLine::Alone, "pct set 9000 --delete description; "),
+            (
+                false,
+                TemplateLine::AmongOthers,
+                "take the line pve-sandbox-template out of the notes of 9000; ",
+            ),
+            (
+                true,
+                TemplateLine::Missing,
+                "put the new number into its [[template]] in agent.toml, or take that out (vmid = 9000); ",
+            ),
+        ] {
+            let templates = [template(9000, "fast", in_file, mark), elsewhere.clone()];
+            let told = instead("fast", false, &fit, &templates);
+            assert_eq!(told, format!("{init}{steps}{RESTART}"), "{mark:?}");
+        }
+        let told = instead("fast", true, &fit, std::slice::from_ref(&elsewhere));
+        assert_eq!(told, "set storage = \"spare\" in agent.toml", "no template is on it");
+        let told = instead("fast", true, &fit[..1], &[]);
+        assert!(told.starts_with("pvesm add zfspool NAME ") && told.contains("\"NAME\""), "{told}");
     }
 }

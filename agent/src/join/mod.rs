@@ -2,10 +2,11 @@
 //! installs the certificates and the settings that it gets.
 //!
 //! ```text
-//!  keys (NAME.key.next, durable) -> Join -> CAs -> agent.toml -> certificates, the agent's last
+//!  keys (NAME.key.next, durable) -> Join -> CAs -> agent.toml -> CERT.for -> certificates, the agent's last
 //! ```
 //! Every step can be repeated: a run after a crash has the same key, so the same token is good for it
-//! until it expires; a run with a new token replaces all.
+//! until it expires; a run with a new token replaces all. Once the agent's certificate is there that `CERT.for`
+//! names, a run of the same line has nothing left to ask for.
 
 pub mod lacks;
 pub mod other_caddy;
@@ -22,6 +23,7 @@ use std::{
 use daemon::{
     key_files::KeyFiles,
     replace::{Access, replace},
+    text,
 };
 use proto::{name::NodeName, sandbox::v1::JoinRequest, secret::Secret};
 use tokio::time::{Duration, Instant, sleep};
@@ -160,16 +162,22 @@ pub async fn run(line: &Line, paths: &bridge::Paths, net: &Path) -> Result<Done,
     };
     let pool = pool.or_else(|| of_host().map(|pool| pool.to_string()));
 
-    // Before the token is used: only a join changes the network of the sandboxes.
-    if !line.no_bridge {
-        bridge::check(line.pool, paths, net)?;
-    }
     let pairs = Pairs::of(&config)?;
     // The token without its secret: a new token gets new keys.
     let token = line.token.trim();
     let purpose = token.rsplit_once('_').map_or("", |(id, _)| id);
+    let words = words(line, purpose);
+    if pairs.have_come_for(&words).await? {
+        let done = format!("{name} has joined {controller} already with this token");
+        return Ok(Done(vec![done]));
+    }
+    // Before the token is used: only a join changes the network of the sandboxes.
+    if !line.no_bridge {
+        bridge::check(line.pool, paths, net)?;
+    }
+    pairs.make_dirs()?;
     // Until the certificates are there, a renewal by the agent that runs must not replace the keys.
-    let _locks = (locked(&pairs.agent).await?, locked(&pairs.ingress).await?);
+    let _locks = pairs.lock().await?;
     let made = [&pairs.agent, &pairs.ingress].map(|files| {
         request(files, name.as_str(), Some(purpose))
             .map_err(|error| Error::File(files.key.clone(), error))
@@ -195,9 +203,15 @@ pub async fn run(line: &Line, paths: &bridge::Paths, net: &Path) -> Result<Done,
         let access = Access { mode: 0o644, group: None };
         replace(ca, text.as_bytes(), access).map_err(|error| Error::File(ca.clone(), error))?;
     }
+    // The other nodes dial the address that the cluster has for this one.
+    let member = detect::cluster(roots).members.get(&name).and_then(|member| member.ip);
     // Before the certificates: with the agent's own, which comes last, the join is complete.
-    let written = settings::complete(path, &config, &answer, ip, line.pool.is_some());
+    let written =
+        settings::complete(path, &config, &answer, member.unwrap_or(ip), line.pool.is_some());
     done.extend(written.map_err(|error| Error::File(path.to_owned(), error))?);
+    let note = note(&words, &answer.agent_certificate);
+    let noted = replace(&pairs.note(), note.as_bytes(), Access::PRIVATE);
+    noted.map_err(|error| Error::File(pairs.note(), error))?;
     let certificates =
         [(&pairs.ingress, &answer.ingress_certificate), (&pairs.agent, &answer.agent_certificate)];
     for (files, certificate) in certificates {
@@ -206,6 +220,18 @@ pub async fn run(line: &Line, paths: &bridge::Paths, net: &Path) -> Result<Done,
         done.push(format!("wrote {} and its key", files.certificate.display()));
     }
     Ok(Done(done))
+}
+
+/// Returns the words of a line that what it asks for depends on. `id`: its token, without the secret.
+fn words(line: &Line, id: &str) -> String {
+    let address = line.address.map(|address| format!(" --address {address}"));
+    let pool = line.pool.map(|pool| format!(" --pool {pool}"));
+    format!("{id}{}{}", address.unwrap_or_default(), pool.unwrap_or_default())
+}
+
+/// Returns the content of the note about a certificate that has come for a line.
+fn note(words: &str, certificate: &str) -> String {
+    format!("{words}\n{certificate}")
 }
 
 /// Locks the files of a certificate; waits for a renewal, which is short.
@@ -232,11 +258,6 @@ struct Pairs {
 impl Pairs {
     fn of(config: &File) -> Result<Self, Error> {
         let (tls, hop) = (&config.tls, &config.ingress.tls);
-        for path in [&tls.key, &tls.cert, &tls.ca, &hop.key, &hop.cert, &hop.ca] {
-            let dir = path.parent().unwrap_or(Path::new("/"));
-            let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
-            made.map_err(|error| Error::File(dir.to_owned(), error))?;
-        }
         let access = access_of(config.ingress.group.as_deref());
         let access = access.map_err(|error| Error::File(hop.key.clone(), error))?;
         let files = |cert: &Path, key: &Path, access| KeyFiles {
@@ -251,11 +272,67 @@ impl Pairs {
             ingress_ca: hop.ca.clone(),
         })
     }
+
+    /// Makes the directories of the files.
+    fn make_dirs(&self) -> Result<(), Error> {
+        let (own, hop) = (&self.agent, &self.ingress);
+        for path in
+            [&own.key, &own.certificate, &self.ca, &hop.key, &hop.certificate, &self.ingress_ca]
+        {
+            let dir = path.parent().unwrap_or(Path::new("/"));
+            let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
+            made.map_err(|error| Error::File(dir.to_owned(), error))?;
+        }
+        Ok(())
+    }
+
+    /// Locks the files of both.
+    async fn lock(&self) -> Result<[std::fs::File; 2], Error> {
+        Ok([locked(&self.agent).await?, locked(&self.ingress).await?])
+    }
+
+    /// Path of the note which line the agent's certificate has come for.
+    fn note(&self) -> PathBuf {
+        self.agent.certificate.with_added_extension("for")
+    }
+
+    /// Returns true when the certificates that are installed have come for a line with these words.
+    async fn have_come_for(&self, words: &str) -> Result<bool, Error> {
+        let failed = |error| Error::File(self.note(), error);
+        let Some(noted) = text::read_if_there(&self.note()).map_err(failed)? else {
+            return Ok(false);
+        };
+        let _locks = self.lock().await?;
+        // A certificate may have come whose key is still beside the earlier one.
+        for files in [&self.ingress, &self.agent] {
+            files.recover().map_err(|error| Error::File(files.key.clone(), error))?;
+        }
+        let installed = text::read_if_there(&self.agent.certificate).map_err(failed)?;
+        Ok(installed.is_some_and(|certificate| noted == note(words, &certificate)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn line_with_another_address_or_pool_is_another_line_and_its_secret_is_not_noted() {
+        let line = Line {
+            controller: "https://10.0.0.1".into(),
+            token: "pvesj_abc_secret".to_owned().into(),
+            ca_sha256: "ab".repeat(32),
+            address: None,
+            pool: None,
+            no_bridge: false,
+            node: None,
+        };
+        assert_eq!(words(&line, "pvesj_abc"), "pvesj_abc");
+        let address = Line { address: "10.0.0.3".parse().ok(), ..line.clone() };
+        let pool = Line { pool: "10.100.3.0/24".parse().ok(), ..line };
+        assert_ne!(words(&address, "pvesj_abc"), words(&pool, "pvesj_abc"));
+        assert_eq!(words(&address, "pvesj_abc"), "pvesj_abc --address 10.0.0.3");
+    }
 
     #[test]
     fn words_of_the_line_are_checked() {

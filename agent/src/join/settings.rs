@@ -6,13 +6,17 @@ use std::{
     path::Path,
 };
 
+use daemon::text;
 use proto::sandbox::v1::JoinResponse;
-use toml_edit::{Item, value};
+use toml_edit::{DocumentMut, Item, Value, value};
 
 use crate::config::{File, PEER_PORT, edit};
 
-/// Completes the configuration; returns what was done, for people. `pool_given`: the operator has named
-/// the pool just now, so it replaces the one in the file.
+/// Comment behind `ingress.peer` by which another join knows that it may set it anew. Without it the operator has set it.
+const NOTE: &str = "# set by join";
+
+/// Completes the configuration; returns what was done, for people. `ip`: where the other nodes reach this one.
+/// `pool_given`: the operator has named the pool just now, so it replaces the one in the file.
 ///
 /// # Errors
 /// When the file cannot be read or written.
@@ -32,12 +36,31 @@ pub(super) fn complete(
         if !answer.https {
             wanted.push(("ingress", "https", value(false)));
         }
-        if config.ingress.peer.is_none() && !ip.is_loopback() {
-            let peer = SocketAddr::new(ip, PEER_PORT).to_string();
-            wanted.push(("ingress", "peer", value(peer)));
-        }
+    }
+    let has_domain = config.ingress.domain.is_some() || !answer.domain.is_empty();
+    if has_domain && !ip.is_loopback() {
+        let port = match config.ingress.peer {
+            None => Some(PEER_PORT),
+            // The node has another address than at an earlier join.
+            Some(before) => (before.ip() != ip && is_noted(path)?).then_some(before.port()),
+        };
+        wanted.extend(port.map(|port| ("ingress", "peer", noted(SocketAddr::new(ip, port)))));
     }
     edit::set(path, wanted)
+}
+
+/// Returns an address with the note.
+fn noted(peer: SocketAddr) -> Item {
+    Item::Value(Value::from(peer.to_string()).decorated(" ", format!(" {NOTE}")))
+}
+
+/// Returns true when `ingress.peer` of a file has the note.
+fn is_noted(path: &Path) -> io::Result<bool> {
+    let text = text::read_if_there(path)?.unwrap_or_default();
+    let document: DocumentMut = text.parse().map_err(io::Error::other)?;
+    let peer = document.get("ingress").and_then(|ingress| ingress.get("peer")?.as_value());
+    let behind = peer.and_then(|peer| peer.decor().suffix()?.as_str());
+    Ok(behind.is_some_and(|text| text.trim() == NOTE))
 }
 
 #[cfg(test)]
@@ -75,6 +98,40 @@ mod tests {
         assert!(complete(false).is_empty());
         assert_eq!(fs::read_to_string(&path).expect("read"), after);
         assert_eq!(complete(true).len(), 1, "a pool that is named now replaces the other");
+    }
+
+    /// Completes a file with this text, of a node that the others reach at this address; returns the text after it.
+    fn completed(text: &str, ip: &str) -> String {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("agent.toml");
+        fs::write(&path, text).expect("written");
+        let config: File = daemon::config::load(&path).expect("valid");
+        let pool = "10.100.3.0/24".into();
+        let answer =
+            JoinResponse { pool, domain: "sandbox.test".into(), https: true, ..Default::default() };
+        complete(&path, &config, &answer, ip.parse().expect("address"), false).expect("completed");
+        fs::read_to_string(&path).expect("read")
+    }
+
+    #[test]
+    fn peer_is_set_also_where_the_operator_has_named_the_domain() {
+        let after = completed("[ingress]\ndomain = \"mine.test\"\n", "10.0.0.3");
+        assert!(after.contains("domain = \"mine.test\"\n"), "{after}");
+        assert!(after.contains("peer = \"10.0.0.3:8481\" # set by join\n"), "{after}");
+        let after = completed("[ingress]\ndomain = \"mine.test\"\n", "127.0.0.1");
+        assert!(!after.contains("peer"), "no other node reaches that: {after}");
+    }
+
+    #[test]
+    fn peer_of_an_earlier_join_follows_the_node_and_one_of_the_operators_stays() {
+        let before = completed("", "10.0.0.3");
+        assert_eq!(completed(&before, "10.0.0.3"), before);
+        let moved = before.replace("10.0.0.3:8481", "10.0.0.4:8481");
+        assert_eq!(completed(&before, "10.0.0.4"), moved, "nothing else changes");
+        let port = before.replace(":8481", ":9000");
+        assert_eq!(completed(&port, "10.0.0.4"), moved.replace(":8481", ":9000"));
+        let mine = before.replace(NOTE, "# mine");
+        assert_eq!(completed(&mine, "10.0.0.4"), mine);
     }
 
     #[test]

@@ -278,16 +278,33 @@ async fn create(
     Err(Error::AllTaken(TEMPLATE_VMIDS, first))
 }
 
-/// Chooses the vmid of the first template: that of an earlier run of this command on this node, else the
-/// first from 9000 that nothing in the cluster has.
+/// Words of the operator that a template of an earlier run may contradict: then another one is made.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Named<'a> {
+    /// Snapshot.
+    pub snapshot: Option<&'a SnapshotId>,
+    /// Storage.
+    pub storage: Option<&'a str>,
+}
+
+impl Named<'_> {
+    /// Returns true when a template with this mark is the one that is meant. Pure.
+    fn fits(&self, mark: &TemplateMark, config: &ContainerConfig) -> bool {
+        self.snapshot.is_none_or(|snapshot| *snapshot == mark.snapshot)
+            && self.storage.is_none_or(|storage| config.storage() == Some(storage))
+    }
+}
+
+/// Chooses the vmid of a template: that of an earlier run of this command on this node, if it has made what is named;
+/// else the first from 9000 that nothing in the cluster has.
 ///
 /// # Errors
 /// When none is free.
-pub fn vmid(pve: &Path, node: &NodeName) -> Result<Vmid, Error> {
+pub fn vmid(pve: &Path, node: &NodeName, named: Named<'_>) -> Result<Vmid, Error> {
     let made = |(vmid, config): &(Vmid, ContainerConfig)| {
-        let text = config.description().unwrap_or_default();
-        let marked = config.is_template() && TemplateMark::find(&text).is_some();
-        vmid.get() >= FIRST && (marked || (config.is_template() && is_unfinished(config, *vmid)))
+        let mark = TemplateMark::find(&config.description().unwrap_or_default());
+        let is_it = mark.is_some_and(|mark| named.fits(&mark, config));
+        vmid.get() >= FIRST && config.is_template() && (is_it || is_unfinished(config, *vmid))
     };
     let ours = detect::configs(pve, node).into_iter().find(made);
     ours.map_or_else(|| free(&taken(pve)), |(vmid, _)| Ok(vmid))
@@ -539,7 +556,7 @@ esac
         let node: NodeName = "pve2".parse().expect("valid");
         let lxc = dir.path().join("nodes/pve2/lxc");
         fs::create_dir_all(&lxc).expect("made");
-        let chosen = || vmid(dir.path(), &node).expect("one is free").get();
+        let chosen = || vmid(dir.path(), &node, Named::default()).expect("one is free").get();
         assert_eq!(chosen(), 9000);
         let list = r#"{"version":3,"ids":{"9000":{"node":"pve1","type":"lxc"},
             "9001":{"node":"pve1","type":"qemu"}}}"#;
@@ -548,6 +565,31 @@ esac
         let mark = "#pve-sandbox-template%3Av1 snapshot=a cores=1 memory_mib=512\ntemplate: 1\n";
         fs::write(lxc.join("9007.conf"), mark).expect("written");
         assert_eq!(chosen(), 9007, "it is there already");
+    }
+
+    #[test]
+    fn template_of_another_snapshot_or_storage_is_not_the_one_that_is_named() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let node: NodeName = "pve2".parse().expect("valid");
+        let lxc = dir.path().join("nodes/pve2/lxc");
+        fs::create_dir_all(&lxc).expect("made");
+        let mark = "#pve-sandbox-template%3Av1 snapshot=a cores=1 memory_mib=512\n";
+        let config = format!("{mark}rootfs: fast:basevol-9000-disk-0,size=4G\ntemplate: 1\n");
+        fs::write(lxc.join("9000.conf"), config).expect("written");
+        let list = r#"{"ids":{"9000":{"node":"pve2","type":"lxc"}}}"#;
+        fs::write(dir.path().join(".vmlist"), list).expect("written");
+        let [a, b] = ["a", "b"].map(|name| name.parse().expect("valid"));
+        for (snapshot, storage, expected) in [
+            (None, None, 9000),
+            (Some(&a), Some("fast"), 9000),
+            (Some(&b), None, 9001),
+            (None, Some("spare"), 9001),
+            (Some(&a), Some("spare"), 9001),
+        ] {
+            let named = Named { snapshot, storage };
+            let chosen = vmid(dir.path(), &node, named).expect("one is free").get();
+            assert_eq!(chosen, expected, "{named:?}");
+        }
     }
 
     #[test]

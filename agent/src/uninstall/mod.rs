@@ -113,6 +113,12 @@ pub enum Error {
          their journal can be neither used nor deleted by an agent"
     )]
     Needed(&'static str),
+    /// Sandboxes have come while the operator was asked.
+    #[error(
+        "{0} came to this node meanwhile: nothing was removed, and an agent that ran is started again. Say --sandboxes \
+         keep, or --sandboxes delete"
+    )]
+    Unseen(String),
     /// The answer was none of the two words.
     #[error("{0:?} is neither keep nor delete: nothing was done")]
     Answer(String),
@@ -173,8 +179,7 @@ pub fn marked(configs: &Path) -> Result<Vec<Marked>, Error> {
             Err(error) => return Err(failed(error)),
         };
         let config = ContainerConfig::parse(&bytes);
-        let description = config.description().unwrap_or_default();
-        if description.lines().any(Mark::resembles) {
+        if config.has_mark() {
             // The mark of a clone that somebody made names another container.
             let mark = config.mark().filter(|mark| mark.vmid == vmid);
             found.push(Marked { vmid, mark });
@@ -268,6 +273,23 @@ fn choose(
     }
 }
 
+/// Checks that no sandbox would be deleted that the operator was not shown. A flag speaks of all. `now`: the containers with
+/// a mark after the agent's end.
+///
+/// # Errors
+/// [`Error::Unseen`] with the first of them.
+pub fn check_unseen(flags: &Flags, plan: Plan, found: &Found, now: &[Marked]) -> Result<(), Error> {
+    if plan.sandboxes == Choice::Keep || flags.sandboxes.is_some() {
+        return Ok(());
+    }
+    let unseen: Vec<_> = now.iter().filter(|one| !found.sandboxes.contains(one)).collect();
+    let Some(first) = unseen.first() else { return Ok(()) };
+    Err(Error::Unseen(match unseen.len() {
+        1 => format!("sandbox {first}"),
+        count => format!("{count} sandboxes ({first}, ...)"),
+    }))
+}
+
 /// Says what a plan does, for people: one line for each part that is there.
 pub fn steps(plan: Plan, found: &Found) -> Vec<String> {
     let mut lines = vec!["stop the agent and the ingress of this node".to_owned()];
@@ -283,16 +305,16 @@ pub fn steps(plan: Plan, found: &Found) -> Vec<String> {
             lines.push("delete all sandboxes of this node, with their disks".to_owned());
         }
     }
+    lines.push(match plan.data {
+        Choice::Keep => "keep the journal, the keys and the certificates".to_owned(),
+        Choice::Delete => "remove the journal, the keys and the certificates".to_owned(),
+    });
     if let Some(bridge) = &found.bridge {
         lines.push(match plan.bridge {
             Choice::Keep => format!("keep the bridge {bridge}"),
             Choice::Delete => format!("remove the bridge {bridge} and its name server"),
         });
     }
-    lines.push(match plan.data {
-        Choice::Keep => "keep the journal, the keys and the certificates".to_owned(),
-        Choice::Delete => "remove the journal, the keys and the certificates".to_owned(),
-    });
     lines
 }
 

@@ -71,6 +71,28 @@ fn without_a_terminal_every_missing_flag_is_named_at_once() {
 }
 
 #[test]
+fn sandbox_that_came_while_the_operator_was_asked_is_not_deleted() {
+    let all = Plan { sandboxes: Choice::Delete, data: Choice::Delete, bridge: Choice::Delete };
+    let check = |flags: &Flags, plan, seen: usize, now: usize| {
+        check_unseen(flags, plan, &found(seen), &found(now).sandboxes)
+    };
+    let asked = Flags { yes: true, ..Flags::default() };
+    let plan = decide(&asked, &Found::default(), None).expect("an empty node is not asked about");
+    assert_eq!(plan, all);
+    let told = check(&asked, plan, 0, 1).expect_err("it was made meanwhile").to_string();
+    assert!(told.contains("100 with a mark that cannot be read"), "{told}");
+    assert!(told.contains("Say --sandboxes keep, or --sandboxes delete"), "{told}");
+    let told = check(&asked, plan, 2, 4).expect_err("two were shown").to_string();
+    assert!(told.starts_with("2 sandboxes (102 "), "{told}");
+    check(&asked, plan, 2, 2).expect("they were shown");
+    check(&asked, plan, 2, 0).expect("they have ended");
+    let keep = Plan { sandboxes: Choice::Keep, ..all };
+    check(&asked, keep, 0, 1).expect("nothing is deleted");
+    let said = Flags { sandboxes: Some(Choice::Delete), ..asked };
+    check(&said, plan, 0, 1).expect("the flag speaks of all");
+}
+
+#[test]
 fn connector_is_stopped_whatever_is_kept_and_the_tunnel_is_left_to_its_own_command() {
     let found = Found { tunnel: Some("pve-sandbox-example-com".to_owned()), ..found(1) };
     for choice in [Choice::Keep, Choice::Delete] {

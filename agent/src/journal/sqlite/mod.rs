@@ -80,6 +80,18 @@ impl SqliteJournal {
         tables::node(&connection::look(path)?)
     }
 
+    /// Whether the journal at `path` has a sandbox that has not ended, read beside an agent that runs. False when there
+    /// is no file.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read.
+    pub fn has_live(path: &Path) -> Result<bool> {
+        if !path.exists() {
+            return Ok(false);
+        }
+        tables::has_live(&connection::look(path)?)
+    }
+
     /// Record of a sandbox in the journal at `path`, read beside an agent that runs; by vmid: that of the
     /// sandbox which has it now. `None` when there is no such record.
     ///

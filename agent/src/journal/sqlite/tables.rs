@@ -139,6 +139,10 @@ pub(super) fn all(db: &Db<'_>) -> Result<Vec<Record>> {
     collect(db, sql.query_map([], body))
 }
 
+pub(super) fn has_live(db: &Connection) -> Result<bool> {
+    value(db, "SELECT EXISTS (SELECT 1 FROM records WHERE ended = 0)", [])
+}
+
 pub(super) fn changed_since(db: &Db<'_>, revision: u64, limit: usize) -> Result<Vec<Record>> {
     let mut sql = db
         .prepare_cached("SELECT body FROM records WHERE revision > ?1 ORDER BY revision LIMIT ?2")
