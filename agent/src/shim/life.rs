@@ -23,6 +23,9 @@ use super::{
 
 /// Longest wait for a command to end once all its processes have been killed.
 const FOLLOW: Duration = Duration::from_secs(2);
+/// Most times that the processes of a command are ended. A look at the cgroups can miss one that is
+/// just moved to another, so it is repeated while the command is not seen to have ended.
+const TRIES: u32 = 3;
 /// Resolution of the timeout clock: time in which the sandbox is frozen does not count.
 const TICK: Duration = Duration::from_millis(250);
 /// Interval between two looks at the CPU time of a command without a caller.
@@ -189,15 +192,20 @@ impl Life {
                 break Cause::TimedOut;
             }
         };
-        // A timeout bounds all that the command has started; the loss of its supervisor does not.
-        if spares && cause != Cause::TimedOut {
-            self.tree.hang_up().await;
-        } else {
-            self.tree.end().await;
-        }
-        if !matches!(cause, Cause::HelperGone | Cause::Unseen(_)) {
-            // The command is known to have ended; this only lets the kernel catch up.
-            drop(timeout(FOLLOW, &mut self.exit).await);
+        for _ in 0..TRIES {
+            // A timeout bounds all that the command has started; the loss of its supervisor does not.
+            let none_is_left = if spares && cause != Cause::TimedOut {
+                self.tree.hang_up().await
+            } else {
+                self.tree.end().await
+            };
+            if !none_is_left || matches!(cause, Cause::HelperGone | Cause::Unseen(_)) {
+                break;
+            }
+            // This lets the kernel catch up, unless the look has missed the command.
+            if timeout(FOLLOW, &mut self.exit).await.is_ok() {
+                break;
+            }
         }
         cause
     }
@@ -205,14 +213,19 @@ impl Life {
     /// Hangs up a command whose background is to go on. True when the command itself has ended. One
     /// that ignores SIGHUP has not: it runs on without its terminal, or with the end of its stdin.
     async fn hang_up(&mut self, hung_up: &CancellationToken) -> bool {
-        self.tree.hang_up().await;
-        hung_up.cancel();
-        let ended = timeout(FOLLOW, &mut self.exit).await.is_ok();
-        if !ended {
-            // Not before the signal: half of an input must not pass for the whole.
-            self.session.end_stdin();
+        for _ in 0..TRIES {
+            let none_is_left = self.tree.hang_up().await;
+            hung_up.cancel();
+            if timeout(FOLLOW, &mut self.exit).await.is_ok() {
+                return true;
+            }
+            if !none_is_left || self.tree.ignores_hang_up().await {
+                break;
+            }
         }
-        ended
+        // Not before the signal: half of an input must not pass for the whole.
+        self.session.end_stdin();
+        false
     }
 
     /// Looks from time to time whether a command without a caller uses CPU. `looked` is when that

@@ -101,6 +101,13 @@ impl Tree {
         self.end_part(Part::Session(session), &[SIGHUP, SIGTERM, SIGKILL]).await
     }
 
+    /// Returns true when the command itself ignores SIGHUP, or nobody knows which process it is.
+    pub(super) async fn ignores_hang_up(&self) -> bool {
+        let Some(leader) = self.leader else { return true };
+        let look = move || proc::signal_masks(Path::new(PROC), leader).ignores(SIGHUP);
+        tokio::task::spawn_blocking(look).await.unwrap_or(true)
+    }
+
     /// Sends these processes the signals, one after each [`GRACE`] and the last until the deadline.
     async fn end_part(&self, part: Part, signals: &[i32]) -> bool {
         let begun = Instant::now();

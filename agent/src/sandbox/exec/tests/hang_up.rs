@@ -57,6 +57,23 @@ async fn hang_up_spares_other_sessions_and_what_ignores_sighup() {
     rig.until_no_place_is_taken().await;
 }
 
+/// A process that is just moved to another cgroup is in neither list.
+#[tokio::test]
+async fn command_that_a_look_has_missed_is_ended_by_the_next() {
+    let rig = Rig::new().await;
+    let mark = format!("7255.{}", std::process::id());
+    for spare_background in [true, false] {
+        let order = Order { spare_background, ..shell(&format!("sleep {mark}; true")) };
+        let (started, _input, outputs) = rig.start(order).await.expect("it starts");
+        rig.until_count(&format!("sleep {mark}"), 1).await;
+        rig.pve.blind_looks.store(1, std::sync::atomic::Ordering::Relaxed);
+        drop(outputs);
+        let ended = rig.until_ended(&started.exec_id).await;
+        assert!(ended.lost.contains("hung up"), "{ended:?}");
+        assert_eq!(rig.count(&format!("sleep {mark}")).await, 0, "{spare_background}");
+    }
+}
+
 #[tokio::test]
 async fn command_that_ignores_sighup_runs_on_without_its_caller() {
     let (rig, dir) = (Rig::new().await, tempfile::tempdir().expect("tempdir"));
