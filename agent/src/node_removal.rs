@@ -187,8 +187,12 @@ fn stop_agent(check: impl FnOnce() -> Result<(), uninstall::Error>) -> Result<()
         systemctl::run(&["stop", agent])?;
     }
     let checked = check();
-    if checked.is_err() && ran {
-        systemctl::run(&["start", agent])?;
+    if checked.is_err()
+        && ran
+        && let Err(error) = systemctl::run(&["start", agent])
+    {
+        // Why nothing is removed is the error; this comes beside it.
+        eprintln!("{agent} was not started again: {error}");
     }
     Ok(checked?)
 }

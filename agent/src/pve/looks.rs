@@ -71,11 +71,7 @@ impl Looks {
         &self,
         look: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        let places = async {
-            let one = Arc::clone(&self.all).acquire_owned().await.ok()?;
-            Some((one, self.place().await?))
-        };
-        let places = timeout(WAIT, places).await.ok().flatten()?;
+        let places = self.place_in(&self.all).await?;
         // A process of the host whose memory is locked can hold up the thread for as long as it likes.
         timeout(WAIT, on_thread(places, look)).await.ok().flatten()
     }
@@ -85,12 +81,17 @@ impl Looks {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        let places = async {
-            let one = Arc::clone(&self.slow).acquire_owned().await.ok()?;
-            Some((one, self.place().await?))
-        };
-        let places = timeout(WAIT, places).await.ok().flatten()?;
+        let places = self.place_in(&self.slow).await?;
         on_thread(places, work).await
+    }
+
+    /// Waits for a turn, and for a place among all; `None` when they do not come in time.
+    async fn place_in(&self, turn: &Arc<Semaphore>) -> Option<[OwnedSemaphorePermit; 2]> {
+        let places = async {
+            let turn = Arc::clone(turn).acquire_owned().await.ok()?;
+            Some([turn, self.place().await?])
+        };
+        timeout(WAIT, places).await.ok().flatten()
     }
 
     async fn turn(&self, vmid: Vmid) -> Option<Turn> {

@@ -139,8 +139,8 @@ impl Tree {
         }
     }
 
-    /// Finds the processes of a session that do not ignore SIGHUP. One of which that is unknown
-    /// counts among them.
+    /// Finds the processes of a session that do not ignore SIGHUP; also one of which that cannot
+    /// be read.
     async fn find_in(&self, session: u32) -> Vec<ProcStat> {
         let host = Arc::clone(&self.host);
         let found = tokio::task::spawn_blocking(move || {

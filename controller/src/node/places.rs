@@ -1,13 +1,12 @@
 //! Places on the control connection to one node, for calls about sandboxes.
 //!
-//! A tenant can make such a call last: a command that takes no stdin, a stop with a long grace. The connection
-//! has a fixed number of streams, and what is over that number waits in the order of its coming. So these calls
-//! have fewer places than there are streams, and each team has a share of them. Calls that need the agent alone,
-//! and those of operators, take none: there is always a stream for them.
+//! A tenant can make such a call take long: a command that takes no stdin, a stop with a long grace. The connection
+//! has a fixed number of streams, and further calls wait in the order in which they came. So these calls have fewer
+//! places than there are streams, and each team has a share of them. Calls that need the agent alone, and those of
+//! operators, take none: there is always a stream for them.
 //!
-//! What a caller asks for and what the controller does by itself have places of their own, so that a team which
-//! uses up its share keeps its own creations and clean-ups from nothing. So do clean-ups and creations: those that
-//! wait for their sandbox always come again, and what takes one back comes late.
+//! Callers' calls, waiting creations and the controller's own calls have separate places: a team that has used up its
+//! share of one kind must not hold up its own creations, nor what takes them back.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Calls about one sandbox, or some, that a tenant can make last. Each needs a place, see `places`.
+//! Calls about one sandbox, or some, that a tenant can make take long. Each needs a place, see `places`.
 
 use std::time::Duration;
 

@@ -38,8 +38,8 @@ use super::pace::OpenCalls;
 const OPEN_MAX: usize = 4;
 /// Most concurrent calls of one connection whose token is not cached and is being looked up.
 const STRANGERS_MAX: usize = 8;
-/// Most refusals of one connection that wait: it may be a proxy, whose streams the calls of others need.
-const REFUSALS_MAX: usize = 256;
+/// Most calls of one connection that wait for their turn (`pace`): it may be a proxy, whose streams others need.
+const WAITING_MAX: usize = 256;
 /// Time for a peer's first byte after the handshake: in all our protocols the client begins.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
 
@@ -143,7 +143,7 @@ impl Connections {
                 open: Arc::new(Semaphore::new(OPEN_MAX)),
                 strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
                 open_calls: OpenCalls::default(),
-                refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
+                waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             })),
             closed: Box::pin(close.cancelled_owned()),
             silent: Some(Box::pin(tokio::time::sleep(FIRST_BYTE))),
@@ -177,7 +177,7 @@ struct Inner {
     open: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
     open_calls: OpenCalls,
-    refusals: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
 }
 
 /// Mark of a call that is under way on a connection.
@@ -214,9 +214,9 @@ impl RowHandle {
         Busy(Arc::clone(&self.0.calls))
     }
 
-    /// Takes a place for a refusal that waits; `None` when all are taken.
-    pub(super) fn refusal(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0.refusals).try_acquire_owned().ok()
+    /// Takes a place for a call that waits for its turn; `None` when all are taken.
+    pub(super) fn waiting(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.waiting).try_acquire_owned().ok()
     }
 
     /// Takes a permit for a call without a token; `None` when all are taken.
@@ -224,7 +224,7 @@ impl RowHandle {
         Arc::clone(&self.0.open).try_acquire_owned().ok()
     }
 
-    /// Pace of the calls without a token.
+    /// Returns the turns of the calls without a token.
     pub(super) fn open_calls(&self) -> &OpenCalls {
         &self.0.open_calls
     }

@@ -24,7 +24,7 @@ use super::{
     calls::{Made, Recorder, Ticket},
     connections::RowHandle,
     cut::{self, Held},
-    pace::{Crowded, Refusals},
+    pace::{Crowded, Pace},
     permits::{Full as NoRoom, Permit, Permits},
     scope::{self, Method, Need, Shape},
     status,
@@ -56,7 +56,7 @@ struct Rules {
     /// Sandboxes, which know the limits of the teams.
     sandboxes: Arc<Sandboxes>,
     recorder: Arc<Recorder>,
-    refusals: Refusals,
+    pace: Pace,
 }
 
 impl GuardLayer {
@@ -67,8 +67,8 @@ impl GuardLayer {
         recorder: Recorder,
     ) -> Self {
         let (tokens, recorder) = (Tokens::new(access), Arc::new(recorder));
-        let refusals = Refusals::default();
-        Self(Arc::new(Rules { tokens, permits, sandboxes, recorder, refusals }))
+        let pace = Pace::default();
+        Self(Arc::new(Rules { tokens, permits, sandboxes, recorder, pace }))
     }
 }
 
@@ -115,7 +115,7 @@ where
             };
             let path = request.uri().path();
             let Some(method) = scope::method(path) else {
-                rules.pace(&row).await;
+                rules.wait_to_refuse(&row).await;
                 let message = format!("there is no method {path}");
                 return Ok(unread(Status::unimplemented(message), version));
             };
@@ -144,10 +144,10 @@ where
     if let Some(call) = rules.recorder.begin(method, None, row.peer()) {
         request.extensions_mut().insert(call);
     }
-    row.open_calls().turn().await;
-    let Some(_place) = row.open() else {
+    let in_turn = rules.wait_to_handle(row).await;
+    let Some(_place) = in_turn.ok().and_then(|()| row.open()) else {
         rules.recorder.count_refused();
-        rules.pace(row).await;
+        rules.wait_to_refuse(row).await;
         let message = "too many calls without a token on this connection; try again in a moment";
         return Ok(unread(no_room(message.to_owned()), version));
     };
@@ -199,7 +199,7 @@ where
                     rules.recorder.count_refused();
                     // Where the store fails, it is not the caller who asks too often.
                     if status.code() != Code::Unavailable {
-                        rules.pace(row).await;
+                        rules.wait_to_refuse(row).await;
                     }
                 }
             }
@@ -314,11 +314,17 @@ impl Rules {
     }
 
     /// Waits until a caller without a valid token may be refused. Where too many wait, its connection is closed.
-    async fn pace(&self, row: &RowHandle) {
-        let Some(_place) = row.refusal() else { return row.close_if_anonymous() };
-        if self.refusals.turn().await == Err(Crowded) {
+    async fn wait_to_refuse(&self, row: &RowHandle) {
+        let Some(_place) = row.waiting() else { return row.close_if_anonymous() };
+        if self.pace.refusal().await == Err(Crowded) {
             row.close_if_anonymous();
         }
+    }
+
+    /// Waits until a call that needs no token may be handled.
+    async fn wait_to_handle(&self, row: &RowHandle) -> Result<(), Crowded> {
+        let _place = row.waiting().ok_or(Crowded)?;
+        self.pace.open_call(row.open_calls()).await
     }
 
     fn permit(&self, team: &proto::name::Team, shape: Shape) -> Result<Permit, Denied> {

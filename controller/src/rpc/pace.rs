@@ -17,7 +17,7 @@ const REFUSALS: Rate =
 /// Calls that need no token, by connection: a load balancer checks our health on one of its own.
 const OPEN_CALLS: Rate =
     Rate { at_once: 20, every: Duration::from_millis(50), longest: Duration::from_secs(1) };
-/// Refusals that wait. Each keeps some KiB.
+/// Most calls that wait. Each keeps some KiB.
 const WAITING_MAX: usize = 4096;
 
 /// How often something may happen.
@@ -54,30 +54,42 @@ impl Turns {
     }
 }
 
-/// Pace of the refusals of all connections.
+/// Pace of all connections, and the places of those that wait.
 #[derive(Debug)]
-pub(super) struct Refusals {
-    turns: Mutex<Turns>,
+pub(super) struct Pace {
+    refusals: Mutex<Turns>,
     waiting: Semaphore,
 }
 
-/// Too many refusals wait.
+/// Too many wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Crowded;
 
-impl Default for Refusals {
+impl Default for Pace {
     fn default() -> Self {
-        Self { turns: Mutex::new(Turns::new(REFUSALS)), waiting: Semaphore::new(WAITING_MAX) }
+        Self { refusals: Mutex::new(Turns::new(REFUSALS)), waiting: Semaphore::new(WAITING_MAX) }
     }
 }
 
-impl Refusals {
+impl Pace {
     /// Waits until a refusal may be sent: not at all while there are few.
     ///
     /// # Errors
     /// When too many wait already.
-    pub(super) async fn turn(&self) -> Result<(), Crowded> {
-        let wait = self.turns.lock().take(Instant::now());
+    pub(super) async fn refusal(&self) -> Result<(), Crowded> {
+        self.turn_of(&self.refusals).await
+    }
+
+    /// Waits until a call without a token may be handled: not at all while its connection has few.
+    ///
+    /// # Errors
+    /// When too many wait already.
+    pub(super) async fn open_call(&self, calls: &OpenCalls) -> Result<(), Crowded> {
+        self.turn_of(&calls.0).await
+    }
+
+    async fn turn_of(&self, turns: &Mutex<Turns>) -> Result<(), Crowded> {
+        let wait = turns.lock().take(Instant::now());
         if !wait.is_zero() {
             let _place = self.waiting.try_acquire().map_err(|_| Crowded)?;
             sleep(wait).await;
@@ -86,23 +98,13 @@ impl Refusals {
     }
 }
 
-/// Pace of the calls without a token on one connection.
+/// Turns of the calls without a token on one connection.
 #[derive(Debug)]
 pub(super) struct OpenCalls(Mutex<Turns>);
 
 impl Default for OpenCalls {
     fn default() -> Self {
         Self(Mutex::new(Turns::new(OPEN_CALLS)))
-    }
-}
-
-impl OpenCalls {
-    /// Waits until a call may be answered: not at all while there are few.
-    pub(super) async fn turn(&self) {
-        let wait = self.0.lock().take(Instant::now());
-        if !wait.is_zero() {
-            sleep(wait).await;
-        }
     }
 }
 
@@ -136,15 +138,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_refusals_wait_than_there_are_places() {
-        let refusals = Arc::new(Refusals::default());
-        let mut all = JoinSet::new();
-        for _ in 0..WAITING_MAX * 2 {
-            let refusals = refusals.clone();
-            all.spawn(async move { refusals.turn().await });
+    async fn no_more_calls_wait_than_there_are_places() {
+        let (pace, calls) = (Arc::new(Pace::default()), Arc::new(OpenCalls::default()));
+        for (is_open, rate) in [(false, REFUSALS), (true, OPEN_CALLS)] {
+            let mut all = JoinSet::new();
+            for _ in 0..WAITING_MAX * 2 {
+                let (pace, calls) = (pace.clone(), calls.clone());
+                all.spawn(async move {
+                    if is_open { pace.open_call(&calls).await } else { pace.refusal().await }
+                });
+            }
+            let crowded = all.join_all().await.into_iter().filter(Result::is_err).count();
+            assert_eq!(crowded, WAITING_MAX - rate.at_once as usize);
+            assert_eq!(pace.waiting.available_permits(), WAITING_MAX);
         }
-        let crowded = all.join_all().await.into_iter().filter(Result::is_err).count();
-        assert_eq!(crowded, WAITING_MAX - REFUSALS.at_once as usize);
-        assert_eq!(refusals.waiting.available_permits(), WAITING_MAX);
     }
 }

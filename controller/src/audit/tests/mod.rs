@@ -550,6 +550,11 @@ async fn team_that_floods_the_log_pushes_out_nothing_of_others_and_leaves_them_r
     let audit = open().await;
     flood(&audit, "blue", &clock, 0..5).await;
     flood(&audit, "red", &clock, 0..500).await;
+    // The begin and the parts of a call are not counted beside it.
+    for kind in [Kind::Begun, Kind::Part] {
+        audit.record(Record { kind, team: "red".into(), ..record(499, clock.now_ms()) });
+        audit.flush().await;
+    }
     assert!(audit.trouble().expect("a finding").contains("red"), "{:?}", audit.trouble());
     // What is always told, and another team.
     audit.record_always(Record { team: "red".into(), ..record(1000, clock.now_ms()) });
