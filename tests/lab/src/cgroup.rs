@@ -20,6 +20,9 @@ const V1: [&str; 6] = ["blkio", "cpu", "cpuacct", "cpuset", "memory", "pids"];
 /// v2 controllers that containers get, where v2 has them.
 const V2: [&str; 5] = ["cpu", "cpuset", "memory", "io", "pids"];
 const PERIOD_US: u64 = 100_000;
+/// Share of the machine's CPUs that the lab has beside any other program: it stands for several machines, each with CPUs
+/// of its own.
+const LAB_WEIGHT: u32 = 400;
 /// Longest wait for the kernel to release an ended process.
 const EMPTY_WITHIN: Duration = Duration::from_secs(20);
 
@@ -65,6 +68,11 @@ impl Hierarchies {
         NodeCgroup { v2: own(&self.v2), v1 }
     }
 
+    /// Returns the cgroup of the whole lab in the hierarchy that shares out the CPUs.
+    pub fn cpu(&self) -> PathBuf {
+        self.v1.get("cpu").unwrap_or(&self.v2).join(CGROUP)
+    }
+
     /// Removes the lab's cgroups from all hierarchies.
     pub fn remove(&self) -> Result<()> {
         let roots: Vec<&PathBuf> = std::iter::once(&self.v2).chain(self.v1.values()).collect();
@@ -104,6 +112,10 @@ impl NodeCgroup {
                 inherit(dir, "cpuset.cpus")?;
                 inherit(dir, "cpuset.mems")?;
             }
+        }
+        let cpu = self.v1.get("cpu").unwrap_or(&self.v2);
+        if let Err(error) = set_cpu_weight(cpu.parent().unwrap_or(lab), LAB_WEIGHT) {
+            missed.push(format!("{error:#}"));
         }
         let quota_us = u64::from(limits.cpu_percent) * PERIOD_US / 100;
         let bytes = limits.memory_mib * 1024 * 1024;
@@ -176,6 +188,21 @@ pub fn enable_v2(dir: &Path) {
     }
 }
 
+/// Sets a cgroup's share of the CPUs, as `CPUWeight=` of a unit does: 1 to 10000, and 100 for all that say nothing.
+/// Where the CPUs are shared out by neither version, nothing is set.
+pub fn set_cpu_weight(dir: &Path, weight: u32) -> Result<()> {
+    // 1024 in v1 is 100 in v2.
+    let in_v1 = u64::from(weight) * 1024 / 100;
+    for (file, value) in [("cpu.weight", u64::from(weight)), ("cpu.shares", in_v1)] {
+        let file = dir.join(file);
+        if file.exists() {
+            fs::write(&file, value.to_string())
+                .with_context(|| format!("cannot set {}", file.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Gives a v1 cgroup the value of its parent.
 fn inherit(dir: &Path, file: &str) -> Result<()> {
     let parent = dir.parent().context("a cgroup has a parent")?;
@@ -240,6 +267,20 @@ fn remove_tree(dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weight_is_set_in_the_version_that_shares_out_the_cpus() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        set_cpu_weight(dir.path(), 1000).expect("nothing to set");
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 0);
+        for (file, value) in [("cpu.shares", "10240"), ("cpu.weight", "1000")] {
+            let file = dir.path().join(file);
+            fs::write(&file, "").expect("a file of the kernel's");
+            set_cpu_weight(dir.path(), 1000).expect("set");
+            assert_eq!(fs::read_to_string(&file).expect("read"), value);
+            fs::remove_file(&file).expect("removed");
+        }
+    }
 
     #[test]
     fn hierarchies_of_a_hybrid_machine_are_found() {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::cgroup::Hierarchies;
 use crate::daemons;
 use crate::forward::{Forward, forward};
 use crate::lab::Lab;
@@ -364,6 +365,7 @@ fn supervise(lab: &Lab) -> Result<()> {
         socket: layout.host_socket(),
         services: layout.host_services(),
         slice: None,
+        cpu_slice: Hierarchies::open().ok().map(|hierarchies| hierarchies.cpu()),
         bound: true,
     };
     Supervisor::start(place)?.run()?;

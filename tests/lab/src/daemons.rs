@@ -27,6 +27,9 @@ pub const CADDY: &str = "caddy";
 /// The DHCP server on a node's bridge.
 pub const DHCP: &str = "dhcp";
 
+/// `CPUWeight=` of the units of the agent and of its Caddy.
+const DAEMON_WEIGHT: u32 = 1000;
+
 /// Path of the controller's configuration, below the lab's directory.
 pub const CONTROLLER_CONFIG: &str = "controller/controller.toml";
 /// Path of the agent's configuration, inside a node.
@@ -90,6 +93,7 @@ pub fn of_the_lab(layout: &Layout, settings: &Settings) -> Vec<Service> {
             notify: true,
             autostart: false,
             netns: None,
+            cpu_weight: None,
         }
     };
     let nodes = settings.node_ids();
@@ -125,6 +129,8 @@ pub fn on_the_machine(layout: &Layout) -> Vec<Service> {
         notify: true,
         autostart: true,
         netns: Some(NETNS.to_owned()),
+        // On a machine of its own: as much as a node.
+        cpu_weight: Some(100),
     }]
 }
 
@@ -158,6 +164,7 @@ pub fn on_a_node(node: NodeId, root: &Path) -> Vec<Service> {
         let mut agent =
             in_node(AGENT, &["/usr/bin/pve-sandbox-agent", "run", "--config", AGENT_CONFIG]);
         agent.notify = true;
+        agent.cpu_weight = Some(DAEMON_WEIGHT);
         services.push(agent);
     }
     if there("/usr/bin/caddy") && there(AGENT_CONFIG) {
@@ -167,6 +174,7 @@ pub fn on_a_node(node: NodeId, root: &Path) -> Vec<Service> {
         );
         let mut caddy = in_node(CADDY, &["/bin/sh", "-c", &script]);
         caddy.notify = true;
+        caddy.cpu_weight = Some(DAEMON_WEIGHT);
         services.push(caddy);
     }
     services
@@ -182,9 +190,26 @@ fn in_node(name: &str, argv: &[&str]) -> Service {
         notify: false,
         autostart: true,
         netns: None,
+        cpu_weight: None,
     }
 }
 
 fn shown(path: &Path) -> String {
     path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DAEMON_WEIGHT;
+
+    #[test]
+    fn daemons_of_a_node_have_the_weight_of_their_units() {
+        for unit in [
+            include_str!("../../../systemd/pve-sandbox-agent.service"),
+            include_str!("../../../systemd/pve-sandbox-ingress.service"),
+        ] {
+            let weight = format!("CPUWeight={DAEMON_WEIGHT}");
+            assert!(unit.lines().any(|line| line == weight), "{unit}");
+        }
+    }
 }

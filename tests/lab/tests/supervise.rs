@@ -44,6 +44,7 @@ impl Supervised {
             notify: false,
             autostart: true,
             netns: None,
+            cpu_weight: None,
         }
     }
 

@@ -18,6 +18,8 @@ use crate::{lxcfs, net, way_out};
 
 /// Path where the node sees its own cgroups.
 const CGROUPS: &str = "/sys/fs/cgroup";
+/// Path of its part of v1's `cpu`.
+const CPU_V1: &str = "/run/lab/cgroup/cpu";
 
 /// Assembles the node and runs its services. Returns when the services were told to end.
 pub fn init(layout: &Layout, node: NodeId) -> Result<()> {
@@ -52,12 +54,16 @@ pub fn init(layout: &Layout, node: NodeId) -> Result<()> {
     let slice = Path::new(CGROUPS).join("system.slice");
     fs::create_dir_all(&slice)?;
     enable_v2(&slice);
+    // Where the machine shares out its CPUs by v1, as `root::enter` has bound it.
+    let v1 = Path::new(CPU_V1);
+    let cpu_slice = if v1.is_dir() { v1.join("system.slice") } else { slice.clone() };
 
     files(node, &settings.node_ids())?;
     let place = Place {
         socket: PathBuf::from(NODE_SOCKET),
         services: PathBuf::from(NODE_SERVICES),
         slice: Some(slice),
+        cpu_slice: Some(cpu_slice),
         bound: false,
     };
     let supervisor = Supervisor::start(place)?;

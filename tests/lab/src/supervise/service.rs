@@ -33,6 +33,9 @@ pub struct Service {
     /// Named network namespace of the service, if not its supervisor's.
     #[serde(default)]
     pub netns: Option<String>,
+    /// Share of the CPUs beside the other services, as `CPUWeight=` of its unit: 1 to 10000, usually 100.
+    #[serde(default)]
+    pub cpu_weight: Option<u32>,
 }
 
 fn yes() -> bool {
@@ -139,6 +142,7 @@ mod tests {
             notify: true,
             autostart: false,
             netns: Some("x".to_owned()),
+            cpu_weight: Some(1000),
         };
         save(&file, std::slice::from_ref(&service)).expect("saved");
         assert_eq!(load(&file).expect("loaded"), std::slice::from_ref(&service));

@@ -13,6 +13,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::setsid;
 
 use super::service::Service;
+use crate::cgroup::set_cpu_weight;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -21,6 +22,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 pub(super) struct Surroundings<'a> {
     /// Cgroup to start in; none leaves the process in the supervisor's.
     pub(super) cgroup: Option<&'a Path>,
+    /// Weight, and the cgroup that gets it and in which the process starts, too.
+    pub(super) cpu: Option<(u32, &'a Path)>,
     /// Socket for READY=1.
     pub(super) notify: Option<&'a Path>,
     /// Whether the process dies with the supervisor.
@@ -39,13 +42,16 @@ pub(super) fn spawn(service: &Service, around: &Surroundings<'_>) -> Result<i32>
         }
         None => None,
     };
-    let cgroup = match around.cgroup {
-        Some(dir) => {
-            fs::create_dir_all(dir)?;
-            Some(OpenOptions::new().write(true).open(dir.join("cgroup.procs"))?)
-        }
-        None => None,
-    };
+    let mut cgroups = Vec::new();
+    for dir in around.cgroup.into_iter().chain(around.cpu.map(|(_, dir)| dir)) {
+        fs::create_dir_all(dir)?;
+        cgroups.push(OpenOptions::new().write(true).open(dir.join("cgroup.procs"))?);
+    }
+    if let Some((weight, dir)) = around.cpu
+        && let Err(error) = set_cpu_weight(dir, weight)
+    {
+        eprintln!("supervisor: {}: {error:#}", service.name);
+    }
     let mut command = Command::new(program);
     command.args(args).env_clear().env("PATH", PATH).env("HOME", "/root");
     if let Some(notify) = around.notify {
@@ -62,7 +68,7 @@ pub(super) fn spawn(service: &Service, around: &Surroundings<'_>) -> Result<i32>
         }
         // The supervisor blocks its signals and reads them from a descriptor.
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-        if let Some(mut procs) = cgroup.as_ref() {
+        for mut procs in &cgroups {
             procs.write_all(b"0")?;
         }
         if let Some(netns) = &netns {

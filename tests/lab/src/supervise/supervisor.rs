@@ -41,6 +41,8 @@ pub struct Place {
     pub services: PathBuf,
     /// Cgroup below which each service has its own.
     pub slice: Option<PathBuf>,
+    /// The same in the hierarchy that shares out the CPUs, for services that have a weight there.
+    pub cpu_slice: Option<PathBuf>,
     /// Whether services die with the supervisor. An init does not need this: the kernel does it.
     pub bound: bool,
 }
@@ -294,7 +296,9 @@ impl Supervisor {
         service.start_at = None;
         service.then = Then::AsDefined;
         let name = service.service.name.clone();
-        let cgroup = place.slice.as_ref().map(|slice| slice.join(format!("{name}.service")));
+        let below = |slice: &PathBuf| slice.join(format!("{name}.service"));
+        let cgroup = place.slice.as_ref().map(below);
+        let cpu = service.service.cpu_weight.zip(place.cpu_slice.as_ref().map(below));
         if service.service.notify && service.notify.is_none() {
             let path = place.socket.with_file_name(format!("notify-{name}.sock"));
             match listen_for_notice(&path) {
@@ -304,6 +308,7 @@ impl Supervisor {
         }
         let around = Surroundings {
             cgroup: cgroup.as_deref(),
+            cpu: cpu.as_ref().map(|(weight, dir)| (*weight, dir.as_path())),
             notify: service.notify.as_ref().map(|(_, path)| path.as_path()),
             bound: place.bound,
         };
