@@ -45,13 +45,13 @@ if [ -x "target/$profile/sandboxctl" ]; then
   "target/$profile/sandboxctl" completion fish >target/completions/sandboxctl.fish
 fi
 
-# cargo-deb writes no md5sums, by which `dpkg --verify` finds changed files. Adds those of all files but the conffiles
-# (all that is in /etc), whose sums dpkg keeps by itself. What it builds depends on neither clock nor umask.
+# cargo-deb writes no md5sums, by which `dpkg --verify` finds changed files. Adds those of all files: there are no
+# conffiles. What it builds depends on neither clock nor umask.
 add_md5sums() {
   local unpacked=target/unpacked
   rm -rf "$unpacked"
   dpkg-deb --raw-extract "$1" "$unpacked"
-  (cd "$unpacked" && find . -type f ! -path './DEBIAN/*' ! -path './etc/*' -printf '%P\n' |
+  (cd "$unpacked" && find . -type f ! -path './DEBIAN/*' -printf '%P\n' |
     LC_ALL=C sort | xargs -d '\n' md5sum >DEBIAN/md5sums)
   chmod 644 "$unpacked/DEBIAN/md5sums"
   chmod 755 "$unpacked" "$unpacked/DEBIAN"

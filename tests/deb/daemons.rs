@@ -1,10 +1,11 @@
-//! The packages of the daemons: units, conffiles, users, a manual start, removal.
+//! The packages of the daemons: units, configurations, users, a manual start, removal.
 
 use std::{
     fs,
     io::Write,
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
-    process::Child,
+    path::{Path, PathBuf},
+    process::{Child, Command},
     time::Duration,
 };
 
@@ -15,6 +16,7 @@ use nix::{
 
 use crate::{
     root::{Root, said},
+    steps::next_package,
     wanted,
 };
 
@@ -26,15 +28,25 @@ struct Package {
     units: &'static [&'static str],
     /// Unit that its program enables and starts, once there is a certificate.
     daemon: &'static str,
-    conffile: &'static str,
+    config: &'static str,
+    /// Part of the purge's message that names what is kept beside the data.
+    kept: &'static str,
     user: &'static str,
+}
+
+impl Package {
+    /// Returns the directory of its data, unless its configuration names another.
+    fn data(&self) -> String {
+        format!("/var/lib/{}", self.name)
+    }
 }
 
 const AGENT: Package = Package {
     name: "pve-sandbox-agent",
     units: &["pve-sandbox-agent.service", "pve-sandbox-ingress.service"],
     daemon: "pve-sandbox-agent.service",
-    conffile: "/etc/pve-sandbox/agent.toml",
+    config: "/etc/pve-sandbox/agent.toml",
+    kept: "/etc/pve-sandbox and /var/lib/pve-sandbox-ingress are kept",
     user: "pve-sandbox-ingress",
 };
 
@@ -42,7 +54,8 @@ const CONTROLLER: Package = Package {
     name: "pve-sandbox-controller",
     units: &["pve-sandbox-controller.service"],
     daemon: "pve-sandbox-controller.service",
-    conffile: "/etc/pve-sandbox/controller.toml",
+    config: "/etc/pve-sandbox/controller.toml",
+    kept: "/etc/pve-sandbox/controller.toml are kept",
     user: "pve-sandbox-controller",
 };
 
@@ -59,23 +72,42 @@ fn install(package: &Package) -> Root {
         assert!(!verified.contains(unit), "systemd has something to say of {unit}: {verified}");
         assert_eq!(is_enabled(&root, unit), *unit != package.daemon, "{unit}");
     }
-    // An operator's changes survive the next installation.
-    let mine = "# changed by hand\n";
-    let conffile = root.path(package.conffile);
-    fs::OpenOptions::new()
-        .append(true)
-        .open(&conffile)
-        .expect("there")
-        .write_all(mine.as_bytes())
-        .expect("changed");
-    root.ok(&["dpkg", "--force-confdef", "--install", &deb]);
-    assert!(fs::read_to_string(&conffile).expect("there").ends_with(mine));
+    let mode = fs::metadata(root.path(package.config)).expect("there").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o644);
+    // An operator's changes survive the next version, which ships another text, and nobody is asked about them.
+    let mine = change(&root, package);
+    let work = tempfile::tempdir().expect("a folder");
+    let (next, ..) = next_package(&root.path(&deb), package.name, work.path());
+    root.ok(&["dpkg", "--install", &inside(&root, &next)]);
+    assert_eq!(text(&root, package), mine);
     assert!(!is_enabled(&root, package.daemon), "it is still not configured");
     // So does what enabled the unit, an earlier version of the package among them.
     root.ok(&["systemctl", "enable", package.daemon]);
     root.ok(&["dpkg", "--install", &deb]);
     assert!(is_enabled(&root, package.daemon), "an upgrade leaves it enabled");
     root
+}
+
+/// Adds a line to the configuration that is in use; returns its text then.
+fn change(root: &Root, package: &Package) -> String {
+    let path = root.path(package.config);
+    let mut file = fs::OpenOptions::new().append(true).open(path).expect("there");
+    file.write_all(b"# changed by hand\n").expect("changed");
+    text(root, package)
+}
+
+/// Returns the configuration that is in use.
+#[track_caller]
+fn text(root: &Root, package: &Package) -> String {
+    fs::read_to_string(root.path(package.config)).expect("there")
+}
+
+/// Copies a package that a test has built into a root; returns its path inside.
+fn inside(root: &Root, deb: &Path) -> String {
+    let name = deb.file_name().expect("a file").to_string_lossy();
+    let inside = format!("/tmp/{name}");
+    fs::copy(deb, root.path(&inside)).expect("copied");
+    inside
 }
 
 /// Returns true for a unit that a boot starts.
@@ -87,8 +119,10 @@ fn is_enabled(root: &Root, unit: &str) -> bool {
 fn remove(root: &Root, package: &Package) {
     let listed = root.ok(&["dpkg", "--listfiles", package.name]);
     root.ok(&["dpkg", "--remove", package.name]);
-    assert!(root.has(package.conffile), "a removal keeps the configuration");
+    assert!(root.has(package.config), "a removal keeps the configuration");
+    let has_data = root.has(&package.data());
     root.ok(&["dpkg", "--purge", package.name]);
+    assert_eq!(root.has(package.config), has_data, "it stays with the data alone");
     let left: Vec<_> = listed.lines().filter(|path| root.path(path).is_file()).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
     for unit in package.units {
@@ -158,7 +192,7 @@ fn starts_and_stops(root: &Root, unit: &str, program: &str) {
         .map(|length| String::from_utf8_lossy(&message[..length]).into_owned());
     let up = ready.as_ref().is_ok_and(|message| message.contains("READY=1"));
     // `timeout` passes the signal to nobody inside a pid namespace, so it is sent to the program.
-    for pid in inside(root, program) {
+    for pid in processes(root, program) {
         kill(pid, Signal::SIGTERM).expect("signalled");
     }
     let (code, text) = said(&child.wait_with_output().expect("it ends"));
@@ -167,7 +201,7 @@ fn starts_and_stops(root: &Root, unit: &str, program: &str) {
 }
 
 /// Returns the processes that run a program of the root.
-fn inside(root: &Root, program: &str) -> Vec<Pid> {
+fn processes(root: &Root, program: &str) -> Vec<Pid> {
     let exe = root.path(program);
     let all = fs::read_dir("/proc").expect("/proc").flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -202,17 +236,20 @@ fn purge_removes_data_only_when_told_and_never_under_a_sandbox() {
     }
     let root = Root::new("purge");
     for package in [&AGENT, &CONTROLLER] {
-        let (name, data) = (package.name, format!("/var/lib/{}", package.name));
+        let (name, data) = (package.name, package.data());
+        let has = || (root.has(&data), root.has(package.config));
         // Where nobody is asked, it stays.
         let told = purge(&root, package, None);
-        assert!(told.contains(&data) && root.has(&data), "{told}");
+        assert!(told.contains(&data) && told.contains(package.kept), "{told}");
+        assert_eq!(has(), (true, true), "{told}");
         // An answer holds for one purge.
         let told = purge(&root, package, Some(true));
-        assert!(told.contains("removed") && !root.has(&data), "{told}");
+        assert!(told.contains("removed"), "{told}");
+        assert_eq!(has(), (false, false), "{told}");
         purge(&root, package, None);
-        assert!(root.has(&data), "the answer of {name} was forgotten");
+        assert_eq!(has(), (true, true), "the answer of {name} was forgotten");
         purge(&root, package, Some(false));
-        assert!(root.has(&data), "{name}");
+        assert_eq!(has(), (true, true), "{name}");
     }
     let key = "/etc/pve-sandbox/tls/node.key";
     assert!(root.has(key), "keys stay with the journal");
@@ -235,6 +272,90 @@ fn purge_removes_data_only_when_told_and_never_under_a_sandbox() {
     root.ok(&["rm", "-r", state]);
     root.ok(&["dpkg", "--purge", AGENT.name]);
     assert!(!root.has(log), "no access log is left");
+}
+
+#[test]
+fn purge_keeps_data_in_a_directory_of_the_operator_and_the_configuration_that_names_it() {
+    if !wanted() {
+        return;
+    }
+    let root = Root::new("purge-elsewhere");
+    let caddy = "/etc/systemd/system/caddy.service";
+    root.ok(&["ln", "-s", "/dev/null", caddy]);
+    for (package, key) in [(&AGENT, "state_dir"), (&CONTROLLER, "data_dir")] {
+        let dir = format!("/srv/{}", package.name);
+        root.ok(&["dpkg", "--install", &root.package(package.name)]);
+        let config = root.path(package.config);
+        fs::write(&config, format!("{key} = \"{dir}\"  # mine\n")).expect("written");
+        let file = root.path(&format!("{dir}/masked-caddy"));
+        fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+        fs::write(&file, "").expect("written");
+        let before = text(&root, package);
+
+        let told = purge(&root, package, Some(true));
+        assert!(told.contains(&dir) && told.contains(&format!("{key} names")), "{told}");
+        assert!(told.contains(package.kept), "all secrets that are left are named: {told}");
+        assert!(root.has(&dir), "{told}");
+        assert!(!root.has(caddy), "the note that it was masked is in there, too: {told}");
+        root.ok(&["dpkg", "--install", &root.package(package.name)]);
+        assert_eq!(text(&root, package), before, "what is installed later finds its data");
+
+        root.ok(&["rm", "-r", &dir]);
+        let told = root.ok(&["dpkg", "--purge", package.name]);
+        assert!(!root.has(package.config), "it goes without the data: {told}");
+    }
+}
+
+/// Builds a package of an earlier version, which shipped its configuration as a conffile.
+fn with_a_conffile(deb: &Path, package: &Package, into: &Path) -> PathBuf {
+    let script = r#"
+set -eu
+dpkg-deb -R "$1" "$2"
+mkdir -p "$2${3%/*}"
+mv "$2/usr/share/$4/${3##*/}" "$2$3"
+echo '# of an earlier version' >>"$2$3"
+echo "$3" >"$2/DEBIAN/conffiles"
+sed -i 's/^Version: .*/Version: 0.0.1-1/' "$2/DEBIAN/control"
+dpkg-deb --root-owner-group -Zgzip -z1 -b "$2" "$2.deb"
+"#;
+    let unpacked = into.join(format!("{}-earlier", package.name));
+    let mut build = Command::new("sh");
+    build.args(["-c", script, "sh"]).arg(deb).arg(&unpacked).args([package.config, package.name]);
+    let (code, told) = said(&build.output().expect("started"));
+    assert_eq!(code, Some(0), "{told}");
+    unpacked.with_extension("deb")
+}
+
+#[test]
+fn configuration_that_was_a_conffile_stays_through_upgrade_downgrade_and_purge() {
+    if !wanted() {
+        return;
+    }
+    let root = Root::new("conffile");
+    for package in [&AGENT, &CONTROLLER] {
+        let this = root.package(package.name);
+        let work = tempfile::tempdir().expect("a folder");
+        let earlier = inside(&root, &with_a_conffile(&root.path(&this), package, work.path()));
+        root.ok(&["dpkg", "--install", &earlier]);
+        let mine = change(&root, package);
+        // Back and forth: nobody is asked.
+        for deb in [&this, &earlier, &this] {
+            let told = root.ok(&["dpkg", "--install", deb]);
+            assert_eq!(text(&root, package), mine, "{deb}: {told}");
+        }
+        // dpkg removes what was a conffile before it asks the package.
+        let told = purge(&root, package, None);
+        assert_eq!(text(&root, package), mine, "{told}");
+
+        // Where no earlier version was installed, a downgrade asks.
+        root.ok(&["dpkg", "--install", &this]);
+        let (code, told) = root.run(&["dpkg", "--install", &earlier]);
+        assert!(code == Some(1) && told.contains("conffile prompt"), "{code:?}: {told}");
+        root.ok(&["dpkg", "--force-confold", "--install", &earlier]);
+        assert_eq!(text(&root, package), mine);
+        let told = purge(&root, package, Some(true));
+        assert!(!root.has(package.config), "nothing is left of it: {told}");
+    }
 }
 
 /// Installs a package, gives it data, and purges it with this answer of debconf's, or with none.
@@ -284,7 +405,7 @@ fn manual_steps_start_the_agent_and_give_a_valid_ingress_config() {
     let tls = "/etc/pve-sandbox/tls";
     root.ok(&[program, "node-cert", "pve1", "--address", "127.0.0.1", "--out", tls]);
     let agent = "/usr/sbin/pve-sandbox-agent";
-    let config = root.path(AGENT.conffile);
+    let config = root.path(AGENT.config);
     // 2: the domain, and values that are detected on a real host.
     let text = fs::read_to_string(&config).expect("there");
     let text = text.replace("#domain = \"sandbox.example.com\"", "domain = \"sandbox.test\"");

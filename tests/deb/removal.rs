@@ -1,7 +1,7 @@
 //! `pve-sandbox-agent uninstall` on a node with a sandbox: what is kept lives on and is taken in again, what
 //! is deleted leaves nothing. And the purge without it, while everything runs.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs};
 
 use super::{
     booted::Booted,
@@ -81,11 +81,15 @@ fn kept_sandbox_is_taken_in_again(node: &Booted, id: &str) {
     let vmid = marked(node);
     let told = node.ok(&[AGENT, "uninstall", "--sandboxes", "keep", "--yes"]);
     assert!(told.contains(id) && told.contains("keep 1 sandboxes"), "{told}");
+    assert!(told.contains("now: apt remove") && !told.contains("forget"), "{told}");
     assert_eq!(node.unit(AGENT, "ActiveState"), "inactive");
     caddy_is_masked(node, false);
     let runs = || node.ok(&["pct", "status", &vmid]).contains("running");
     assert!(runs(), "it runs on");
-    // Not even a purge that is told to takes the journal from under it.
+    node.ok(&["apt-get", "remove", "--yes", AGENT]);
+    // Not even a purge that is told to takes the journal from under it, nor what says where that is.
+    let config = || fs::read_to_string(node.path("/etc/pve-sandbox/agent.toml")).expect("there");
+    let before = config();
     let answer =
         format!("echo '{AGENT} {AGENT}/remove-data boolean true' | debconf-set-selections");
     node.ok(&["sh", "-c", &answer]);
@@ -94,13 +98,20 @@ fn kept_sandbox_is_taken_in_again(node: &Booted, id: &str) {
     assert!(runs(), "it runs on");
     caddy_is_masked(node, false);
 
-    install_and_join(node, id);
+    install_again(node);
+    assert_eq!(config(), before);
+    node.ok(&[AGENT, "setup"]);
+    until_exec(node, id);
+}
+
+fn install_again(node: &Booted) {
+    let package = format!("/root/{AGENT}.deb");
+    node.ok(&["apt-get", "install", "--yes", "--no-install-recommends", &package]);
 }
 
 /// Installs the agent again, and joins with what a purge has left, until the sandbox can be used.
 fn install_and_join(node: &Booted, id: &str) {
-    let package = format!("/root/{AGENT}.deb");
-    node.ok(&["apt-get", "install", "--yes", "--no-install-recommends", &package]);
+    install_again(node);
     let line = join_line(&node.ok(&[CLI, "node", "token", "pve1"]));
     node.ok(&["sh", "-c", &format!("{line} --no-template")]);
     until_exec(node, id);
