@@ -20,6 +20,7 @@ pub mod mac;
 pub mod peer;
 pub mod replace;
 pub mod seal;
+pub mod seldom;
 pub mod sever;
 pub mod shares;
 pub mod status;

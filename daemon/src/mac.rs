@@ -2,7 +2,7 @@
 
 use std::io;
 
-use aws_lc_rs::{hmac, rand};
+use aws_lc_rs::{constant_time::verify_slices_are_equal, hmac, rand};
 
 /// Bytes of a key.
 pub const KEY_BYTES: usize = 32;
@@ -32,6 +32,11 @@ pub fn is_tag(key: &[u8; KEY_BYTES], text: &[u8], tag: &[u8]) -> bool {
     hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, key), text, tag).is_ok()
 }
 
+/// Compares secrets in constant time: stopping at the first difference would reveal how much matches.
+pub fn is_equal(a: &[u8], b: &[u8]) -> bool {
+    verify_slices_are_equal(a, b).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +50,14 @@ mod tests {
         assert!(!is_tag(&other, b"text", &of));
         assert!(!is_tag(&key, b"texT", &of));
         assert!(!is_tag(&key, b"text", &of[..31]) && !is_tag(&key, b"text", b""));
+    }
+
+    #[test]
+    fn secrets_are_equal_only_as_a_whole() {
+        assert!(is_equal(b"secret", b"secret") && is_equal(b"", b""));
+        for other in [&b"secreT"[..], b"Secret", b"secre", b"secrets", b""] {
+            assert!(!is_equal(b"secret", other), "{other:?}");
+        }
     }
 
     #[test]

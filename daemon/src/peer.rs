@@ -92,6 +92,17 @@ impl Validity {
         self.at(0.5)
     }
 
+    /// Returns true when it is to be renewed: at half of its life, or when it is not valid yet. The latter is one that
+    /// was issued while the clock was ahead: nobody accepts it now, and half of its life is far away.
+    pub fn is_due(&self, now_ms: u64) -> bool {
+        self.renew_ms() <= now_ms || !self.has_begun(now_ms)
+    }
+
+    /// Returns true unless it is not valid yet.
+    pub fn has_begun(&self, now_ms: u64) -> bool {
+        self.not_before_ms <= now_ms
+    }
+
     /// Whole hours until it ends; 0 when it has ended.
     pub fn hours_left(&self, now_ms: u64) -> u64 {
         self.not_after_ms.saturating_sub(now_ms) / 3_600_000
@@ -148,5 +159,19 @@ impl Peer {
             }
             _ => Self::Anonymous,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificate_is_due_at_half_of_its_life_and_before_it_begins() {
+        let hour = crate::clock::millis(BACKDATED);
+        let (not_before_ms, not_after_ms) = (100 * hour, 111 * hour);
+        let life = Validity { serial: "1".into(), not_before_ms, not_after_ms };
+        let due = |hours: u64| life.is_due(hours * hour);
+        assert_eq!([1, 99, 100, 105, 106, 200].map(due), [true, true, false, false, true, true]);
     }
 }

@@ -41,11 +41,30 @@ impl<K: Ord + Clone> Shares<K> {
         true
     }
 
+    /// Takes as many of the `wanted` places as this party may, which can be none. Returns their number.
+    #[must_use]
+    pub fn take_up_to(&mut self, who: &K, wanted: usize) -> usize {
+        // One place more in its hands is one less that is free, so they meet halfway.
+        let allowed = self.free.saturating_sub(self.held(who)).div_ceil(2);
+        let taken = wanted.min(allowed);
+        if taken > 0 {
+            self.free -= taken;
+            *self.held.entry(who.clone()).or_default() += taken;
+        }
+        taken
+    }
+
     /// Returns a place. Ignored when the party holds none.
     pub fn release(&mut self, who: &K) {
+        self.release_many(who, 1);
+    }
+
+    /// Returns places, at most as many as the party holds.
+    pub fn release_many(&mut self, who: &K, places: usize) {
         let Some(held) = self.held.get_mut(who) else { return };
-        *held -= 1;
-        self.free += 1;
+        let places = places.min(*held);
+        *held -= places;
+        self.free += places;
         if *held == 0 {
             self.held.remove(who);
         }
@@ -55,6 +74,14 @@ impl<K: Ord + Clone> Shares<K> {
 /// Places that are shared as in `Shares`, each given back when its guard is dropped. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Places<K: Ord + Clone>(Arc<Mutex<Shares<K>>>);
+
+/// Places of a party that grow and shrink in number, such as bytes of memory. Given back when they are dropped.
+#[derive(Debug)]
+pub struct Part<K: Ord + Clone> {
+    places: Places<K>,
+    who: K,
+    held: usize,
+}
 
 /// Place of a party, given back when it is dropped.
 #[derive(Debug)]
@@ -74,9 +101,43 @@ impl<K: Ord + Clone> Places<K> {
         self.0.lock().take(who).then(|| Place { places: self.clone(), who: who.clone() })
     }
 
+    /// Creates a part of this party, without a place yet.
+    pub fn part(&self, who: K) -> Part<K> {
+        Part { places: self.clone(), who, held: 0 }
+    }
+
     /// Number of places that one party holds.
     pub fn held(&self, who: &K) -> usize {
         self.0.lock().held(who)
+    }
+}
+
+impl<K: Ord + Clone> Part<K> {
+    /// Number of places.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Grows to this number of places, or as far as the party may. True when it has so many. Never waits.
+    pub fn grow_to(&mut self, wanted: usize) -> bool {
+        if let Some(more @ 1..) = wanted.checked_sub(self.held) {
+            self.held += self.places.0.lock().take_up_to(&self.who, more);
+        }
+        self.held >= wanted
+    }
+
+    /// Gives back what is over this number of places.
+    pub fn shrink_to(&mut self, wanted: usize) {
+        if let Some(spare @ 1..) = self.held.checked_sub(wanted) {
+            self.places.0.lock().release_many(&self.who, spare);
+            self.held = wanted;
+        }
+    }
+}
+
+impl<K: Ord + Clone> Drop for Part<K> {
+    fn drop(&mut self) {
+        self.shrink_to(0);
     }
 }
 
@@ -156,6 +217,25 @@ mod tests {
             prop_assert_eq!(shares.held, held, "nothing is kept of a party without places");
         }
 
+        /// Many places at once are as many as one after the other.
+        #[test]
+        fn party_takes_as_many_places_at_once_as_one_by_one(
+            places in 0_usize..60,
+            steps in prop::collection::vec((0_u8..4, 0_usize..40, any::<bool>()), 0..40),
+        ) {
+            let (mut shares, mut model) = (Shares::new(places), Shares::new(places));
+            for (who, count, takes) in steps {
+                if takes {
+                    let singly = (0..count).take_while(|_| model.take(&who)).count();
+                    prop_assert_eq!(shares.take_up_to(&who, count), singly);
+                } else {
+                    shares.release_many(&who, count);
+                    (0..count).for_each(|_| model.release(&who));
+                }
+                prop_assert_eq!((shares.free, &shares.held), (model.free, &model.held));
+            }
+        }
+
         /// Holds also when a party has filled its share before the others come.
         #[test]
         fn party_that_comes_late_gets_half_of_what_is_left(
@@ -180,6 +260,22 @@ mod tests {
         assert!(places.take(&"blue").is_some(), "another's");
         drop(held);
         assert!(places.take(&"red").is_some());
+    }
+
+    #[test]
+    fn part_grows_as_far_as_its_party_may_and_is_given_back_when_it_is_dropped() {
+        let places = Places::new(100);
+        let (mut one, mut two) = (places.part("red"), places.part("red"));
+        assert!(one.grow_to(40) && one.grow_to(30));
+        assert!(!two.grow_to(20), "half of all, with the other part");
+        assert_eq!((one.held(), two.held(), places.held(&"red")), (40, 10, 50));
+        one.shrink_to(5);
+        one.shrink_to(10);
+        assert_eq!((one.held(), places.held(&"red")), (5, 15));
+        assert!(two.grow_to(20));
+        drop((one, two));
+        let shares = places.0.lock();
+        assert_eq!((shares.free, shares.held.len()), (100, 0), "all was given back");
     }
 
     #[test]

@@ -2,10 +2,15 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
+use bytes::Bytes;
+
 use crate::{duration, id::Invalid, sandbox::v1::WindowSize};
 
 /// Most bytes of stdin, or of a file, in one message.
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
+/// Most bytes of data in one message to an agent, which holds a few messages of each stream: those of a caller are
+/// cut. As many as a stream has of its window there, and as a pipe holds.
+pub const PIECE_BYTES_MAX: usize = 64 * 1024;
 /// Most arguments of a command.
 const ARGUMENTS_MAX: usize = 4096;
 /// Most bytes of an argument, or of a line for the shell: the kernel takes 128 KiB with the NUL.
@@ -58,6 +63,14 @@ pub fn check_chunk(field: &'static str, bytes: &[u8]) -> Result<(), Invalid> {
         return Err(Invalid::new(field, "must be at most 256 KiB in one message"));
     }
     Ok(())
+}
+
+/// Cuts data into pieces of at most [`PIECE_BYTES_MAX`], without a copy. No bytes are no piece.
+pub fn pieces(mut data: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        let piece = data.split_to(data.len().min(PIECE_BYTES_MAX));
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 /// Checks the size of a terminal.
@@ -175,6 +188,15 @@ mod tests {
         }
         check_command("argv", &vec!["a".to_owned(); ARGUMENTS_MAX + 1]).expect_err("too many");
         check_command("argv", &vec!["x".repeat(100_000); 20]).expect_err("too long");
+    }
+
+    #[test]
+    fn pieces_are_small_and_nothing_is_cut_into_none() {
+        let sizes = |bytes: usize| pieces(vec![0; bytes].into()).map(|piece| piece.len());
+        assert_eq!(sizes(0).next(), None);
+        assert!(sizes(1).eq([1]) && sizes(PIECE_BYTES_MAX).eq([PIECE_BYTES_MAX]));
+        let large = sizes(2 * PIECE_BYTES_MAX + 3);
+        assert!(large.eq([PIECE_BYTES_MAX, PIECE_BYTES_MAX, 3]));
     }
 
     #[test]

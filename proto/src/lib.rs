@@ -27,6 +27,7 @@ mod redact;
 pub mod scope;
 pub mod secret;
 pub mod spec;
+pub mod time;
 pub mod token;
 pub mod update;
 pub mod visibility;

@@ -141,6 +141,19 @@ name!(
     "must be 1 to 63 characters of A-Z a-z 0-9 . _ - and start with a letter or digit",
     |text| word(text, b"._-")
 );
+
+impl SnapshotId {
+    /// Snapshot of adopted sandboxes, which were cloned from no template of ours.
+    pub const ADOPTED: &str = "adopted";
+    /// Snapshot of sandboxes whose record was lost.
+    pub const RECOVERED: &str = "recovered";
+
+    /// Returns true for a name that no template may have, because it stands for a sandbox without one.
+    pub fn is_reserved(&self) -> bool {
+        [Self::ADOPTED, Self::RECOVERED].contains(&self.as_str())
+    }
+}
+
 name!(
     /// Name of a node in PVE: one DNS label.
     NodeName,

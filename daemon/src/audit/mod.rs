@@ -4,6 +4,8 @@
 mod record;
 mod verify;
 
+use data_encoding::HEXLOWER;
+
 pub use record::{
     Chain, GAP_IO, GAP_QUEUE, GAP_RESTART, Kind, LINE_MAX, Line, Record, bounded, code_name,
     code_number,
@@ -27,7 +29,7 @@ impl Hash {
 
 impl std::fmt::Display for Hash {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        std::fmt::Display::fmt(&HEXLOWER.encode_display(&self.0), f)
     }
 }
 
@@ -42,21 +44,8 @@ impl std::str::FromStr for Hash {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = || proto::id::Invalid::new("hash", "must be 64 hex digits in lower case");
-        let digits = text.as_bytes();
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
-        if digits.len() != 64 {
-            return Err(wrong());
-        }
-        let mut hash = [0; 32];
-        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
-            let (high, low) = digit(pair[0]).zip(digit(pair[1])).ok_or_else(wrong)?;
-            *byte = high << 4 | low;
-        }
-        Ok(Self(hash))
+        let bytes = HEXLOWER.decode(text.as_bytes()).map_err(|_| wrong())?;
+        Ok(Self(bytes.try_into().map_err(|_| wrong())?))
     }
 }
 

@@ -41,8 +41,19 @@ pub struct Expected {
     pub rename: String,
     /// Way to find out why nothing has renewed it; `None` for one that nothing renews by itself.
     pub overdue: Option<String>,
+    /// Way to one that is valid, where it was made while its maker's clock was ahead; `None`: as `replace`.
+    pub early: Option<String>,
     /// Command after which a key that waits is used.
     pub restart: String,
+}
+
+/// Time by this machine's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds since 1970.
+    pub ms: u64,
+    /// Whether the clock is synchronised; `None` where nobody was asked, or nothing knows.
+    pub synchronised: Option<bool>,
 }
 
 /// Observations of the files of a certificate.
@@ -108,7 +119,8 @@ fn der_of(pem: Result<String, String>) -> Result<CertificateDer<'static>, String
 }
 
 /// Judges a certificate: what is wrong with it, or one check that says how long it is good.
-pub fn check(expected: &Expected, facts: &Facts, now_ms: u64) -> Vec<Check> {
+pub fn check(expected: &Expected, facts: &Facts, now: Now) -> Vec<Check> {
+    let now_ms = now.ms;
     let Expected { certificate, key, .. } = expected;
     let name = expected.name;
     let (path, key_path) = (certificate.display().to_string(), key.display().to_string());
@@ -156,10 +168,9 @@ pub fn check(expected: &Expected, facts: &Facts, now_ms: u64) -> Vec<Check> {
     if validity.not_after_ms <= now_ms {
         let ago = span(now_ms - validity.not_after_ms);
         found.push(failed(&path, format!("it ended {ago} ago"), &expected.replace));
-    } else if validity.not_before_ms > now_ms {
-        let ahead = span(validity.not_before_ms - now_ms);
-        let why = format!("it begins in {ahead}: the clock of this machine is behind");
-        found.push(failed(&path, why, "timedatectl set-ntp true"));
+    } else if !validity.has_begun(now_ms) {
+        let (why, remedy) = early(expected, validity, now);
+        found.push(failed(&path, why, &remedy));
     } else {
         let left = validity.not_after_ms - now_ms;
         let why = match &expected.overdue {
@@ -200,6 +211,24 @@ fn mode_of(expected: &Expected, mode: u32) -> Option<Check> {
     })
 }
 
+/// Says why a certificate is not valid yet, and the remedy. Either this machine's clock is behind, or that of the machine
+/// which made the certificate was ahead.
+fn early(expected: &Expected, validity: &Validity, now: Now) -> (String, String) {
+    let made_early = expected.early.as_ref().unwrap_or(&expected.replace);
+    let (why, remedy) = match now.synchronised {
+        Some(true) => ("it was made while a clock was ahead", made_early.clone()),
+        Some(false) => (
+            "the clock of this machine is behind",
+            "timedatectl set-ntp true || systemctl enable --now chrony".to_owned(),
+        ),
+        None => (
+            "the clock of this machine is behind, or it was made while a clock was ahead",
+            format!("timedatectl; if it shows the right time: {made_early}"),
+        ),
+    };
+    (format!("it begins in {}: {why}", span(validity.not_before_ms - now.ms)), remedy)
+}
+
 /// Time in the largest unit that fits.
 fn span(ms: u64) -> String {
     match ms {
@@ -228,6 +257,7 @@ mod tests {
             replace: text("replace it"),
             rename: text("rename it"),
             overdue: Some(text("see why")),
+            early: Some(text("renew it")),
             restart: text("restart it"),
         }
     }
@@ -246,9 +276,14 @@ mod tests {
         }
     }
 
+    /// Time by a clock that is right.
+    fn at(ms: u64) -> Now {
+        Now { ms, synchronised: Some(true) }
+    }
+
     #[track_caller]
     fn one(facts: &Facts, now_ms: u64) -> (State, String, String) {
-        let mut found = check(&expected(), facts, now_ms);
+        let mut found = check(&expected(), facts, at(now_ms));
         assert_eq!(found.len(), 1, "{found:?}");
         let Check { state, found, remedy, .. } = found.remove(0);
         (state, found, remedy.unwrap_or_default())
@@ -279,18 +314,35 @@ mod tests {
 
     #[test]
     fn certificate_is_overdue_at_three_quarters_and_fails_at_its_end() {
-        let at = |days: u64| one(&good(), HOUR_MS + days * DAY_MS);
-        assert_eq!(at(2).0, State::Ok);
+        let after = |days: u64| one(&good(), HOUR_MS + days * DAY_MS);
+        assert_eq!(after(2).0, State::Ok);
         let overdue = (State::Warning, "its renewal is overdue; it ends in 24 h".into());
-        assert_eq!(at(3), (overdue.0, overdue.1, "see why".into()));
-        assert_eq!(at(5), (State::Failed, "it ended 24 h ago".into(), "replace it".into()));
+        assert_eq!(after(3), (overdue.0, overdue.1, "see why".into()));
+        assert_eq!(after(5), (State::Failed, "it ended 24 h ago".into(), "replace it".into()));
         let by_hand = Expected { overdue: None, ..expected() };
-        let warned = check(&by_hand, &good(), HOUR_MS + 3 * DAY_MS + HOUR_MS).remove(0);
+        let warned = check(&by_hand, &good(), at(HOUR_MS + 3 * DAY_MS + HOUR_MS)).remove(0);
         assert_eq!((warned.state, warned.remedy.as_deref()), (State::Warning, Some("replace it")));
-        let ahead =
+    }
+
+    #[test]
+    fn certificate_that_begins_later_blames_the_clock_that_is_wrong() {
+        let life =
             Validity { serial: "1".into(), not_before_ms: 9 * DAY_MS, not_after_ms: 20 * DAY_MS };
-        let behind = Facts { validity: Ok(ahead), ..good() };
-        assert_eq!(one(&behind, DAY_MS).2, "timedatectl set-ntp true");
+        let facts = Facts { validity: Ok(life), ..good() };
+        let by_replacement = Expected { early: None, ..expected() };
+        let told = |expected: &Expected, synchronised| {
+            let mut found = check(expected, &facts, Now { ms: DAY_MS, synchronised });
+            assert_eq!((found.len(), found[0].state), (1, State::Failed), "{found:?}");
+            let Check { found, remedy, .. } = found.remove(0);
+            assert!(found.starts_with("it begins in 8 days: "), "{found}");
+            (found.contains("of this machine is behind"), remedy.expect("a remedy"))
+        };
+        assert_eq!(told(&expected(), Some(true)), (false, "renew it".into()));
+        assert_eq!(told(&by_replacement, Some(true)), (false, "replace it".into()));
+        let (behind, remedy) = told(&expected(), Some(false));
+        assert!(behind && remedy.starts_with("timedatectl set-ntp true"), "{remedy}");
+        let (maybe, remedy) = told(&expected(), None);
+        assert!(maybe && remedy.starts_with("timedatectl; ") && remedy.ends_with("renew it"));
     }
 
     #[test]
@@ -299,7 +351,8 @@ mod tests {
         let of = |life: u64, day: u64| {
             let (not_before_ms, not_after_ms) = (0, life * DAY_MS);
             let validity = Ok(Validity { serial: "1".into(), not_before_ms, not_after_ms });
-            let mut found = check(&public, &Facts { validity, ca: None, ..good() }, day * DAY_MS);
+            let facts = Facts { validity, ca: None, ..good() };
+            let mut found = check(&public, &facts, at(day * DAY_MS));
             assert_eq!(found.len(), 1, "{found:?}");
             let Check { state, found, remedy, .. } = found.remove(0);
             (state, found, remedy.unwrap_or_default())
