@@ -44,11 +44,13 @@ pub type SampleHost = Box<dyn FnMut(Instant, &[Vmid]) -> HostLoad + Send>;
 pub struct Parts {
     /// Configuration of the sandboxes.
     pub sandboxes: sandbox::Options,
+    /// Settings of the reconciler.
     pub reconcile: reconcile::Options,
     /// Proxmox VE on this host.
     pub pve: Arc<dyn Pve>,
     /// Journal, the source of truth.
     pub journal: Arc<dyn Journal>,
+    /// Time, and the boot of the host.
     pub clock: Arc<dyn Clock>,
     /// Samples the host's load; called once a second.
     pub host_load: SampleHost,
@@ -70,6 +72,7 @@ impl fmt::Debug for Parts {
     }
 }
 
+/// Agent that runs: its sandboxes, the service for the controller and the background tasks.
 #[derive(Debug)]
 pub struct Agent {
     sandboxes: Arc<Sandboxes>,
@@ -131,6 +134,7 @@ impl Agent {
         let waker = reconciler.waker();
         let garbage = Arc::new(Preview::new(Arc::clone(&sandboxes), reconcile, waker.clone()));
         tasks.spawn(reconciler.run());
+        tasks.spawn(Arc::clone(&sandboxes).limit_boots());
         tasks.spawn(Arc::clone(&sandboxes).watch_boots());
         tasks.spawn(Arc::clone(&sandboxes).follow_listeners());
         let (sampled, host) = watch::channel(HostLoad::default());

@@ -10,7 +10,7 @@ use std::{
 
 use daemon::{
     key_files::KeyFiles,
-    peer,
+    peer::{self, Validity},
     replace::Access,
     sync::Mutex,
     tls::{Identity, LiveIdentity},
@@ -121,8 +121,12 @@ impl Certificates {
     /// now on. Blocks.
     ///
     /// # Errors
-    /// When a certificate does not fit its key, or a file cannot be written: what is in use stays.
-    pub fn install(&self, agent: &str, ingress: Option<&str>) -> io::Result<()> {
+    /// When a certificate is not valid yet, or not any more, or does not fit its key, or a file cannot be written: what is in use stays.
+    pub fn install(&self, agent: &str, ingress: Option<&str>, now_ms: u64) -> io::Result<()> {
+        if let Ok(used) = peer::validity(&self.live.certificate()) {
+            let mut all = [Some(agent), ingress].into_iter().flatten();
+            all.try_for_each(|new| check_times(&used, new, now_ms))?;
+        }
         let _turn = self.turn.lock();
         let _locks = self.locks()?;
         if let (Some(files), Some(certificate)) = (&self.ingress, ingress) {
@@ -163,5 +167,117 @@ fn is_due(files: &KeyFiles, now_ms: u64) -> bool {
         File::open(&files.certificate).and_then(|file| file.take(BYTES_MAX).read_to_end(&mut pem));
     let der = read.ok().and_then(|_| CertificateDer::from_pem_slice(&pem).ok());
     let validity = der.and_then(|der| peer::validity(&der).ok());
-    validity.is_some_and(|validity| validity.renew_ms() <= now_ms)
+    validity.is_some_and(|validity| validity.is_due(now_ms))
+}
+
+/// Refuses a certificate that is not valid by this node's clock while the one in use is: it was issued while the
+/// controller's clock was wrong. Once that is right, nobody accepts it, and the controller cannot reach this node to renew it.
+fn check_times(used: &Validity, new: &str, now_ms: u64) -> io::Result<()> {
+    let der = CertificateDer::from_pem_slice(new.as_bytes()).map_err(io::Error::other)?;
+    let new = peer::validity(&der).map_err(io::Error::other)?;
+    let minutes = |ms: u64| ms.div_ceil(60_000);
+    let why = if new.not_after_ms <= now_ms && now_ms < used.not_after_ms {
+        let ago = minutes(now_ms - new.not_after_ms);
+        format!(
+            "ended {ago} min ago, so the earlier one stays: the controller's clock is behind, or this node's is ahead"
+        )
+    // Where the one in use nears its end, it is rather this node's clock that is wrong.
+    } else if !new.has_begun(now_ms) && now_ms < used.overdue_ms() {
+        let later = minutes(new.not_before_ms - now_ms);
+        format!(
+            "is not valid before {later} min from now, so the earlier one stays: the controller's clock is ahead, or \
+             this node's is behind"
+        )
+    } else {
+        return Ok(());
+    };
+    let remedy = "`timedatectl` on both machines says which one is not synchronised";
+    Err(io::Error::new(io::ErrorKind::InvalidData, format!("the new certificate {why}; {remedy}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, time::Duration};
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer};
+
+    use super::*;
+
+    const HOUR_MS: u64 = 3_600_000;
+    /// Present time.
+    const NOW_MS: u64 = 500_000 * HOUR_MS;
+
+    /// A CA, as the controller has one.
+    struct Ca(Issuer<'static, KeyPair>);
+
+    impl Ca {
+        fn new(path: &Path) -> Self {
+            let key = KeyPair::generate().expect("a key");
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let certificate = params.self_signed(&key).expect("signed");
+            fs::write(path, certificate.pem()).expect("written");
+            Self(Issuer::new(params, key))
+        }
+
+        /// Signs a certificate of a day for the key that waits.
+        fn sign(&self, files: &KeyFiles, begin_ms: u64) -> String {
+            let key = files.waiting().expect("read").expect("a key that waits");
+            let key = KeyPair::from_pem(&key).expect("a key");
+            let mut params = CertificateParams::new(vec!["n1".to_owned()]).expect("a name");
+            let begin = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_millis(begin_ms);
+            params.not_before = begin;
+            params.not_after = begin + Duration::from_hours(24);
+            params.signed_by(&key, &self.0).expect("signed").pem()
+        }
+    }
+
+    #[test]
+    fn certificate_that_is_not_valid_by_our_clock_is_refused_and_the_one_in_use_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name: &str| dir.path().join(name);
+        let pair = |name: &str| KeyFiles {
+            certificate: file(&format!("{name}.crt")),
+            key: file(&format!("{name}.key")),
+            access: Access::PRIVATE,
+        };
+        let (own, hop, ca) = (pair("node"), pair("ingress"), file("ca.crt"));
+        let signer = Ca::new(&ca);
+        for files in [&own, &hop] {
+            request(files, "n1", None).expect("a request");
+            files.install(&signer.sign(files, NOW_MS - 15 * HOUR_MS)).expect("installed");
+        }
+        let identity = Identity::load(&own.certificate, &own.key, &ca).expect("an identity");
+        let live = LiveIdentity::new(&identity).expect("certificate and key fit");
+        let files = (own.clone(), Some(hop.clone()));
+        let certificates = Certificates::new("n1".to_owned(), files, ca, live.clone());
+        let read = |files: &KeyFiles| fs::read(&files.certificate).expect("there");
+        let in_use = || (live.certificate(), read(&own), read(&hop));
+        let before = in_use();
+
+        certificates.request(NOW_MS).expect("requests");
+        let sign =
+            |begins: [u64; 2]| (signer.sign(&own, begins[0]), Some(signer.sign(&hop, begins[1])));
+        let (now, tomorrow) = (NOW_MS - HOUR_MS, NOW_MS + 24 * HOUR_MS);
+        for begins in [[tomorrow, now], [now, tomorrow]] {
+            let (agent, ingress) = sign(begins);
+            let refused = certificates.install(&agent, ingress.as_deref(), NOW_MS);
+            let why = refused.expect_err("not valid yet").to_string();
+            assert!(why.contains("1440 min") && why.contains("timedatectl"), "{why}");
+            assert_eq!(in_use(), before, "{begins:?}");
+        }
+        let ended = NOW_MS - 72 * HOUR_MS;
+        for begins in [[ended, now], [now, ended]] {
+            let (agent, ingress) = sign(begins);
+            let refused = certificates.install(&agent, ingress.as_deref(), NOW_MS);
+            let why = refused.expect_err("ended").to_string();
+            assert!(why.contains("ended") && why.contains("timedatectl"), "{why}");
+            assert_eq!(in_use(), before, "{begins:?}");
+        }
+        // The keys still wait. With a clock that is behind for good, the node would be lost at the end of the one in use.
+        let (agent, ingress) = sign([tomorrow, tomorrow]);
+        let later_ms = NOW_MS + 4 * HOUR_MS;
+        certificates.install(&agent, ingress.as_deref(), later_ms).expect("installed");
+        assert_ne!(live.certificate(), before.0);
+    }
 }

@@ -95,6 +95,7 @@ impl Moment {
 /// File in which the kernel publishes the boot id.
 pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// Clock of the host.
 #[derive(Debug, Clone)]
 pub struct SystemClock {
     boot: String,

@@ -29,6 +29,7 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// Commands of the program.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the agent
@@ -77,7 +78,7 @@ pub enum Command {
         /// Start nothing
         #[arg(long)]
         no_start: bool,
-        /// Only say what would be done
+        /// Show what would be done, and do nothing
         #[arg(long)]
         dry_run: bool,
     },
@@ -126,6 +127,7 @@ pub enum Command {
     },
 }
 
+/// Commands of `bridge`.
 #[derive(Debug, Subcommand)]
 pub enum BridgeCommand {
     /// Make a bridge of the sandboxes alone, with addresses of its own, a way out and a name server;
@@ -144,6 +146,7 @@ pub enum BridgeCommand {
     },
 }
 
+/// Commands of `template`.
 #[derive(Debug, Subcommand)]
 pub enum TemplateCommand {
     /// Make the first template: a small Debian with git, curl, an ssh client, python3 and a web server,
@@ -170,8 +173,9 @@ Examples:
   pve-sandbox-agent uninstall --sandboxes keep --yes
 
 Sandboxes that are kept run on without an agent, and keep the journal, the keys
-and the bridge; an agent that is installed later takes them in again. Then:
-apt purge pve-sandbox-agent.";
+and the bridge; an agent that is installed later takes them in again. The last
+lines say what comes next: with sandboxes that are kept, apt remove, which keeps
+agent.toml; else apt purge.";
 
 const TEMPLATE_HELP: &str = "\
 Examples:
@@ -182,6 +186,7 @@ The agent finds the template by a line in its description; no [[template]] is
 needed. A run that was interrupted is repeated: what it has left is removed
 first.";
 
+/// Arguments of `template init`.
 #[derive(Debug, Args)]
 pub struct TemplateInit {
     /// Number of the template's container [default: that of an earlier run, unless --snapshot or --storage
@@ -216,10 +221,12 @@ pub struct TemplateInit {
     /// Memory of a sandbox that asks for none, MiB
     #[arg(long, default_value_t = template::MEMORY_MIB, value_parser = clap::value_parser!(u32).range(64..=524_288))]
     pub memory_mib: u32,
+    /// Configuration.
     #[command(flatten)]
     pub common: Common,
 }
 
+/// Arguments of every command that reads the whole configuration.
 #[derive(Debug, Args)]
 pub struct Common {
     /// Configuration file; /etc/pve-sandbox/agent.toml if that is there
@@ -228,6 +235,7 @@ pub struct Common {
     /// Log as JSON
     #[arg(long)]
     pub log_json: bool,
+    /// Settings that take the place of those in the file.
     #[command(flatten)]
     pub flags: Flags,
 }

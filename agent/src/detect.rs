@@ -10,14 +10,17 @@ use std::{
 
 use ipnet::Ipv4Net;
 use nix::sys::statvfs::statvfs;
-use proto::{id::Vmid, name::NodeName};
+use proto::{
+    id::Vmid,
+    name::{NodeName, SnapshotId},
+};
 
 use crate::{
     pve::{
         Cluster, ContainerConfig,
         cluster::{self, Identity, Signs},
         pmxcfs,
-        storage::{self, Place},
+        storage::{self, Place, Storage},
         template_mark::TemplateMark,
     },
     sys::read,
@@ -46,6 +49,7 @@ pub enum Undecided {
 /// Address of this host on a bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnBridge {
+    /// Address.
     pub address: Ipv4Addr,
     /// Prefix length of the bridge's network.
     pub prefix: u8,
@@ -140,12 +144,17 @@ pub fn name_servers(resolv_conf: &Path) -> Vec<Ipv4Addr> {
     servers.filter(|server: &Ipv4Addr| !server.is_loopback()).collect()
 }
 
-/// Detects the storage for new templates: the one with the most free space that holds containers.
-/// Clones go to the storage of their template.
+/// Detects the storage for new templates: the one with the most free space that holds containers, and that clones them
+/// linked if any does. Clones go to the storage of their template.
 pub fn storage(roots: Roots<'_>, node: &NodeName) -> Result<String, Undecided> {
     let text = read::text(&roots.pve.join(pmxcfs::STORAGES), read::LARGE);
     let mut fit: Vec<_> =
         storage::parse(&text).into_iter().filter(|s| s.holds_containers(node)).collect();
+    let is_linked = fit.iter().any(Storage::links_clones);
+    // However much room another has: each sandbox would be a whole copy there.
+    if is_linked {
+        fit.retain(Storage::links_clones);
+    }
     if fit.len() == 1 {
         return Ok(fit.remove(0).name);
     }
@@ -165,19 +174,57 @@ pub fn storage(roots: Roots<'_>, node: &NodeName) -> Result<String, Undecided> {
     match most {
         Some((at, _)) => Ok(fit.swap_remove(at).name),
         None => {
-            let candidates = fit.into_iter().map(|storage| storage.name).collect();
-            Err(Undecided::Several { what: "the storage", candidates })
+            let candidates: Vec<_> = fit.into_iter().map(|storage| storage.name).collect();
+            if is_linked {
+                return Err(Undecided::Several { what: "the storage", candidates });
+            }
+            // No candidates: to name one of these in the configuration would mend nothing.
+            let names = candidates.join(", ");
+            Err(Undecided::None(format!("none of the storages {names} supports linked clones")))
         }
+    }
+}
+
+/// Says what an operator does where no storage for new templates is detected. `fit`: those of which one is to be named.
+pub fn storage_remedy(fit: &[String]) -> String {
+    match fit.first() {
+        Some(first) => {
+            format!("set storage = \"{first}\", or another of them, at the top of agent.toml")
+        }
+        None => "add rootdir to the content of a storage that supports linked clones (zfspool, lvmthin, rbd, btrfs): pvesm \
+                 set STORAGE --content ...,rootdir; or add one: pvesm add zfspool NAME --pool POOL --content \
+                 rootdir,images"
+            .to_owned(),
     }
 }
 
 /// Lists the templates of this node that carry the mark of `template init`, by vmid.
 pub fn templates(roots: Roots<'_>, node: &NodeName) -> BTreeMap<Vmid, TemplateMark> {
-    let templates = configs(roots.pve, node).into_iter().filter_map(|(vmid, config)| {
-        let mark = TemplateMark::find(&config.description()?)?;
-        config.is_template().then_some((vmid, mark))
-    });
-    templates.collect()
+    let templates: BTreeMap<_, _> =
+        configs(roots.pve, node).into_iter().filter(|(_, config)| config.is_template()).collect();
+    for (vmid, snapshot) in reserved(&templates) {
+        tracing::warn!(
+            %vmid,
+            %snapshot,
+            "template is not offered: no template may have this snapshot; write another one into the line \
+             pve-sandbox-template of its notes"
+        );
+    }
+    let marked = templates
+        .iter()
+        .filter_map(|(vmid, config)| Some((*vmid, TemplateMark::find(&config.description()?)?)));
+    marked.collect()
+}
+
+/// Lists the templates that are not offered because of the snapshot that their mark names.
+fn reserved(templates: &BTreeMap<Vmid, ContainerConfig>) -> BTreeMap<Vmid, SnapshotId> {
+    let of_one = |(vmid, config): (&Vmid, &ContainerConfig)| {
+        let description = config.description()?;
+        let is_offered = TemplateMark::find(&description).is_some();
+        let snapshot = TemplateMark::reserved(&description).filter(|_| !is_offered)?;
+        Some((*vmid, snapshot))
+    };
+    templates.iter().filter_map(of_one).collect()
 }
 
 /// Reads the configs of a node's containers below the root of pmxcfs; leaves out unreadable ones.
@@ -340,6 +387,41 @@ vmbr0\t0003640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
             let error = storage(roots, &node).expect_err("two").to_string();
             assert_eq!(error, "the storage is ambiguous: a, b");
         });
+        let remedy = storage_remedy(&["a".to_owned(), "b".to_owned()]);
+        assert_eq!(remedy, "set storage = \"a\", or another of them, at the top of agent.toml");
+        assert!(storage_remedy(&[]).contains("pvesm set STORAGE --content ...,rootdir"));
+    }
+
+    #[test]
+    fn storages_without_linked_clones_are_no_candidates() {
+        let host = Host::new();
+        let text = "lvm: a\n\tvgname a\n\tcontent rootdir\n\n\
+            lvm: b\n\tvgname b\n\tcontent rootdir\n\n";
+        host.write("pve/storage.cfg", text);
+        let node: NodeName = "node3".parse().expect("valid");
+        let told = with(&host, |roots| storage(roots, &node)).expect_err("none is fit");
+        let expected = "none of the storages a, b supports linked clones";
+        assert_eq!(told, Undecided::None(expected.to_owned()));
+    }
+
+    #[test]
+    fn storage_that_links_clones_is_chosen_before_one_with_more_room() {
+        let host = Host::new();
+        let node: NodeName = "node3".parse().expect("valid");
+        let dir = format!("dir: big\n\tpath {}\n\tcontent rootdir\n\n", host.path("").display());
+        for linked in [
+            "lvmthin: thin\n\tvgname pve\n\tthinpool data\n\tcontent images,rootdir\n\n",
+            "zfspool: thin\n\tpool rpool/none\n\tcontent images,rootdir\n\n",
+        ] {
+            // In either order.
+            for text in [format!("{dir}{linked}"), format!("{linked}{dir}")] {
+                host.write("pve/storage.cfg", &text);
+                with(&host, |roots| assert_eq!(storage(roots, &node).as_deref(), Ok("thin")));
+            }
+        }
+        // Without any that links them, the others are what there is.
+        host.write("pve/storage.cfg", &dir);
+        with(&host, |roots| assert_eq!(storage(roots, &node).as_deref(), Ok("big")));
     }
 
     #[test]
@@ -358,6 +440,24 @@ vmbr0\t0003640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
             let all: Vec<_> = found.iter().map(|(vmid, mark)| (vmid.get(), mark.cores)).collect();
             assert_eq!(all, [(9000, 1)]);
         });
+    }
+
+    #[test]
+    fn template_with_a_reserved_snapshot_is_not_offered_and_is_named() {
+        let host = Host::new();
+        let node: NodeName = "node3".parse().expect("valid");
+        for (vmid, snapshot) in [(9000, "debian"), (9001, "adopted"), (9002, "recovered")] {
+            let mark =
+                format!("#pve-sandbox-template%3Av1 snapshot={snapshot} cores=1 memory_mib=512");
+            let path = format!("pve/nodes/node3/lxc/{vmid}.conf");
+            host.write(&path, &format!("{mark}\ntemplate: 1\n"));
+        }
+        let offered = with(&host, |roots| templates(roots, &node));
+        assert_eq!(offered.keys().map(|vmid| vmid.get()).collect::<Vec<_>>(), [9000]);
+        let named = reserved(&configs(&host.path("pve"), &node));
+        let named: Vec<_> =
+            named.iter().map(|(vmid, snapshot)| (vmid.get(), snapshot.as_str())).collect();
+        assert_eq!(named, [(9001, "adopted"), (9002, "recovered")]);
     }
 
     #[test]

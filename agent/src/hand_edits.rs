@@ -70,7 +70,7 @@ impl HandEdits {
             .map_err(std::io::Error::other)
             .and_then(|bytes| replace(file, &bytes, Access::PRIVATE));
         if let Err(error) = left {
-            tracing::warn!(path = %file.display(), %error, "a change by hand could not be left for doctor");
+            tracing::warn!(path = %file.display(), %error, "could not write the file in which doctor reads this");
         }
     }
 

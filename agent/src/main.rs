@@ -16,12 +16,13 @@ use agent::{
     sys::privileges::Missing,
     template::{self, Named, Order, Source},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser as _;
 use daemon::{
     chain::Chain,
     doctor::{Report, State},
 };
+use proto::name::SnapshotId;
 
 /// Threads for blocking calls other than reads of /etc/pve and looks at what tenants make.
 const OTHERS: usize = 4;
@@ -42,7 +43,11 @@ fn order(init: &TemplateInit, config: &Config) -> Result<Order> {
             )
         }
     };
-    let snapshot = init.snapshot.clone().map_or_else(|| name.parse(), Ok)?;
+    let snapshot = init.snapshot.clone().map_or_else(|| name.parse::<SnapshotId>(), Ok)?;
+    ensure!(
+        !snapshot.is_reserved(),
+        "{snapshot} marks sandboxes that have no template: choose another name with --snapshot"
+    );
     let storage = init.common.flags.storage.as_deref();
     let named = Named { snapshot: init.snapshot.as_ref(), storage };
     Ok(Order {
@@ -121,8 +126,9 @@ fn execute(command: &Command) -> Result<ExitCode> {
             agent::shim::process::run(options)?;
         }
         Command::Run(common) => {
-            let config = common.config()?;
+            // First: the configuration warns of templates that it leaves out.
             daemon::logs::init("info", common.log_json);
+            let config = common.config()?;
             let missing =
                 agent::sys::privileges::confine().context("capabilities: is this root?")?;
             for Missing { name, needed_for } in missing {

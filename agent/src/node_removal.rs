@@ -172,9 +172,8 @@ fn remove(
     if let Some(bridge) = bridge {
         remove_bridge(bridge, paths)?;
     }
-    println!("now: apt purge pve-sandbox-agent");
-    let lost = if deleted > 0 { " --lost" } else { "" };
-    println!("then, where sandboxctl works: sandboxctl node forget {}{lost}", basics.node);
+    let next = uninstall::afterwards(plan, found, !is_empty, deleted > 0, &basics.node);
+    next.iter().for_each(|line| println!("{line}"));
     Ok(())
 }
 
@@ -242,7 +241,7 @@ fn delete_all(config: &Config) -> Result<usize> {
             let deletions = sandboxes.live().into_iter().map(|record| async move {
                 match sandboxes.delete(&record.id, DELETE).await {
                     Ok(now) if now.phase.ended() => println!("deleted {}", record.id),
-                    Ok(now) => println!("{} is still {:?}", record.id, now.phase),
+                    Ok(now) => println!("{} is still {}", record.id, now.phase),
                     Err(error) => println!("{} was not deleted: {}", record.id, Chain(&error)),
                 }
             });

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use agent::{
     bridge::{self, Bridge, Plan},
     config::{self, Config, Flags},
-    detect::Roots,
+    detect::{self, Roots, Undecided},
     join::{
         self, Done, Line,
         lacks::{self, Wanted},
@@ -262,9 +262,18 @@ fn first_template(config: &Config) -> Result<Order> {
 
 /// Returns the storage for new templates that the configuration says or this host shows.
 pub(crate) fn storage(config: &Config) -> Result<String> {
-    let storage = config.settings().iter().find(|setting| setting.name == "storage");
-    let storage = storage.context("no storage was detected: name one with --storage")?;
-    Ok(storage.value.clone())
+    if let Some(storage) = &config.storage {
+        return Ok(storage.value.clone());
+    }
+    let roots = Roots { pve: &config.pve.root, proc: &config.pve.proc, net: Path::new(NET) };
+    detect::storage(roots, &config.node.value).map_err(|undecided| {
+        let fit = match &undecided {
+            Undecided::Several { candidates, .. } => candidates.as_slice(),
+            Undecided::None(_) => &[],
+        };
+        let remedy = detect::storage_remedy(fit);
+        anyhow::anyhow!("{undecided}; {remedy}")
+    })
 }
 
 /// Returns the address of the bridge's name server, where `bridge init` has made one.

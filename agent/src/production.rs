@@ -18,7 +18,7 @@ use agent::{
         hold::Holds,
         keeper::{Files, Keeper},
         metrics::Metrics,
-        owner_resolver::{Owners, Sources},
+        owner_resolver::{OwnerResolver, Sources},
         probe::Probe,
         program::{CADDY, Caddy, user_of},
         routes::NodeRoutes,
@@ -304,7 +304,7 @@ async fn ingress(
         memory: config.state_dir.join(uninstall::OWNERS),
         peer_port: config.ingress.peer.map_or(PEER_PORT, |peer| peer.port()),
     };
-    let owners = Arc::new(Owners::new(pve, Arc::clone(&clock), sources));
+    let owners = Arc::new(OwnerResolver::new(pve, Arc::clone(&clock), sources));
     let routes = NodeRoutes::new(Arc::clone(agent.sandboxes()), Arc::clone(&owners), names);
     let socket = caddy_settings::socket(config);
     agent.also_check(Arc::new(IngressCheck {

@@ -59,6 +59,7 @@ impl<E> fmt::Debug for Saga<'_, E> {
 }
 
 impl<'a, E: fmt::Display + From<Injected>> Saga<'a, E> {
+    /// Begins an operation without steps.
     pub fn new(faults: &'a Faults) -> Self {
         Self { faults, steps: 0, undos: Vec::new() }
     }

@@ -20,6 +20,7 @@ use std::{
 };
 
 use archive::{Attributes, Destination, NewFile, Owner, Root, Rules};
+use data_encoding::HEXLOWER;
 use helper::{FileEntry, FileError, FileErrorKind, FileHead, FileKind, FileTask, More};
 use nix::fcntl::OFlag;
 
@@ -230,7 +231,11 @@ fn read(path: &Path, offset: u64, length: u64, out: &mut impl Write) -> Result<(
 
 fn list(path: &Path, limit: u32, after: &str, out: &mut impl Write) -> Result<(), Failure> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let after = OsString::from_vec(from_hex(after));
+    let after = HEXLOWER.decode(after.as_bytes()).map_err(|error| {
+        let what = format!("the name after which the list goes on is not in hex: {error}");
+        Failure::new(FileErrorKind::Invalid, what)
+    })?;
+    let after = OsString::from_vec(after);
     // The first `limit` of those after `after`, and one more: the directory may have millions.
     let mut names = BTreeSet::new();
     for found in fs::read_dir(path).at(path)? {
@@ -246,7 +251,7 @@ fn list(path: &Path, limit: u32, after: &str, out: &mut impl Write) -> Result<()
     let mut last = OsString::new();
     for name in &names {
         if listed == limit || bytes > LIST_BYTES {
-            return line(out, &More { more: true, after: to_hex(last.as_bytes()) });
+            return line(out, &More { more: true, after: HEXLOWER.encode(last.as_bytes()) });
         }
         let path = path.join(name);
         // The entry may have gone since the directory was read.
@@ -260,17 +265,6 @@ fn list(path: &Path, limit: u32, after: &str, out: &mut impl Write) -> Result<()
         last.clone_from(name);
     }
     Ok(())
-}
-
-fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Decodes hexadecimal digits; what is none counts as zero.
-fn from_hex(text: &str) -> Vec<u8> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let pair = |pair: &[u8]| pair.iter().fold(0, |sum, b| sum << 4 | digit(*b).unwrap_or_default());
-    text.as_bytes().chunks(2).map(pair).collect()
 }
 
 fn remove(path: &Path, recursive: bool, out: &mut impl Write) -> Result<(), Failure> {
@@ -328,6 +322,17 @@ fn pack(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn list_after_a_name_that_is_not_hex_is_refused() {
+        for after in ["6", "6g", "2F"] {
+            let mut out = Vec::new();
+            let listed = list(Path::new("/"), 1, after, &mut out);
+            let Err(Failure(error)) = listed else { panic!("{after} was read") };
+            assert_eq!(error.kind, FileErrorKind::Invalid, "{after}");
+            assert!(out.is_empty());
+        }
+    }
 
     #[test]
     fn padding_of_an_archive_is_read_and_an_endless_one_is_refused() {

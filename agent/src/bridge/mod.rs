@@ -85,6 +85,23 @@ pub fn made(paths: &Paths) -> Option<String> {
     render::name_in(&text(&paths.bridge()).ok()?)
 }
 
+/// Returns the address of the bridge that this command has made; `None` also when its file cannot be read.
+pub fn made_address(paths: &Paths) -> Option<Ipv4Addr> {
+    Some(render::address_in(&text(&paths.bridge()).ok()?)?.addr())
+}
+
+/// Says how the configuration comes to a bridge that can be used, in place of the one that it names. `made`: the one that
+/// this command has made.
+pub fn instead(made: Option<&str>, config: &Path) -> String {
+    let config = config.display();
+    match made {
+        Some(made) => format!("set network.bridge = \"{made}\" in {config}"),
+        None => format!(
+            "take network.bridge out of {config}, or name a bridge of this node there; then: pve-sandbox-agent bridge init"
+        ),
+    }
+}
+
 /// Returns true when a bridge of this node has a name server.
 pub fn has_name_server() -> bool {
     Path::new(ETC).join(DNS).exists()
@@ -115,6 +132,16 @@ pub enum Error {
     /// The configuration cannot be read.
     #[error("the configuration was not read")]
     Config(#[from] daemon::config::Error),
+    /// The configuration names a bridge that is not there, and that this command did not make.
+    #[error("network.bridge is {name}, and this node has no such interface: {}", instead(.made.as_deref(), .config))]
+    Missing {
+        /// Name in the configuration.
+        name: String,
+        /// Name of the bridge that this command has made.
+        made: Option<String>,
+        /// File of the configuration.
+        config: PathBuf,
+    },
     /// The network that the operator names is in use.
     #[error("{0} overlaps with {1}, which {2} leads to: choose another with --subnet")]
     Used(Ipv4Net, Ipv4Net, String),
@@ -220,6 +247,10 @@ fn decide(
     let made = render::name_in(&file);
     match (&config.network.bridge, &made) {
         (Some(named), Some(made)) if named == made => {}
+        (Some(named), _) if !net.join(named).exists() => {
+            let (name, config) = (named.clone(), paths.config.clone());
+            return Err(Error::Missing { name, made: made.clone(), config });
+        }
         (Some(named), _) => return keep(named.clone(), config, roots),
         // An agent has run here with the bridge that it found: its sandboxes stay where they are.
         (None, None) if subnet.is_none() && config.journal().exists() => {

@@ -144,6 +144,30 @@ fn named_bridge_refuses_a_pool_of_another_network_before_a_token_is_used() {
     checked("10.100.3.64/26").expect("a part of it");
 }
 
+#[test]
+fn named_bridge_that_is_not_there_is_refused_with_what_to_name() {
+    let host = Host::new();
+    let paths = paths(&host);
+    let before = fs::read_to_string(&paths.config).expect("read");
+    let named = format!("{before}[network]\nbridge = \"vmbr5\"\n");
+    host.write("agent.toml", &named);
+    let error = planned(&host, &paths, None).expect_err("gone").to_string();
+    assert!(error.contains("take network.bridge out of"), "{error}");
+    // Nor is a token used for it.
+    let error = check("10.200.3.0/24".parse().ok(), &paths, &host.path("net")).expect_err("gone");
+    assert!(matches!(error, Error::Missing { .. }), "{error}");
+
+    host.write("agent.toml", &before);
+    let bridge = Bridge { name: "vmbr2".to_owned(), address: net("10.200.3.1/24") };
+    write(&bridge, &paths).expect("written");
+    host.write("agent.toml", &named);
+    let error = planned(&host, &paths, None).expect_err("mistyped").to_string();
+    assert!(error.ends_with(&instead(Some("vmbr2"), &paths.config)), "{error}");
+    host.write("agent.toml", &named.replace("vmbr5", "vmbr2"));
+    assert_eq!(planned(&host, &paths, None).expect("the remedy"), Plan::Make(bridge));
+    assert_eq!(made_address(&paths), Some(Ipv4Addr::new(10, 200, 3, 1)));
+}
+
 /// Host with a made bridge vmbr2 of 10.200.3.1/24.
 fn host_with_a_bridge() -> (Host, Paths) {
     let host = Host::new();

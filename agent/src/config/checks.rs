@@ -24,6 +24,11 @@ pub(super) fn templates(from: &mut Sources<'_>, templates: &[Template], roots: R
     for template in templates {
         let Template { snapshot, vmid, cores, memory_mib, .. } = template;
         let mut wrong = |why: &str| from.mistake("template", format!("{snapshot} ({vmid}): {why}"));
+        if snapshot.is_reserved() {
+            wrong(
+                "no template may have this name, which marks sandboxes without one: choose another",
+            );
+        }
         if *cores == 0 || *cores > proto::spec::limit::CORES_MAX {
             wrong("cores must be 1 to 64");
         }

@@ -6,7 +6,10 @@ use daemon::{
     replace::{Access, replace},
     text,
 };
-use toml_edit::{DocumentMut, Item, Table, Value};
+use toml_edit::{DocumentMut, Item, Table, TableLike, Value};
+
+/// Table of the settings above the first table.
+pub const TOP: &str = "";
 
 /// Sets values, each by its table and its key; returns what was done, for people. A value that takes the place of
 /// another gets the comments of that.
@@ -18,8 +21,14 @@ pub fn set(path: &Path, wanted: Vec<(&str, &str, Item)>) -> io::Result<Vec<Strin
     let mut document: DocumentMut = before.parse().map_err(io::Error::other)?;
     let mut done = Vec::new();
     for (table, key, mut item) in wanted {
-        let in_file = document.entry(table).or_insert_with(|| Item::Table(Table::new()));
-        let Some(in_file) = in_file.as_table_like_mut() else { continue };
+        let in_file: Option<&mut dyn TableLike> = match table {
+            TOP => Some(document.as_table_mut()),
+            _ => {
+                let entry = document.entry(table);
+                entry.or_insert_with(|| Item::Table(Table::new())).as_table_like_mut()
+            }
+        };
+        let Some(in_file) = in_file else { continue };
         let plain = |value: &Value| value.clone().decorated("", "").to_string();
         let shown = item.as_value().map_or_else(|| item.to_string(), plain);
         match in_file.get_mut(key) {
@@ -31,7 +40,8 @@ pub fn set(path: &Path, wanted: Vec<(&str, &str, Item)>) -> io::Result<Vec<Strin
             }
             None => drop(in_file.insert(key, item)),
         }
-        done.push(format!("set {table}.{key} = {} in {}", shown.trim(), path.display()));
+        let dot = if table == TOP { "" } else { "." };
+        done.push(format!("set {table}{dot}{key} = {} in {}", shown.trim(), path.display()));
     }
     let after = document.to_string();
     if after != before || !path.exists() {
@@ -61,5 +71,9 @@ mod tests {
         assert!(done[0].starts_with("set network.pool = \"b\" in "), "{done:?}");
         let after = fs::read_to_string(&path).expect("read");
         assert_eq!(after, before.replace("\"a\"", "\"b\"") + "\n[ingress]\nhttps = true\n");
+        let done = set(&path, vec![(TOP, "listen", value("[::]:7445"))]).expect("set");
+        assert!(done[0].starts_with("set listen = \"[::]:7445\" in "), "{done:?}");
+        let now = fs::read_to_string(&path).expect("read");
+        assert!(now.starts_with("listen = \"[::]:7445\"\n") && now.ends_with(&after), "{now}");
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     sandbox::{DefaultService, OnReboot, Probe, exec::shims::Backend},
 };
 
+/// Configuration file as it is written: what it leaves out is completed from elsewhere.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct File {
@@ -46,6 +47,7 @@ pub struct File {
     pub template: Vec<Template>,
     /// Limits on concurrency and duration.
     pub limits: Limits,
+    /// Default lifetime of sandboxes, and how long they are kept paused or stopped.
     pub lifetime: Lifetime,
     /// Action after a reboot of the node for sandboxes that ran before: `start` them, or `keep`
     /// them stopped.
@@ -59,6 +61,7 @@ pub struct File {
     pub boot_id: Option<PathBuf>,
     /// Paths where the load is read.
     pub load: Load,
+    /// Way in from the web.
     pub ingress: Ingress,
 }
 
@@ -415,6 +418,7 @@ pub struct Load {
     pub cgroup: crate::load::Cgroup,
 }
 
+/// Way in from the web: names, addresses and rules of the node's Caddy.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ingress {

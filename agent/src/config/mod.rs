@@ -69,9 +69,12 @@ impl fmt::Display for Source {
     }
 }
 
+/// Value of a setting with its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sourced<T> {
+    /// Value.
     pub value: T,
+    /// Source of the value.
     pub source: Source,
 }
 
@@ -130,7 +133,9 @@ fn list(mistakes: &[Mistake]) -> String {
 pub struct Setting {
     /// Name of the setting in the file.
     pub name: &'static str,
+    /// Value, as text.
     pub value: String,
+    /// Source of the value.
     pub source: Source,
 }
 
@@ -172,6 +177,7 @@ pub struct Config {
     pub found_templates: BTreeSet<Vmid>,
     /// Limits on concurrency and duration.
     pub limits: Limits,
+    /// Default lifetime of sandboxes, and how long they are kept paused or stopped.
     pub lifetimes: Lifetimes,
     /// Action after a reboot of the node for sandboxes that ran before.
     pub on_reboot: OnReboot,
@@ -187,6 +193,8 @@ pub struct Config {
     pub load: Load,
     /// Ingress from the web; its domain is in `settings` too, with its source.
     pub ingress: Ingress,
+    /// Storage for new templates; `None` when none is named and none is fit.
+    pub storage: Option<Sourced<String>>,
     settings: Vec<Setting>,
 }
 
@@ -299,7 +307,7 @@ impl Config {
         let vmids = vmids(&mut from, &file.vmids, number);
         let network = network::complete(&mut from, &file.network, number, roots);
         let isolation = isolation::complete(&mut from, &file.network);
-        show_storage(&mut from, file.storage, node.as_ref(), roots);
+        let storage = storage(&mut from, file.storage, node.as_ref(), roots);
         let mut ingress = file.ingress;
         ingress.domain = domain(&mut from, ingress.domain.take());
         let mut templates = file.template;
@@ -347,6 +355,7 @@ impl Config {
             boot_id: file.boot_id.unwrap_or_else(|| crate::clock::BOOT_ID.into()),
             load,
             ingress,
+            storage,
             settings: from.settings,
         })
     }
@@ -387,19 +396,22 @@ fn add_marked(
     added
 }
 
-/// Shows the storage. The agent does not use it, so a mistake in it must not stop the agent.
-fn show_storage(
+/// Chooses the storage for new templates. The agent does not use it, so a mistake in it must not stop
+/// the agent.
+fn storage(
     from: &mut Sources<'_>,
     in_file: Option<String>,
     node: Option<&Sourced<NodeName>>,
     roots: Roots<'_>,
-) {
+) -> Option<Sourced<String>> {
     let said = from.said("storage", from.flags.storage.clone(), in_file, "PVE_STORAGE");
     let detected = || {
         let found = detect::storage(roots, &node?.value).ok()?;
         Some(Sourced { value: found, source: Source::Detected })
     };
-    from.show("storage", said.or_else(detected).as_ref());
+    let storage = said.or_else(detected);
+    from.show("storage", storage.as_ref());
+    storage
 }
 
 /// Lets as many `pct` run at once as there are cores, unless the file says how many.

@@ -22,6 +22,7 @@ pub struct Network {
     /// Addresses that may be leased: without the network's own addresses, the gateway's and the
     /// host's.
     pub pool: Pool,
+    /// Addresses of this host.
     pub own: Vec<Ipv4Addr>,
     /// Sandboxes that may ask a DHCP server instead.
     pub dhcp: Dhcp,

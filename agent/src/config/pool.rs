@@ -9,7 +9,9 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Pool {
+    /// First address.
     pub first: Ipv4Addr,
+    /// Last address.
     pub last: Ipv4Addr,
 }
 
@@ -19,6 +21,7 @@ pub struct Pool {
 pub struct Invalid;
 
 impl Pool {
+    /// Returns all addresses of a network.
     pub fn of(network: Ipv4Net) -> Self {
         Self { first: network.network(), last: network.broadcast() }
     }
@@ -28,6 +31,7 @@ impl Pool {
         network.contains(&self.first) && network.contains(&self.last)
     }
 
+    /// Returns true when the address is in the range.
     pub fn contains(&self, address: Ipv4Addr) -> bool {
         (self.first..=self.last).contains(&address)
     }

@@ -1,5 +1,7 @@
 use std::{collections::HashMap, fs};
 
+use proto::name::SnapshotId;
+
 use super::*;
 use crate::{detect::tests::Host, journal::Journal};
 
@@ -139,11 +141,14 @@ fn undetectable_storage_does_not_stop_the_agent() {
         host.write("pve/storage.cfg", text);
         let config = complete(&host, "", &Flags::default(), &[]).expect("complete");
         assert!(!table(&config).contains("storage"), "{}", table(&config));
+        assert_eq!(config.storage, None);
     }
     let host = Host::new();
     fs::remove_file(host.path("pve/storage.cfg")).expect("removed");
     let config = complete(&host, "storage = \"kept\"", &Flags::default(), &[]).expect("complete");
     assert!(table(&config).contains("storage = kept (file)"));
+    let kept = Sourced { value: "kept".to_owned(), source: Source::File };
+    assert_eq!(config.storage, Some(kept));
 }
 
 #[test]
@@ -161,6 +166,15 @@ fn all_configuration_mistakes_are_reported_together() {
       template: s (9000): cores must be 1 to 64
       template: s (9000): probe.http.path must start with a slash
     ");
+}
+
+#[test]
+fn template_with_a_name_that_marks_sandboxes_without_one_is_refused() {
+    for name in [SnapshotId::ADOPTED, SnapshotId::RECOVERED] {
+        let file = format!("[[template]]\nsnapshot = \"{name}\"\nvmid = 9000\n");
+        let text = mistakes(complete(&Host::new(), &file, &Flags::default(), &[]));
+        assert!(text.contains(&format!("template: {name} (9000): no template may have")), "{text}");
+    }
 }
 
 #[test]

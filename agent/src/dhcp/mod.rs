@@ -42,6 +42,7 @@ const RESCAN: Duration = Duration::from_secs(5);
 /// DHCP server, and the interfaces that its replies pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
+    /// Bridge of the sandboxes.
     pub bridge: String,
     /// IP address of the server: this host's, or one beyond the uplink.
     pub address: Ipv4Addr,

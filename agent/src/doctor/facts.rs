@@ -13,7 +13,7 @@ use crate::{
     detect::OnBridge,
     hand_edits::Edits,
     ingress::{caddy::Obstacle, listeners::Listener as WebListener, version::Version},
-    pve::Cluster,
+    pve::{Cluster, host_firewall::HostFirewall},
     sys::privileges::Missing,
     tunnel,
 };
@@ -29,10 +29,19 @@ pub struct Facts {
     pub synchronised: Option<bool>,
     /// Cluster, as pmxcfs shows it; without members: pmxcfs is down.
     pub cluster: Cluster,
+    /// Name of the bridge that the configuration file names.
+    pub named_bridge: Option<String>,
     /// Name in the file of the bridge that `bridge init` has made.
     pub made_bridge: Option<String>,
     /// Observations of a node whose configuration is complete.
     pub node: Option<Node>,
+}
+
+impl Facts {
+    /// Returns the time, with what is known about the clock.
+    pub(super) fn now(&self) -> certificate::Now {
+        certificate::Now { ms: self.now_ms, synchronised: self.synchronised }
+    }
 }
 
 /// Observations of a node whose configuration is complete.
@@ -46,6 +55,10 @@ pub struct Node {
     pub hop: Option<certificate::Facts>,
     /// Bridge of the sandboxes.
     pub bridge: Bridge,
+    /// PVE's own firewall of this node.
+    pub firewall: HostFirewall,
+    /// Addresses that a controller on this machine listens on, if one is set up here.
+    pub controller: Vec<SocketAddr>,
     /// Tables of nftables, such as `inet pve_sandbox`; `None` when they cannot be listed.
     pub tables: Option<BTreeSet<String>>,
     /// Storages that are used, or that new templates go to.
@@ -94,9 +107,15 @@ pub struct Bridge {
     pub address: Option<OnBridge>,
     /// Whether `bridge init` has made it: then its gateway, NAT and name server are this node's.
     pub is_ours: bool,
+    /// Address that `bridge init` has given to the bridge that it has made.
+    pub made_address: Option<Ipv4Addr>,
+    /// Whether the file with the rules of its way out is there.
+    pub has_nat: bool,
+    /// Whether the file with the configuration of its name server is there.
+    pub has_dns: bool,
     /// Whether the kernel forwards packets.
     pub forwards: bool,
-    /// Answer of its name server; `None` where it has none.
+    /// Answer at the address of its name server; `None` where `bridge init` has not made the bridge.
     pub name_server: Option<NameServer>,
 }
 

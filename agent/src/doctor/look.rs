@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
@@ -19,6 +19,7 @@ use daemon::{
     tls::Identity,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use toml_edit::{DocumentMut, Item};
 
 use super::{
     Host, contact,
@@ -43,8 +44,8 @@ use crate::{
         version::Version,
     },
     pve::{
-        ContainerConfig, HostPaths, forbidden, io_limit, pmxcfs, process_limit, storage,
-        template_mark::TemplateMark,
+        ContainerConfig, HostPaths, forbidden, host_firewall::HostFirewall, io_limit, pmxcfs,
+        process_limit, storage, template_mark::TemplateMark,
     },
     sandbox,
     sys::{privileges, proc, read},
@@ -55,10 +56,13 @@ use crate::{
 const AGENT: [&str; 2] = ["pve-sandbox-agent", "run"];
 /// Unit of the agent.
 pub(super) const AGENT_UNIT: &str = "pve-sandbox-agent";
+const CONTROLLER_UNIT: &str = "pve-sandbox-controller";
 /// Program that reads a file of pmxcfs.
 const CAT: &str = "/bin/cat";
 /// Unit of the name server on the sandboxes' bridge.
 pub(super) const DNS_UNIT: &str = "pve-sandbox-dns";
+/// Default listen address of a controller.
+const CONTROLLER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7443);
 /// Ticks of the kernel's clock for processes, milliseconds each (USER_HZ, proc(5)).
 const TICK_MS: u64 = 10;
 
@@ -79,6 +83,7 @@ pub(super) async fn pmxcfs_answers(pve: &HostPaths) -> bool {
 /// Sees everything, at once where it takes time.
 pub(super) async fn all(
     config: Option<&Config>,
+    named_bridge: Option<String>,
     pve: &HostPaths,
     host: &Host,
     env: &dyn Fn(&str) -> Option<String>,
@@ -96,6 +101,7 @@ pub(super) async fn all(
         is_root: nix::unistd::geteuid().is_root(),
         synchronised,
         cluster: detect::cluster(roots),
+        named_bridge,
         made_bridge: bridge::made(&host.bridge),
         node,
     }
@@ -104,7 +110,7 @@ pub(super) async fn all(
 async fn node(config: &Config, host: &Host, env: &dyn Fn(&str) -> Option<String>) -> Node {
     let files = files(config);
     let (storages, fit_storages) = storages(config, &files.templates);
-    let (tables, connections, bridge, storages, ingress, listener, at_boot, tunnel) = tokio::join!(
+    let (tables, connections, bridge, storages, ingress, listener, at_boot, tunnel, controller) = tokio::join!(
         tables(host),
         counts(host),
         bridge(config, host),
@@ -113,11 +119,14 @@ async fn node(config: &Config, host: &Host, env: &dyn Fn(&str) -> Option<String>
         listener(config),
         starts_at_boot(host),
         of_tunnel(config, host, env),
+        controller(host),
     );
     Node {
         tunnel,
         programs: programs(config, host, bridge.is_ours),
         bridge,
+        firewall: firewall(config),
+        controller,
         limits: Limits {
             processes: process_limit::can_limit(&config.pve),
             io: io_limit::can_limit(&config.pve),
@@ -150,6 +159,8 @@ pub(super) fn files(config: &Config) -> Node {
         hop: hop(config).as_ref().map(certificate::look),
         own: own_web(config).as_ref().map(certificate::look),
         bridge: Bridge::default(),
+        firewall: HostFirewall::default(),
+        controller: Vec::new(),
         tables: None,
         storages: Vec::new(),
         fit_storages: Vec::new(),
@@ -332,7 +343,7 @@ async fn bridge(config: &Config, host: &Host) -> Bridge {
     let name = &config.network.bridge;
     let roots = Roots { pve: &config.pve.root, proc: &config.pve.proc, net: &host.net };
     let is_ours = bridge::made(&host.bridge).as_ref() == Some(name);
-    let name_server = match is_ours && host.bridge.dns().exists() {
+    let name_server = match is_ours {
         true => Some(name_server(config, host).await),
         false => None,
     };
@@ -341,9 +352,37 @@ async fn bridge(config: &Config, host: &Host) -> Bridge {
         is_bridge: host.net.join(name).join("bridge").is_dir(),
         address: detect::on_bridge(roots, name),
         is_ours,
+        made_address: bridge::made_address(&host.bridge),
+        has_nat: host.bridge.nat().exists(),
+        has_dns: host.bridge.dns().exists(),
         forwards: read::text(&forwards, read::SMALL).trim() == "1",
         name_server,
     }
+}
+
+/// Sees PVE's own firewall of this node.
+fn firewall(config: &Config) -> HostFirewall {
+    let text = |name: &Path| read::text(&config.pve.root.join(name), read::LARGE);
+    let host = pmxcfs::host_firewall(&config.node.value);
+    HostFirewall::parse(&text(Path::new(pmxcfs::FIREWALL)), &text(&host))
+}
+
+/// Sees where the controller of this machine listens. Its package alone brings a configuration: a boot must start it, where
+/// systemd knows that.
+async fn controller(host: &Host) -> Vec<SocketAddr> {
+    let asked = systemctl::ask(&host.systemctl, &["is-enabled", CONTROLLER_UNIT], PATIENCE).await;
+    let word = asked.map(|asked| asked.stdout).unwrap_or_default();
+    if word.trim() == "not-found" || systemctl::starts_at_boot(&word) == Some(false) {
+        return Vec::new();
+    }
+    let text = read::whole_text(&host.bridge.etc.join("controller.toml"), read::LARGE).ok();
+    let Some(file) = text.and_then(|text| text.parse::<DocumentMut>().ok()) else {
+        return Vec::new();
+    };
+    let address = |item: Option<&Item>| -> Option<SocketAddr> { item?.as_str()?.parse().ok() };
+    let api = address(file.get("listen")).unwrap_or(CONTROLLER);
+    let ssh = address(file.get("ssh").and_then(|ssh| ssh.get("listen")));
+    [Some(api), ssh].into_iter().flatten().collect()
 }
 
 /// Sees whether the dnsmasq of our unit answers. Another resolver of the node, which listens on all addresses, would
@@ -409,9 +448,8 @@ fn storages(config: &Config, templates: &[Template]) -> (Vec<Storage>, Vec<Strin
         | TemplateState::Forbidden(..)
         | TemplateState::Unreadable(_) => None,
     });
-    let settings = config.settings().iter().filter(|setting| setting.name == "storage");
     let of_templates: BTreeSet<String> = of_templates.collect();
-    let mut names: Vec<_> = settings.map(|setting| setting.value.clone()).collect();
+    let mut names: Vec<_> = config.storage.iter().map(|storage| storage.value.clone()).collect();
     names.extend(of_templates.iter().cloned());
     names.sort();
     names.dedup();

@@ -1,12 +1,13 @@
 //! `doctor`: looks at this node and says what is wrong, each finding with its remedy.
 //!
 //! `look` and `contact` see: all effects are there, each with a deadline. `facts` holds what was seen.
-//! `configuration`, `network`, `pool`, `storage`, `limits`, `kernel`, `ingress` and `node` decide from the facts and
-//! are pure.
+//! `configuration`, `network`, `firewall`, `pool`, `storage`, `limits`, `kernel`, `ingress` and `node` decide from the
+//! facts and are pure.
 
 mod configuration;
 mod contact;
 pub mod facts;
+mod firewall;
 mod ingress;
 mod kernel;
 mod limits;
@@ -91,11 +92,17 @@ pub async fn run(
         let clock = reach::clock(reach::is_synchronised(&host.timedatectl).await);
         return Report::new(vec![stuck, node::privileges(is_root), clock]);
     }
+    let named_bridge = file.as_ref().ok().and_then(Option::as_ref).and_then(named_bridge);
     let config = file
         .map_err(config::Error::File)
         .and_then(|file| Config::complete(file.unwrap_or_default(), flags, env, &host.net));
-    let facts = look::all(config.as_ref().ok(), &pve, host, env).await;
+    let facts = look::all(config.as_ref().ok(), named_bridge, &pve, host, env).await;
     Report::new(checks(&config, &facts, host))
+}
+
+/// Returns the bridge that a configuration file names.
+fn named_bridge(file: &File) -> Option<String> {
+    file.network.bridge.clone()
 }
 
 /// Judges everything. Pure.
@@ -107,20 +114,23 @@ fn checks(config: &Result<Config, config::Error>, facts: &Facts, host: &Host) ->
     if let (Ok(config), Some(node)) = (config, &facts.node) {
         checks.extend(node::programs(&node.programs));
         checks.extend(node::number(config.number, &facts.cluster));
-        checks.extend(certificates(config, node, facts.now_ms));
-        checks.extend(network::check(config, node, host));
+        checks.extend(certificates(config, node, facts.now()));
+        let made = facts.made_bridge.as_deref();
+        checks.extend(network::check(config, node, made, host));
+        checks.extend(firewall::check(config, node, &facts.cluster));
         checks.extend(pool::check(&config.network, config.vmids.value, &node.taken));
         checks.extend(storage::check(config, node));
         checks.extend(storage::templates(config, &node.templates));
         checks.extend(limits::check(config, node));
         checks.extend(kernel::check(&node.kernel, pool::most(&config.network, config.vmids.value)));
         checks.extend(ingress::files(config, node));
-        checks.extend(own_certificate(config, node, facts.now_ms));
+        checks.extend(own_certificate(config, node, facts.now()));
         checks.extend(ingress::caddy(config, node, facts.now_ms));
         checks.extend(ingress::peer(config, &facts.cluster));
         checks.extend(of_tunnel(config, node, host));
         checks.extend(node::edits(&node.edits, facts.now_ms));
         checks.push(node::room(&config.state_dir, node.room));
+        checks.extend(node::listen(config, &facts.cluster));
         checks.extend(node::agent(config, &node.agent));
         checks.extend(node::capabilities(&node.agent));
     }
@@ -131,7 +141,7 @@ fn checks(config: &Result<Config, config::Error>, facts: &Facts, host: &Host) ->
 /// commands `check-config` and `join` do not look further.
 pub fn of_start(config: &Config) -> Vec<Check> {
     let node = look::files(config);
-    let mut checks = certificates(config, &node, look::now_ms(config));
+    let mut checks = certificates(config, &node, now(config));
     checks.extend(ingress::files(config, &node));
     checks
 }
@@ -139,7 +149,12 @@ pub fn of_start(config: &Config) -> Vec<Check> {
 /// Looks at the certificate of the operator's own, if there is one in files. Without a good one the agent starts, and
 /// Caddy serves what it has.
 pub fn of_certificate(config: &Config) -> Vec<Check> {
-    own_certificate(config, &look::files(config), look::now_ms(config))
+    own_certificate(config, &look::files(config), now(config))
+}
+
+/// Time by a clock that nobody was asked about.
+fn now(config: &Config) -> certificate::Now {
+    certificate::Now { ms: look::now_ms(config), synchronised: None }
 }
 
 /// Looks at the templates, without the storage that they are on.
@@ -149,7 +164,13 @@ pub fn of_templates(config: &Config) -> Vec<Check> {
 
 /// Says what is wrong with the configuration itself.
 pub fn of_mistakes(error: config::Error, host: &Host) -> Report {
-    Report::new(configuration::check(&Err(error), &Facts::default(), host))
+    let file = daemon::config::load::<File>(&host.bridge.config).ok();
+    let facts = Facts {
+        named_bridge: file.as_ref().and_then(named_bridge),
+        made_bridge: bridge::made(&host.bridge),
+        ..Facts::default()
+    };
+    Report::new(configuration::check(&Err(error), &facts, host))
 }
 
 /// Judges the tunnel, where one was set up.
@@ -172,10 +193,10 @@ fn tunnel_paths(config: &Config, host: &Host) -> tunnel::node::Paths {
     host.tunnel.clone().unwrap_or_else(|| tunnel::node::Paths::of_host(config))
 }
 
-fn certificates(config: &Config, node: &facts::Node, now_ms: u64) -> Vec<Check> {
-    let mut checks = certificate::check(&own(config), &node.certificate, now_ms);
+fn certificates(config: &Config, node: &facts::Node, now: certificate::Now) -> Vec<Check> {
+    let mut checks = certificate::check(&own(config), &node.certificate, now);
     if let (Some(expected), Some(facts)) = (hop(config), &node.hop) {
-        checks.extend(certificate::check(&expected, facts, now_ms));
+        checks.extend(certificate::check(&expected, facts, now));
     }
     checks
 }
@@ -198,6 +219,7 @@ fn own(config: &Config) -> certificate::Expected {
             "sandboxctl node ls: the controller renews it, while it reaches this node's agent"
                 .to_owned(),
         ),
+        early: None,
         restart: "systemctl restart pve-sandbox-agent".to_owned(),
     }
 }
@@ -218,9 +240,9 @@ fn hop(config: &Config) -> Option<certificate::Expected> {
     })
 }
 
-fn own_certificate(config: &Config, node: &facts::Node, now_ms: u64) -> Vec<Check> {
+fn own_certificate(config: &Config, node: &facts::Node, now: certificate::Now) -> Vec<Check> {
     match (own_web(config), &node.own) {
-        (Some(expected), Some(facts)) => certificate::check(&expected, facts, now_ms),
+        (Some(expected), Some(facts)) => certificate::check(&expected, facts, now),
         (Some(_), None) | (None, _) => Vec::new(),
     }
 }
@@ -246,6 +268,7 @@ fn own_web(config: &Config) -> Option<certificate::Expected> {
         replace: replace.clone(),
         rename: replace,
         overdue: None,
+        early: None,
         restart: "systemctl restart pve-sandbox-agent".to_owned(),
     })
 }

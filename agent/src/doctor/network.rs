@@ -8,13 +8,17 @@ use super::{
     look::DNS_UNIT,
 };
 use crate::{
-    bridge::NAT_TABLE,
+    bridge::{self, NAT_TABLE},
     config::Config,
     firewall::render::{FAMILIES, TABLE},
 };
 
-pub(super) fn check(config: &Config, node: &Node, host: &Host) -> Vec<Check> {
-    let mut checks = vec![bridge(config, node, host)];
+/// Command that writes the files of the sandboxes' own bridge, and has them used.
+const INIT: &str = "pve-sandbox-agent bridge init";
+
+/// Judges all of it. `made`: the bridge that `bridge init` has made.
+pub(super) fn check(config: &Config, node: &Node, made: Option<&str>, host: &Host) -> Vec<Check> {
+    let mut checks = vec![bridge(config, node, made, host)];
     if node.bridge.is_ours {
         checks.push(nat(node, host));
         checks.push(forwarding(node));
@@ -24,14 +28,19 @@ pub(super) fn check(config: &Config, node: &Node, host: &Host) -> Vec<Check> {
     checks
 }
 
-fn bridge(config: &Config, node: &Node, host: &Host) -> Check {
+fn bridge(config: &Config, node: &Node, made: Option<&str>, host: &Host) -> Check {
     let network = &config.network;
     let (name, gateway) = (&network.bridge, network.gateway);
     let on_it = node.bridge.address.map(|on| on.address);
     if !node.bridge.is_bridge {
         let found = "an interface, and no Linux bridge: no container can be connected to it";
-        let path = host.bridge.config.display();
-        let remedy = format!("pve-sandbox-agent bridge init; or set network.bridge in {path}");
+        let remedy = match node.bridge.is_ours {
+            true => format!(
+                "ip -d link show {name} shows what has the name of the sandboxes' bridge: rename or remove that; then: \
+                 ifup --force {name}"
+            ),
+            false => bridge::instead(made, &host.bridge.config),
+        };
         return Check::failed("bridge", name, found, remedy);
     }
     if node.bridge.is_ours && on_it != Some(gateway) {
@@ -39,22 +48,35 @@ fn bridge(config: &Config, node: &Node, host: &Host) -> Check {
             Some(other) => format!("this node has {other} on it, and the gateway is {gateway}"),
             None => format!("the gateway's address {gateway} is not on it"),
         };
-        return Check::failed("bridge", name, found, format!("ifup --force {name}"));
+        let remedy = match node.bridge.made_address {
+            Some(made) if made != gateway => {
+                format!("set network.gateway = \"{made}\" in {}", host.bridge.config.display())
+            }
+            Some(_) | None => format!("ifup --force {name}"),
+        };
+        return Check::failed("bridge", name, found, remedy);
     }
     let found = format!("gateway {gateway}, addresses of sandboxes {}", network.pool);
     Check::ok("bridge", name, found)
 }
 
 fn nat(node: &Node, host: &Host) -> Check {
-    let (table, file) = (format!("ip {NAT_TABLE}"), host.bridge.nat());
-    let subject = format!("table {table}");
-    match &node.tables {
-        Some(tables) if tables.contains(&table) => Check::ok("nat", subject, "loaded"),
-        Some(_) => {
-            let found = "not loaded: sandboxes have no way out";
-            Check::failed("nat", subject, found, format!("nft -f {}", file.display()))
+    let table = format!("ip {NAT_TABLE}");
+    let (subject, file) = (format!("table {table}"), host.bridge.nat().display().to_string());
+    let is_loaded = node.tables.as_ref().map(|tables| tables.contains(&table));
+    match (is_loaded, node.bridge.has_nat) {
+        (None, _) => unlisted("nat", subject),
+        (Some(true), true) => Check::ok("nat", subject, "loaded"),
+        (Some(true), false) => {
+            let found =
+                format!("loaded, but {file} is missing, by which the node's next start loads it");
+            Check::warning("nat", subject, found, INIT)
         }
-        None => unlisted("nat", subject),
+        (Some(false), has_file) => {
+            let found = "not loaded: sandboxes have no way out";
+            let remedy = if has_file { format!("nft -f {file}") } else { INIT.to_owned() };
+            Check::failed("nat", subject, found, remedy)
+        }
     }
 }
 
@@ -76,7 +98,23 @@ fn forwarding(node: &Node) -> Check {
 fn name_server(config: &Config, node: &Node, host: &Host) -> Option<Check> {
     let address = super::name_server(config, host);
     let (subject, restart) = (address.to_string(), format!("systemctl restart {DNS_UNIT}"));
-    Some(match node.bridge.name_server? {
+    let answer = node.bridge.name_server?;
+    if !node.bridge.has_dns {
+        let file = host.bridge.dns().display().to_string();
+        return match answer {
+            // The operator has put another in its place.
+            NameServer::Other => None,
+            NameServer::Ours => {
+                let found = format!("it answers, but {file} is missing: it cannot start again");
+                Some(Check::warning("name-server", subject, found, INIT))
+            }
+            NameServer::Silent => {
+                let found = format!("{file} is missing: sandboxes cannot resolve names");
+                Some(Check::failed("name-server", subject, found, INIT))
+            }
+        };
+    }
+    Some(match answer {
         NameServer::Ours => Check::ok("name-server", subject, "it answers"),
         NameServer::Silent => Check::failed(
             "name-server",

@@ -1,6 +1,9 @@
 //! Judges the node itself: privileges, programs, cluster, disk, and the agent that runs. Pure.
 
-use std::path::Path;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use daemon::doctor::{
     Check,
@@ -120,6 +123,29 @@ pub(super) fn room(state_dir: &Path, free: Option<u64>) -> Check {
         }
         Some(free) => Check::ok("disk", path, format!("{} MiB are free", free >> 20)),
     }
+}
+
+/// Compares the address that the cluster has for this node with the one that the agent listens on: it is where a
+/// controller of the same network looks for it.
+pub(super) fn listen(config: &Config, cluster: &Cluster) -> Option<Check> {
+    let own = cluster.members.get(&config.node.value)?.ip?;
+    unserved(config.listen.value, own)
+}
+
+/// Says that the agent listens on all addresses of IPv4, and its node has one of IPv6. On an address of its own the
+/// operator has put it, and `join` has told the controller that one.
+fn unserved(listen: SocketAddr, own: IpAddr) -> Option<Check> {
+    if own.to_canonical().is_ipv4() || listen.is_ipv6() || !listen.ip().is_unspecified() {
+        return None;
+    }
+    let found = format!(
+        "it serves no IPv6, and the address of this node in its cluster is {own}: a controller that uses it finds no agent"
+    );
+    let remedy = format!(
+        "set listen = \"[::]:{}\", which serves IPv4, too, at the top of agent.toml; systemctl restart {AGENT_UNIT}",
+        listen.port()
+    );
+    Some(Check::warning("listen", listen.to_string(), found, remedy))
 }
 
 pub(super) fn agent(config: &Config, agent: &Agent) -> Option<Check> {
@@ -242,6 +268,25 @@ mod tests {
         assert_eq!(state(Some(2)), Some(State::Ok));
         assert_eq!(state(Some(3)), Some(State::Failed));
         assert_eq!(state(None), None);
+    }
+
+    #[test]
+    fn agent_that_serves_no_ipv6_on_a_node_of_ipv6_is_found_and_the_remedy_mends_it() {
+        let judged = |listen: &str, own: &str| {
+            unserved(listen.parse().expect("an address"), own.parse().expect("an address"))
+        };
+        let found = judged("0.0.0.0:7445", "2001:db8::3").expect("nobody listens there");
+        assert_eq!((found.name, found.state), ("listen", State::Warning));
+        let remedy = found.remedy.unwrap_or_default();
+        assert!(remedy.starts_with("set listen = \"[::]:7445\""), "{remedy}");
+        for (listen, own) in [
+            ("[::]:7445", "2001:db8::3"),
+            ("[::]:7445", "10.0.0.3"),
+            ("0.0.0.0:7445", "10.0.0.3"),
+            ("10.0.0.3:7445", "2001:db8::3"),
+        ] {
+            assert_eq!(judged(listen, own), None, "{listen} at {own}");
+        }
     }
 
     #[test]

@@ -3,17 +3,14 @@
 use daemon::doctor::{Check, State};
 
 use super::facts::{Node, Storage, Template, TemplateLine, TemplateState};
-use crate::config::Config;
+use crate::{config::Config, detect};
 
 /// Command after which the agent that runs offers a new template.
 const RESTART: &str = "systemctl restart pve-sandbox-agent";
 
 pub(super) fn check(config: &Config, node: &Node) -> Vec<Check> {
     if node.storages.is_empty() {
-        let remedy = "add rootdir to the content of a storage: pvesm set STORAGE --content ...,rootdir; or set storage in \
-                      agent.toml";
-        let found = "no storage holds containers of this node";
-        return vec![Check::failed("storage", "storage.cfg", found, remedy)];
+        return vec![undecided(&node.fit_storages)];
     }
     let of_one = |storage: &Storage| {
         let check = one(config, storage, node);
@@ -30,10 +27,18 @@ pub(super) fn check(config: &Config, node: &Node) -> Vec<Check> {
     node.storages.iter().map(of_one).collect()
 }
 
+/// Judges a node that has no template, and no storage for the first one: none is fit, or nobody can tell which of them.
+fn undecided(fit: &[String]) -> Check {
+    let found = match fit {
+        [] => "no storage of this node both holds containers and supports linked clones".to_owned(),
+        fit => format!("several are fit for new templates, and none is named: {}", fit.join(", ")),
+    };
+    Check::failed("storage", "storage.cfg", found, detect::storage_remedy(fit))
+}
+
 fn one(config: &Config, storage: &Storage, node: &Node) -> Check {
     let name = &storage.name;
-    let is_named =
-        config.settings().iter().any(|setting| setting.name == "storage" && setting.value == *name);
+    let is_named = config.storage.as_ref().is_some_and(|storage| storage.value == *name);
     let instead = instead(name, is_named, &node.fit_storages, &node.templates);
     let failed = |found: String, remedy: String| Check::failed("storage", name, found, remedy);
     let Some(kind) = &storage.kind else {
@@ -182,6 +187,16 @@ mod tests {
             in_file,
             mark,
         }
+    }
+
+    #[test]
+    fn several_fit_storages_are_named_and_none_is_told_from_them() {
+        let several = undecided(&["a".to_owned(), "b".to_owned()]);
+        assert_eq!(several.found, "several are fit for new templates, and none is named: a, b");
+        assert!(several.remedy.is_some_and(|remedy| remedy.starts_with("set storage = \"a\"")));
+        let none = undecided(&[]);
+        assert!(none.found.starts_with("no storage of this node"), "{none:?}");
+        assert!(none.remedy.is_some_and(|remedy| remedy.contains("pvesm set STORAGE")));
     }
 
     #[test]

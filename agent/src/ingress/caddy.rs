@@ -6,6 +6,7 @@ use std::{
 };
 
 use daemon::replace::Access;
+use data_encoding::HEXLOWER;
 use http::HeaderValue;
 
 use super::{render, settings::Settings, version::Generation};
@@ -40,7 +41,7 @@ impl Proof {
         }
         let mut random = [0u8; 32];
         getrandom::fill(&mut random).map_err(io::Error::other)?;
-        let fresh: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let fresh = HEXLOWER.encode(&random);
         // The Caddy that runs may use the one in its configuration, until it is replaced.
         let proofs: Vec<_> = [Some(fresh), written(config)].into_iter().flatten().collect();
         replace(&proof_path(config), 0o600, None, proofs.join("\n").as_bytes())?;

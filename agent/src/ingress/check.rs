@@ -30,8 +30,11 @@ const GONE: u16 = 410;
 /// Check of the ingress by route questions.
 #[derive(Debug)]
 pub struct IngressCheck {
+    /// Socket of the agent's route server.
     pub socket: PathBuf,
+    /// Domain of the sandboxes' host names.
     pub domain: Domain,
+    /// Sandboxes of this node.
     pub sandboxes: Arc<Sandboxes>,
 }
 
@@ -120,7 +123,7 @@ mod tests {
             caddy::Proof,
             decide::Rules,
             hold::{Holds, Limits},
-            owner_resolver::{Owners, Sources},
+            owner_resolver::{OwnerResolver, Sources},
             probe::Probe,
             routes::NodeRoutes,
             server::{self, Ingress},
@@ -211,7 +214,7 @@ mod tests {
         let names = Arc::new(NameDirectory::load(dir.path().join("names")));
         let clock = Arc::clone(&node.clock) as Arc<dyn crate::clock::Clock>;
         let pve = node.cluster.node(&node.name);
-        let owners = Arc::new(Owners::new(pve, clock, sources));
+        let owners = Arc::new(OwnerResolver::new(pve, clock, sources));
         let routes = NodeRoutes::new(Arc::clone(&node.sandboxes), owners, names);
         let right = serve(&socket, Arc::new(routes));
         assert_eq!(check.check().await, []);

@@ -61,7 +61,9 @@ pub(crate) use replies::refuse;
 /// Sandbox of this node, as a route question needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
+    /// Id of the sandbox.
     pub id: SandboxId,
+    /// Number of its container.
     pub vmid: Vmid,
     /// Team that owns the sandbox.
     pub team: Team,

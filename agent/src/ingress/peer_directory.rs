@@ -28,9 +28,12 @@ const AGED_MAX: usize = 50;
 /// Most sandboxes that have left and are remembered.
 const LEFT_MAX: usize = 100_000;
 
+/// Container and node of a sandbox, current or last.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sighting {
+pub struct Location {
+    /// Number of the container.
     pub vmid: Vmid,
+    /// Node of the container.
     pub node: NodeName,
     /// Time when it was gone, in milliseconds since 1970; `None` while it is there.
     pub left_ms: Option<u64>,
@@ -38,17 +41,21 @@ pub struct Sighting {
 
 /// Location of a sandbox, current or last.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Whereabouts {
     /// No known location.
     Nowhere,
+    /// On this node.
     Here,
+    /// On another node.
     On(NodeName),
 }
 
 /// Config of a container that must be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unread {
+    /// Number of the container.
     pub vmid: Vmid,
+    /// Node of the container.
     pub node: NodeName,
     /// Version that was current when this was listed; what is read is of this version or of a later one.
     version: u64,
@@ -62,26 +69,27 @@ struct Read {
     at_ms: u64,
 }
 
+/// Locations of the sandboxes of all nodes.
 #[derive(Debug)]
-pub struct Seen {
+pub struct PeerDirectory {
     own: NodeName,
     guests: BTreeMap<Vmid, NodeName>,
     versions: BTreeMap<Vmid, u64>,
-    sandboxes: HashMap<SandboxId, Sighting>,
+    sandboxes: HashMap<SandboxId, Location>,
     /// Sandbox of each container, current or last.
     vmids: HashMap<Vmid, SandboxId>,
     /// Configs that were read.
     read: HashMap<Vmid, Read>,
 }
 
-impl Seen {
-    /// Starts from remembered sightings. The first `apply` finds those that have left.
-    pub fn new(own: NodeName, remembered: impl IntoIterator<Item = (SandboxId, Sighting)>) -> Self {
+impl PeerDirectory {
+    /// Starts from remembered locations. The first `apply` finds those that have left.
+    pub fn new(own: NodeName, remembered: impl IntoIterator<Item = (SandboxId, Location)>) -> Self {
         let sandboxes: HashMap<_, _> = remembered.into_iter().collect();
         let mut vmids = HashMap::new();
-        for (id, sighting) in &sandboxes {
+        for (id, location) in &sandboxes {
             // Ids sort by the time of their creation.
-            let last = vmids.entry(sighting.vmid).or_insert(*id);
+            let last = vmids.entry(location.vmid).or_insert(*id);
             *last = (*last).max(*id);
         }
         let (guests, versions, read) = (BTreeMap::new(), BTreeMap::new(), HashMap::new());
@@ -106,17 +114,17 @@ impl Seen {
             containers.map(|(vmid, id)| (*id, *vmid)).collect::<HashMap<_, _>>()
         });
         let mut changed = Vec::new();
-        for (id, sighting) in sandboxes.iter_mut() {
+        for (id, location) in sandboxes.iter_mut() {
             let there =
-                vmids.get(&sighting.vmid) == Some(id) && guests.contains_key(&sighting.vmid);
-            if there || sighting.left_ms.is_some() {
+                vmids.get(&location.vmid) == Some(id) && guests.contains_key(&location.vmid);
+            if there || location.left_ms.is_some() {
                 continue;
             }
             // An attempt to create it that was given up had a container, too: it lives in the other one.
             let other = living.get(id).and_then(|vmid| Some((*vmid, guests.get(vmid)?)));
             match other {
-                Some((vmid, node)) => (sighting.vmid, sighting.node) = (vmid, node.clone()),
-                None => sighting.left_ms = Some(now_ms),
+                Some((vmid, node)) => (location.vmid, location.node) = (vmid, node.clone()),
+                None => location.left_ms = Some(now_ms),
             }
             changed.push(*id);
         }
@@ -186,18 +194,18 @@ impl Seen {
             return Vec::new();
         }
         let mut changed = Vec::new();
-        let sighting = Sighting { vmid: *vmid, node: node.clone(), left_ms: None };
-        if self.sandboxes.get(&id) != Some(&sighting) {
-            self.sandboxes.insert(id, sighting);
+        let location = Location { vmid: *vmid, node: node.clone(), left_ms: None };
+        if self.sandboxes.get(&id) != Some(&location) {
+            self.sandboxes.insert(id, location);
             changed.push(id);
         }
         let before = self.vmids.insert(*vmid, id).filter(|before| *before != id);
         if let Some(before) = before
-            && let Some(sighting) = self.sandboxes.get_mut(&before)
-            && sighting.vmid == *vmid
-            && sighting.left_ms.is_none()
+            && let Some(location) = self.sandboxes.get_mut(&before)
+            && location.vmid == *vmid
+            && location.left_ms.is_none()
         {
-            sighting.left_ms = Some(now_ms);
+            location.left_ms = Some(now_ms);
             changed.push(before);
         }
         changed
@@ -213,37 +221,38 @@ impl Seen {
             until = until.max(nth.saturating_add(1));
         }
         let before = sandboxes.len();
-        sandboxes.retain(|_, sighting| sighting.left_ms.is_none_or(|ms| ms >= until));
+        sandboxes.retain(|_, location| location.left_ms.is_none_or(|ms| ms >= until));
         if sandboxes.len() < before {
             vmids.retain(|_, id| sandboxes.contains_key(id));
         }
     }
 
     /// Finds where a sandbox is, or was.
-    pub fn find(&self, sandbox: SandboxRef) -> Place {
+    pub fn find(&self, sandbox: SandboxRef) -> Whereabouts {
         let node = match sandbox {
             SandboxRef::Vmid(vmid) => self.guests.get(&vmid).or_else(|| {
                 self.vmids.get(&vmid).and_then(|id| self.sandboxes.get(id)).map(|s| &s.node)
             }),
-            SandboxRef::Id(id) => self.sandboxes.get(&id).map(|sighting| match sighting.left_ms {
+            SandboxRef::Id(id) => self.sandboxes.get(&id).map(|location| match location.left_ms {
                 // The container may have moved since its config was read.
-                None => self.guests.get(&sighting.vmid).unwrap_or(&sighting.node),
-                Some(_) => &sighting.node,
+                None => self.guests.get(&location.vmid).unwrap_or(&location.node),
+                Some(_) => &location.node,
             }),
         };
         match node {
-            None => Place::Nowhere,
-            Some(node) if *node == self.own => Place::Here,
-            Some(node) => Place::On(node.clone()),
+            None => Whereabouts::Nowhere,
+            Some(node) if *node == self.own => Whereabouts::Here,
+            Some(node) => Whereabouts::On(node.clone()),
         }
     }
 
     /// Iterates over all remembered sandboxes.
-    pub fn sightings(&self) -> impl Iterator<Item = (&SandboxId, &Sighting)> {
+    pub fn locations(&self) -> impl Iterator<Item = (&SandboxId, &Location)> {
         self.sandboxes.iter()
     }
 
-    pub fn sighting(&self, id: &SandboxId) -> Option<&Sighting> {
+    /// Returns where a sandbox is, or was; `None` for one that is unknown or forgotten.
+    pub fn location(&self, id: &SandboxId) -> Option<&Location> {
         self.sandboxes.get(id)
     }
 }
@@ -286,82 +295,82 @@ mod tests {
 
     /// Applies a cluster, and reads these of the configs that must be read.
     fn look(
-        seen: &mut Seen,
+        directory: &mut PeerDirectory,
         cluster: Cluster,
         marks: &[(u32, Option<u8>)],
         now_ms: u64,
     ) -> Vec<SandboxId> {
-        let mut changed = seen.apply(cluster, now_ms);
-        for config in seen.unread(now_ms) {
+        let mut changed = directory.apply(cluster, now_ms);
+        for config in directory.unread(now_ms) {
             let mark = marks.iter().find(|(guest, _)| vmid(*guest) == config.vmid);
             if let Some((_, mark)) = mark {
-                changed.extend(seen.note(&config, mark.map(id), now_ms));
+                changed.extend(directory.note(&config, mark.map(id), now_ms));
             }
         }
         changed
     }
 
-    fn unread(seen: &Seen, now_ms: u64) -> Vec<u32> {
-        seen.unread(now_ms).iter().map(|config| config.vmid.get()).collect()
+    fn unread(directory: &PeerDirectory, now_ms: u64) -> Vec<u32> {
+        directory.unread(now_ms).iter().map(|config| config.vmid.get()).collect()
     }
 
-    fn seen() -> Seen {
-        Seen::new(node(1), [])
+    fn directory() -> PeerDirectory {
+        PeerDirectory::new(node(1), [])
     }
 
     #[test]
     fn sandbox_of_another_node_is_found_by_id_and_vmid() {
-        let mut seen = seen();
+        let mut directory = directory();
         let now = cluster(&[(100, 1), (200, 2), (300, 3)]);
         let read = [(100, None), (200, Some(2)), (300, None)];
-        assert_eq!(look(&mut seen, now, &read, 0), [id(2)]);
-        assert_eq!(seen.find(SandboxRef::Vmid(vmid(100))), Place::Here);
-        assert_eq!(seen.find(SandboxRef::Vmid(vmid(200))), Place::On(node(2)));
-        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(2)));
-        assert_eq!(seen.find(SandboxRef::Vmid(vmid(300))), Place::On(node(3)));
-        assert_eq!(seen.find(SandboxRef::Vmid(vmid(400))), Place::Nowhere);
-        assert_eq!(seen.find(SandboxRef::Id(id(3))), Place::Nowhere);
+        assert_eq!(look(&mut directory, now, &read, 0), [id(2)]);
+        assert_eq!(directory.find(SandboxRef::Vmid(vmid(100))), Whereabouts::Here);
+        assert_eq!(directory.find(SandboxRef::Vmid(vmid(200))), Whereabouts::On(node(2)));
+        assert_eq!(directory.find(SandboxRef::Id(id(2))), Whereabouts::On(node(2)));
+        assert_eq!(directory.find(SandboxRef::Vmid(vmid(300))), Whereabouts::On(node(3)));
+        assert_eq!(directory.find(SandboxRef::Vmid(vmid(400))), Whereabouts::Nowhere);
+        assert_eq!(directory.find(SandboxRef::Id(id(3))), Whereabouts::Nowhere);
     }
 
     #[test]
     fn departed_sandbox_is_remembered_for_a_day() {
-        let mut seen = seen();
-        look(&mut seen, cluster(&[(200, 2)]), &[(200, Some(2))], 0);
-        assert_eq!(look(&mut seen, cluster(&[]), &[], 5), [id(2)]);
+        let mut directory = directory();
+        look(&mut directory, cluster(&[(200, 2)]), &[(200, Some(2))], 0);
+        assert_eq!(look(&mut directory, cluster(&[]), &[], 5), [id(2)]);
         for name in [SandboxRef::Vmid(vmid(200)), SandboxRef::Id(id(2))] {
-            assert_eq!(seen.find(name), Place::On(node(2)));
+            assert_eq!(directory.find(name), Whereabouts::On(node(2)));
         }
-        assert!(look(&mut seen, cluster(&[]), &[], 5 + DAY).is_empty());
-        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(2)));
-        look(&mut seen, cluster(&[]), &[], 6 + DAY);
+        assert!(look(&mut directory, cluster(&[]), &[], 5 + DAY).is_empty());
+        assert_eq!(directory.find(SandboxRef::Id(id(2))), Whereabouts::On(node(2)));
+        look(&mut directory, cluster(&[]), &[], 6 + DAY);
         for name in [SandboxRef::Vmid(vmid(200)), SandboxRef::Id(id(2))] {
-            assert_eq!(seen.find(name), Place::Nowhere);
+            assert_eq!(directory.find(name), Whereabouts::Nowhere);
         }
-        assert!(seen.vmids.is_empty() && seen.read.is_empty());
+        assert!(directory.vmids.is_empty() && directory.read.is_empty());
     }
 
     #[test]
     fn reused_vmid_resolves_to_the_new_sandbox() {
-        let mut seen = seen();
-        look(&mut seen, cluster(&[(200, 2)]), &[(200, Some(2))], 0);
-        let changed = look(&mut seen, cluster(&[(200, 3)]), &[(200, Some(3))], 1);
+        let mut directory = directory();
+        look(&mut directory, cluster(&[(200, 2)]), &[(200, Some(2))], 0);
+        let changed = look(&mut directory, cluster(&[(200, 3)]), &[(200, Some(3))], 1);
         assert_eq!(changed, [id(3), id(2)]);
-        assert_eq!(seen.find(SandboxRef::Vmid(vmid(200))), Place::On(node(3)));
-        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(2)));
+        assert_eq!(directory.find(SandboxRef::Vmid(vmid(200))), Whereabouts::On(node(3)));
+        assert_eq!(directory.find(SandboxRef::Id(id(2))), Whereabouts::On(node(2)));
     }
 
     /// Only the node that had it last knows that it was deleted, and not moved once more.
     #[test]
     fn deleted_sandbox_was_on_the_node_that_it_moved_to() {
-        for (to, place) in [(1, Place::Here), (3, Place::On(node(3)))] {
-            let mut seen = seen();
-            look(&mut seen, cluster(&[(200, 2)]), &[(200, Some(2))], 0);
+        for (to, place) in [(1, Whereabouts::Here), (3, Whereabouts::On(node(3)))] {
+            let mut directory = directory();
+            look(&mut directory, cluster(&[(200, 2)]), &[(200, Some(2))], 0);
             let moved = cluster(&[(200, to)]);
-            assert_eq!(look(&mut seen, moved, &[(200, Some(2))], 1), [id(2)], "{place:?}");
-            assert_eq!(seen.sighting(&id(2)).and_then(|sighting| sighting.left_ms), None);
-            assert_eq!(look(&mut seen, cluster(&[]), &[], 2), [id(2)]);
+            assert_eq!(look(&mut directory, moved, &[(200, Some(2))], 1), [id(2)], "{place:?}");
+            assert_eq!(directory.location(&id(2)).and_then(|location| location.left_ms), None);
+            assert_eq!(look(&mut directory, cluster(&[]), &[], 2), [id(2)]);
             for name in [SandboxRef::Id(id(2)), SandboxRef::Vmid(vmid(200))] {
-                assert_eq!(seen.find(name), place);
+                assert_eq!(directory.find(name), place);
             }
         }
     }
@@ -369,98 +378,102 @@ mod tests {
     /// Each attempt to create a sandbox makes a container with its mark.
     #[test]
     fn sandbox_stays_found_when_the_container_of_an_earlier_attempt_is_removed() {
-        let mut seen = seen();
+        let mut directory = directory();
         let both = || versions(&[(200, 2, 2), (300, 3, 1)]);
-        look(&mut seen, both(), &[(300, Some(2))], 0);
-        look(&mut seen, both(), &[(200, Some(2))], 1);
-        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(2)), "written last");
-        assert_eq!(look(&mut seen, versions(&[(300, 3, 1)]), &[], 2), [id(2)]);
-        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(3)));
-        assert_eq!(seen.sighting(&id(2)).and_then(|sighting| sighting.left_ms), None);
-        assert_eq!(look(&mut seen, versions(&[]), &[], 3), [id(2)]);
-        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(3)), "it was there last");
+        look(&mut directory, both(), &[(300, Some(2))], 0);
+        look(&mut directory, both(), &[(200, Some(2))], 1);
+        assert_eq!(directory.find(SandboxRef::Id(id(2))), Whereabouts::On(node(2)), "written last");
+        assert_eq!(look(&mut directory, versions(&[(300, 3, 1)]), &[], 2), [id(2)]);
+        assert_eq!(directory.find(SandboxRef::Id(id(2))), Whereabouts::On(node(3)));
+        assert_eq!(directory.location(&id(2)).and_then(|location| location.left_ms), None);
+        assert_eq!(look(&mut directory, versions(&[]), &[], 3), [id(2)]);
+        assert_eq!(
+            directory.find(SandboxRef::Id(id(2))),
+            Whereabouts::On(node(3)),
+            "it was there last"
+        );
     }
 
     #[test]
     fn container_of_an_earlier_attempt_that_is_read_later_hides_nothing() {
-        let mut seen = seen();
+        let mut directory = directory();
         let both = || versions(&[(200, 2, 1), (300, 3, 2)]);
-        look(&mut seen, both(), &[(300, Some(2)), (200, Some(2))], 0);
-        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(3)));
-        assert_eq!(look(&mut seen, versions(&[(300, 3, 2)]), &[], 1), []);
-        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(3)));
+        look(&mut directory, both(), &[(300, Some(2)), (200, Some(2))], 0);
+        assert_eq!(directory.find(SandboxRef::Id(id(2))), Whereabouts::On(node(3)));
+        assert_eq!(look(&mut directory, versions(&[(300, 3, 2)]), &[], 1), []);
+        assert_eq!(directory.find(SandboxRef::Id(id(2))), Whereabouts::On(node(3)));
     }
 
     /// A container that exists becomes a sandbox, or is released, by a new line in its config.
     #[test]
     fn config_is_read_again_as_soon_as_it_is_written() {
-        let mut seen = seen();
+        let mut directory = directory();
         let before = || versions(&[(200, 2, 7), (201, 2, 8)]);
-        look(&mut seen, before(), &[(200, None), (201, None)], 0);
-        seen.apply(before(), 1);
-        assert!(unread(&seen, 1).is_empty() && !seen.is_behind());
-        seen.apply(versions(&[(200, 2, 9), (201, 2, 8)]), 2);
-        assert_eq!((unread(&seen, 2), seen.is_behind()), (vec![200], true));
+        look(&mut directory, before(), &[(200, None), (201, None)], 0);
+        directory.apply(before(), 1);
+        assert!(unread(&directory, 1).is_empty() && !directory.is_behind());
+        directory.apply(versions(&[(200, 2, 9), (201, 2, 8)]), 2);
+        assert_eq!((unread(&directory, 2), directory.is_behind()), (vec![200], true));
         let adopted = versions(&[(200, 2, 9), (201, 2, 8)]);
-        assert_eq!(look(&mut seen, adopted, &[(200, Some(2))], 3), [id(2)]);
-        assert_eq!(seen.find(SandboxRef::Id(id(2))), Place::On(node(2)));
-        assert!(!seen.is_behind());
+        assert_eq!(look(&mut directory, adopted, &[(200, Some(2))], 3), [id(2)]);
+        assert_eq!(directory.find(SandboxRef::Id(id(2))), Whereabouts::On(node(2)));
+        assert!(!directory.is_behind());
         // On another node it is another file. After a start of pmxcfs all have other numbers.
-        seen.apply(versions(&[(200, 3, 9), (201, 2, 8)]), 4);
-        assert_eq!(unread(&seen, 4), [200]);
-        seen.apply(versions(&[(200, 2, 1), (201, 2, 2)]), 5);
-        assert_eq!(unread(&seen, 5), [201, 200]);
+        directory.apply(versions(&[(200, 3, 9), (201, 2, 8)]), 4);
+        assert_eq!(unread(&directory, 4), [200]);
+        directory.apply(versions(&[(200, 2, 1), (201, 2, 2)]), 5);
+        assert_eq!(unread(&directory, 5), [201, 200]);
     }
 
     #[test]
     fn config_that_changed_last_is_read_first_and_what_was_read_stays_read() {
-        let mut seen = seen();
+        let mut directory = directory();
         let now = || versions(&[(200, 2, 5), (201, 2, 9), (202, 3, 7)]);
-        seen.apply(now(), 0);
-        assert_eq!(unread(&seen, 0), [201, 202, 200]);
-        look(&mut seen, now(), &[(201, Some(1))], 0);
-        assert_eq!((unread(&seen, 0), seen.is_behind()), (vec![202, 200], true));
+        directory.apply(now(), 0);
+        assert_eq!(unread(&directory, 0), [201, 202, 200]);
+        look(&mut directory, now(), &[(201, Some(1))], 0);
+        assert_eq!((unread(&directory, 0), directory.is_behind()), (vec![202, 200], true));
         // Requests by vmid need no mark, and what was read is found.
-        assert_eq!(seen.find(SandboxRef::Vmid(vmid(200))), Place::On(node(2)));
-        assert_eq!(seen.find(SandboxRef::Id(id(1))), Place::On(node(2)));
-        look(&mut seen, now(), &[(200, None), (202, None)], 1);
-        assert!(unread(&seen, 1).is_empty() && !seen.is_behind());
+        assert_eq!(directory.find(SandboxRef::Vmid(vmid(200))), Whereabouts::On(node(2)));
+        assert_eq!(directory.find(SandboxRef::Id(id(1))), Whereabouts::On(node(2)));
+        look(&mut directory, now(), &[(200, None), (202, None)], 1);
+        assert!(unread(&directory, 1).is_empty() && !directory.is_behind());
     }
 
     #[test]
     fn mark_of_a_container_that_has_moved_since_is_not_taken() {
-        let mut seen = seen();
-        seen.apply(cluster(&[(200, 2)]), 0);
-        let config = seen.unread(0).remove(0);
-        seen.apply(cluster(&[(200, 3)]), 1);
-        assert!(seen.note(&config, Some(id(2)), 1).is_empty());
-        assert_eq!(unread(&seen, 1), [200]);
+        let mut directory = directory();
+        directory.apply(cluster(&[(200, 2)]), 0);
+        let config = directory.unread(0).remove(0);
+        directory.apply(cluster(&[(200, 3)]), 1);
+        assert!(directory.note(&config, Some(id(2)), 1).is_empty());
+        assert_eq!(unread(&directory, 1), [200]);
     }
 
     #[test]
     fn configs_of_some_age_are_read_again_a_few_at_a_time() {
-        let mut seen = seen();
+        let mut directory = directory();
         let many = u32::try_from(AGED_MAX).expect("fits") + 1;
         let guests: Vec<_> = (0..many).map(|number| (100 + number, 2)).collect();
         let marks: Vec<_> = guests.iter().map(|(guest, _)| (*guest, None)).collect();
-        look(&mut seen, cluster(&guests), &marks, 0);
-        assert!(unread(&seen, AGE_MS - 1).is_empty());
-        look(&mut seen, cluster(&guests), &marks, AGE_MS);
-        assert_eq!(unread(&seen, AGE_MS), [99 + many]);
-        assert!(!seen.is_behind(), "they were read");
+        look(&mut directory, cluster(&guests), &marks, 0);
+        assert!(unread(&directory, AGE_MS - 1).is_empty());
+        look(&mut directory, cluster(&guests), &marks, AGE_MS);
+        assert_eq!(unread(&directory, AGE_MS), [99 + many]);
+        assert!(!directory.is_behind(), "they were read");
         // One that has changed comes before all of them.
         let changed = versions(&[&[(100, 2, 2)][..], &of_version_one(&guests[1..])].concat());
-        seen.apply(changed, AGE_MS);
-        assert_eq!(unread(&seen, AGE_MS), [100, 99 + many]);
+        directory.apply(changed, AGE_MS);
+        assert_eq!(unread(&directory, AGE_MS), [100, 99 + many]);
     }
 
     #[test]
     fn remembered_sandbox_is_found_after_a_restart() {
-        let there = Sighting { vmid: vmid(200), node: node(2), left_ms: None };
-        let mut seen = Seen::new(node(1), [(id(2), there)]);
-        assert_eq!(look(&mut seen, cluster(&[]), &[], 9), [id(2)]);
-        assert_eq!(seen.find(SandboxRef::Vmid(vmid(200))), Place::On(node(2)));
-        assert_eq!(seen.sighting(&id(2)).and_then(|s| s.left_ms), Some(9));
+        let there = Location { vmid: vmid(200), node: node(2), left_ms: None };
+        let mut directory = PeerDirectory::new(node(1), [(id(2), there)]);
+        assert_eq!(look(&mut directory, cluster(&[]), &[], 9), [id(2)]);
+        assert_eq!(directory.find(SandboxRef::Vmid(vmid(200))), Whereabouts::On(node(2)));
+        assert_eq!(directory.location(&id(2)).and_then(|s| s.left_ms), Some(9));
     }
 
     #[test]
@@ -471,17 +484,17 @@ mod tests {
             let id = SandboxId::new(n.into(), &[0, 0, 0, 0, 0, 0, 0, a, b, c]);
             (
                 id,
-                Sighting {
+                Location {
                     vmid: vmid(100 + n),
                     node: node(2),
                     left_ms: Some(1_000 + u64::from(n)),
                 },
             )
         });
-        let mut seen = Seen::new(node(1), remembered);
-        seen.apply(cluster(&[]), 2_000);
-        assert_eq!(seen.sightings().count(), LEFT_MAX);
-        assert_eq!(seen.find(SandboxRef::Vmid(vmid(109))), Place::Nowhere);
-        assert_eq!(seen.find(SandboxRef::Vmid(vmid(110))), Place::On(node(2)));
+        let mut directory = PeerDirectory::new(node(1), remembered);
+        directory.apply(cluster(&[]), 2_000);
+        assert_eq!(directory.locations().count(), LEFT_MAX);
+        assert_eq!(directory.find(SandboxRef::Vmid(vmid(109))), Whereabouts::Nowhere);
+        assert_eq!(directory.find(SandboxRef::Vmid(vmid(110))), Whereabouts::On(node(2)));
     }
 }

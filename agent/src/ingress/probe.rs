@@ -35,6 +35,7 @@ const REMEMBERED_MAX: usize = 4096;
 /// Result of a connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
+    /// Something listens.
     Open,
     /// Nothing listens: the connection was refused.
     Refused,
@@ -64,6 +65,7 @@ struct Addresses {
 }
 
 impl Probe {
+    /// Returns whether something listens there; answers are shared, and remembered for a moment.
     pub async fn ask(&self, address: SocketAddr) -> Answer {
         let now = Instant::now();
         let cell = {

@@ -23,6 +23,7 @@ const EXPLANATION_MAX: usize = 600;
 pub struct Caddy {
     /// Its path.
     pub path: PathBuf,
+    /// Runner of its commands.
     pub runner: Runner,
     /// User and group that Caddy runs as; `None`: those of this process.
     pub user: Option<(u32, u32)>,

@@ -8,23 +8,28 @@ use proto::{
     name::Port,
 };
 
-use super::{OpenPort, Owner, Routes, State, Target, owner_resolver::Owners};
+use super::{OpenPort, Owner, Routes, State, Target, owner_resolver::OwnerResolver};
 use crate::{
     journal::{GuardedPort, Phase, Record},
     name_directory::NameDirectory,
     sandbox::{Known, Sandboxes, Tombstone, Wake},
 };
 
+/// Routes by the sandboxes of this node, and by the owners and names of all others.
 #[derive(Debug)]
 pub struct NodeRoutes {
     sandboxes: Arc<Sandboxes>,
-    owners: Arc<Owners>,
+    owners: Arc<OwnerResolver>,
     names: Arc<NameDirectory>,
 }
 
 impl NodeRoutes {
     /// Combines the sandboxes of this node with the owners and the names of all others.
-    pub fn new(sandboxes: Arc<Sandboxes>, owners: Arc<Owners>, names: Arc<NameDirectory>) -> Self {
+    pub fn new(
+        sandboxes: Arc<Sandboxes>,
+        owners: Arc<OwnerResolver>,
+        names: Arc<NameDirectory>,
+    ) -> Self {
         Self { sandboxes, owners, names }
     }
 }
@@ -158,7 +163,7 @@ mod tests {
         let sources = Sources { root: dir.to_owned(), memory: dir.join("owners"), peer_port: 8481 };
         let clock = Arc::clone(&node.clock) as Arc<dyn crate::clock::Clock>;
         let pve = node.cluster.node(&node.name);
-        let owners = Arc::new(Owners::new(pve, clock, sources));
+        let owners = Arc::new(OwnerResolver::new(pve, clock, sources));
         let names = Arc::new(NameDirectory::load(dir.join("names")));
         (NodeRoutes::new(Arc::clone(&node.sandboxes), owners, Arc::clone(&names)), names)
     }

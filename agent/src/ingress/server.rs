@@ -8,7 +8,10 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use daemon::keyed_count::{Counted, KeyedCount};
+use daemon::{
+    keyed_count::{Counted, KeyedCount},
+    seldom::Seldom,
+};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{
@@ -66,10 +69,14 @@ const HEADERS_MAX: usize = 512;
 const TOO_MANY: &str =
     "too many requests wait for this sandbox, others of its team, or sandboxes of other nodes";
 
+/// Server that answers Caddy's route questions.
 #[derive(Debug)]
 pub struct Ingress {
+    /// Sandboxes, and the nodes that own them.
     pub routes: Arc<dyn Routes>,
+    /// Rules of this node for requests.
     pub rules: Rules,
+    /// Time.
     pub clock: Arc<dyn Clock>,
     /// Proof by which Caddy recognizes this agent.
     pub proof: Proof,
@@ -115,6 +122,7 @@ pub async fn serve(listener: UnixListener, ingress: Arc<Ingress>, stop: Cancella
     let questions = TaskTracker::new();
     let asked = Asked::default();
     let slots = Arc::new(Semaphore::new(QUESTIONS_MAX));
+    let refused = Seldom::new();
     while let Some(accepted) = stop.run_until_cancelled(accept(&listener, &slots)).await {
         match accepted {
             Ok((stream, slot)) => {
@@ -125,7 +133,9 @@ pub async fn serve(listener: UnixListener, ingress: Arc<Ingress>, stop: Cancella
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "a route question could not be accepted");
+                if let Some(left_out) = refused.admit() {
+                    tracing::warn!(%error, left_out, "a route question could not be accepted");
+                }
                 // Most likely out of descriptors: wait until some are released.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -358,7 +368,7 @@ impl Ingress {
             Verdict::Unavailable(Unavailable::Stopped) => later("this sandbox is stopped"),
             Verdict::Unavailable(Unavailable::NodeDown(node)) => {
                 // Who asks is unknown yet, and the names of nodes are for operators.
-                tracing::debug!(%node, "a sandbox was asked for whose node is down");
+                tracing::debug!(%node, "a request was for a sandbox whose node is down");
                 later("the node of this sandbox is down")
             }
             Verdict::Unavailable(Unavailable::Blind) => {

@@ -14,6 +14,7 @@ use super::{decide::Domain, version::Generation};
 /// Settings of Caddy's configuration.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Domain of the sandboxes' host names.
     pub domain: Domain,
     /// Addresses where clients reach Caddy; behind a tunnel, a port of loopback.
     pub public: Vec<SocketAddr>,
@@ -159,6 +160,7 @@ impl fmt::Display for Word {
 pub struct Text(String);
 
 impl Text {
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -182,6 +184,7 @@ impl FromStr for Text {
 pub struct PlainPath(String);
 
 impl PlainPath {
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -71,7 +71,9 @@ pub struct Record {
 /// View of the services, and of what Caddy should run with.
 #[derive(Debug)]
 pub struct View<'a> {
+    /// First of the two services.
     pub blue: Service,
+    /// Second one.
     pub green: Service,
     /// Whether a boot starts Caddy: an operator who has disabled the service wants none.
     pub enabled: bool,

@@ -101,6 +101,7 @@ fn has_bridge(file: &File, paths: &bridge::Paths, net: &Path) -> bool {
         Ok(Plan::Named(_)) => true,
         Ok(Plan::Make(bridge)) => {
             bridge::made(paths).as_ref() == Some(&bridge.name)
+                && paths.nat().exists()
                 && file.network.bridge.as_ref() == Some(&bridge.name)
                 && is_up(&bridge, roots)
         }

@@ -15,7 +15,7 @@ mod settings;
 use std::{
     fs::DirBuilder,
     io::{self, ErrorKind},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
@@ -25,6 +25,7 @@ use daemon::{
     replace::{Access, replace},
     text,
 };
+use data_encoding::HEXLOWER_PERMISSIVE;
 use proto::{name::NodeName, sandbox::v1::JoinRequest, secret::Secret};
 use tokio::time::{Duration, Instant, sleep};
 
@@ -38,6 +39,10 @@ use crate::{
 
 /// Default port of the agent.
 const PORT: u16 = 7445;
+/// Default listen address of the agent.
+const ALL_IPV4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), PORT);
+/// Listen address for a node that is reached by IPv6. Linux has it serve IPv4, too.
+const ALL: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), PORT);
 /// Longest wait for a renewal of the certificates, which takes milliseconds, and the pause between two tries.
 const LOCK: Duration = Duration::from_secs(10);
 const LOCK_AGAIN: Duration = Duration::from_millis(100);
@@ -86,6 +91,19 @@ pub enum Error {
         "this node has not joined, and its token is still good: the sandboxes' bridge cannot be made"
     )]
     Bridge(#[from] bridge::Error),
+    /// The agent would not listen where the controller reaches the node. Nothing was done yet.
+    #[error(
+        "this node has not joined, and its token is still good: the controller is to reach its agent at {ip}, where listen = \
+         \"{listen}\" in agent.toml serves nothing: set listen = \"[::]:{}\", which serves IPv6 and IPv4, or name another \
+         address of this node with --address",
+        .listen.port()
+    )]
+    Listen {
+        /// Setting of the operator.
+        listen: SocketAddr,
+        /// Address of the node.
+        ip: IpAddr,
+    },
     /// The node's name is not known.
     #[error("the name of this node is not known: give it with --node")]
     Name(#[source] detect::Undecided),
@@ -104,15 +122,9 @@ pub struct Done(pub Vec<String>);
 /// Fingerprint of a CA in hex, with or without colons.
 fn fingerprint(text: &str) -> Result<[u8; 32], Error> {
     let invalid = || Error::Line("--ca-sha256 must be 64 hexadecimal digits".to_owned());
-    let digits: Vec<u32> =
-        text.chars().filter(|c| *c != ':').map_while(|c| c.to_digit(16)).collect();
-    let bytes = digits.chunks_exact(2).filter_map(|pair| match pair {
-        [high, low] => u8::try_from(high * 16 + low).ok(),
-        _ => None,
-    });
-    let whole = text.chars().filter(|c| *c != ':').count() == 64;
-    let bytes: Vec<u8> = bytes.collect();
-    bytes.try_into().ok().filter(|_| whole).ok_or_else(invalid)
+    let digits = text.replace(':', "");
+    let bytes = HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).map_err(|_| invalid())?;
+    bytes.try_into().map_err(|_| invalid())
 }
 
 /// Returns `host:port` of a controller's address.
@@ -146,7 +158,7 @@ pub async fn run(line: &Line, paths: &bridge::Paths, net: &Path) -> Result<Done,
         Some(name) => name,
         None => identity.map(|identity| identity.node).map_err(Error::Name)?,
     };
-    let listen = config.listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], PORT)));
+    let listen = config.listen.unwrap_or(ALL_IPV4);
     let ip = match line.address {
         Some(address) => address,
         None if !listen.ip().is_unspecified() => listen.ip(),
@@ -171,7 +183,10 @@ pub async fn run(line: &Line, paths: &bridge::Paths, net: &Path) -> Result<Done,
         let done = format!("{name} has joined {controller} already with this token");
         return Ok(Done(vec![done]));
     }
-    // Before the token is used: only a join changes the network of the sandboxes.
+    // Before the token is used: what the operator has set is not changed here.
+    let new_listen =
+        listen_for(config.listen, ip).map_err(|listen| Error::Listen { listen, ip })?;
+    // Nor afterwards: only a join changes the network of the sandboxes.
     if !line.no_bridge {
         bridge::check(line.pool, paths, net)?;
     }
@@ -206,8 +221,8 @@ pub async fn run(line: &Line, paths: &bridge::Paths, net: &Path) -> Result<Done,
     // The other nodes dial the address that the cluster has for this one.
     let member = detect::cluster(roots).members.get(&name).and_then(|member| member.ip);
     // Before the certificates: with the agent's own, which comes last, the join is complete.
-    let written =
-        settings::complete(path, &config, &answer, member.unwrap_or(ip), line.pool.is_some());
+    let own = settings::Own { ip: member.unwrap_or(ip), listen: new_listen };
+    let written = settings::complete(path, &config, &answer, own, line.pool.is_some());
     done.extend(written.map_err(|error| Error::File(path.to_owned(), error))?);
     let note = note(&words, &answer.agent_certificate);
     let noted = replace(&pairs.note(), note.as_bytes(), Access::PRIVATE);
@@ -220,6 +235,20 @@ pub async fn run(line: &Line, paths: &bridge::Paths, net: &Path) -> Result<Done,
         done.push(format!("wrote {} and its key", files.certificate.display()));
     }
     Ok(Done(done))
+}
+
+/// Decides whether the agent needs another listen address, because the controller is to reach it at `ip`. Pure.
+///
+/// # Errors
+/// With the setting of the operator, if it serves none of that family.
+fn listen_for(set: Option<SocketAddr>, ip: IpAddr) -> Result<Option<SocketAddr>, SocketAddr> {
+    let listen = set.unwrap_or(ALL_IPV4);
+    let serves_both = listen.is_ipv6() && listen.ip().is_unspecified();
+    match set {
+        _ if serves_both || listen.is_ipv4() == ip.to_canonical().is_ipv4() => Ok(None),
+        Some(set) => Err(set),
+        None => Ok(Some(ALL)),
+    }
 }
 
 /// Returns the words of a line that what it asks for depends on. `id`: its token, without the secret.
@@ -332,6 +361,38 @@ mod tests {
         let pool = Line { pool: "10.100.3.0/24".parse().ok(), ..line };
         assert_ne!(words(&address, "pvesj_abc"), words(&pool, "pvesj_abc"));
         assert_eq!(words(&address, "pvesj_abc"), "pvesj_abc --address 10.0.0.3");
+    }
+
+    #[test]
+    fn agent_of_a_node_that_is_reached_by_ipv6_listens_there_unless_the_operator_has_set_otherwise()
+    {
+        let decided = |set: &str, ip: &str| {
+            let set = (!set.is_empty()).then(|| set.parse().expect("an address"));
+            listen_for(set, ip.parse().expect("an address"))
+        };
+        let (set, all) = ("0.0.0.0:7445", "[::]:7445");
+        assert_eq!(decided("", "2001:db8::3"), Ok(Some(all.parse().expect("an address"))));
+        assert_eq!(decided(set, "2001:db8::3"), Err(set.parse().expect("an address")));
+        for (set, ip) in [
+            ("", "10.0.0.3"),
+            ("", "::ffff:10.0.0.3"),
+            (set, "10.0.0.3"),
+            (all, "2001:db8::3"),
+            (all, "10.0.0.3"),
+            ("[2001:db8::3]:7445", "2001:db8::3"),
+        ] {
+            assert_eq!(decided(set, ip), Ok(None), "{set:?} at {ip}");
+        }
+        decided("[2001:db8::3]:7445", "10.0.0.3").expect_err("no IPv4");
+    }
+
+    #[tokio::test]
+    async fn every_address_of_ipv6_serves_ipv4_too() {
+        // As the agent listens.
+        let listener = tokio::net::TcpListener::bind((ALL.ip(), 0)).await.expect("IPv6");
+        let port = listener.local_addr().expect("bound").port();
+        tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("by IPv4");
+        tokio::net::TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.expect("by IPv6");
     }
 
     #[test]

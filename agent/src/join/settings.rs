@@ -15,8 +15,17 @@ use crate::config::{File, PEER_PORT, edit};
 /// Comment behind `ingress.peer` by which another join knows that it may set it anew. Without it the operator has set it.
 const NOTE: &str = "# set by join";
 
-/// Completes the configuration; returns what was done, for people. `ip`: where the other nodes reach this one.
-/// `pool_given`: the operator has named the pool just now, so it replaces the one in the file.
+/// Addresses of this node.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Own {
+    /// Address where the other nodes reach this one.
+    pub(super) ip: IpAddr,
+    /// Listen address of the agent, where the default does not do.
+    pub(super) listen: Option<SocketAddr>,
+}
+
+/// Completes the configuration; returns what was done, for people. `pool_given`: the operator has named the pool just
+/// now, so it replaces the one in the file.
 ///
 /// # Errors
 /// When the file cannot be read or written.
@@ -24,10 +33,11 @@ pub(super) fn complete(
     path: &Path,
     config: &File,
     answer: &JoinResponse,
-    ip: IpAddr,
+    Own { ip, listen }: Own,
     pool_given: bool,
 ) -> io::Result<Vec<String>> {
     let mut wanted: Vec<(&str, &str, Item)> = Vec::new();
+    wanted.extend(listen.map(|listen| (edit::TOP, "listen", value(listen.to_string()))));
     if config.network.pool.is_none() || pool_given {
         wanted.push(("network", "pool", value(answer.pool.as_str())));
     }
@@ -69,6 +79,11 @@ mod tests {
 
     use super::*;
 
+    /// Addresses of a node whose agent listens where it does by default.
+    fn own(ip: &str) -> Own {
+        Own { ip: ip.parse().expect("address"), listen: None }
+    }
+
     #[test]
     fn missing_settings_are_added_and_the_operators_own_stay() {
         let dir = tempfile::tempdir().expect("tempdir");
@@ -83,8 +98,7 @@ mod tests {
         };
         let complete = |given| {
             let config: File = daemon::config::load(&path).expect("valid");
-            let ip = "10.0.0.3".parse().expect("address");
-            super::complete(&path, &config, &answer, ip, given).expect("completed")
+            super::complete(&path, &config, &answer, own("10.0.0.3"), given).expect("completed")
         };
         assert_eq!(complete(false).len(), 3);
         let after = fs::read_to_string(&path).expect("read");
@@ -109,7 +123,7 @@ mod tests {
         let pool = "10.100.3.0/24".into();
         let answer =
             JoinResponse { pool, domain: "sandbox.test".into(), https: true, ..Default::default() };
-        complete(&path, &config, &answer, ip.parse().expect("address"), false).expect("completed");
+        complete(&path, &config, &answer, own(ip), false).expect("completed");
         fs::read_to_string(&path).expect("read")
     }
 
@@ -142,9 +156,11 @@ mod tests {
         fs::copy(packaged, &path).expect("copied");
         let config: File = daemon::config::load(&path).expect("valid");
         let answer = JoinResponse { pool: "10.100.3.0/24".into(), ..JoinResponse::default() };
-        let ip = "10.0.0.3".parse().expect("address");
-        complete(&path, &config, &answer, ip, false).expect("completed");
+        let listen = "[::]:7445".parse().ok();
+        complete(&path, &config, &answer, Own { listen, ..own("2001:db8::3") }, false)
+            .expect("completed");
         let config: File = daemon::config::load(&path).expect("valid");
         assert!(config.network.pool.is_some() && config.ingress.domain.is_none());
+        assert_eq!(config.listen, listen, "above the first table");
     }
 }

@@ -31,6 +31,10 @@ pub struct Access {
     pub key: Option<AccessKey>,
     /// Rule by which ports are opened as soon as something listens on them; `None`: none are.
     pub listen: Option<ListenRule>,
+    /// Ports whose open connections are still to be cut, each with the number of its last closing. Written with the
+    /// closing and removed after the cut, so that the next agent cuts what a crash in between has left. The version
+    /// before ignores them.
+    pub pending_cuts: BTreeMap<Port, u64>,
 }
 
 /// Open port that not everybody reaches.
@@ -93,7 +97,8 @@ impl Record {
     }
 
     /// Opens a port under one more name. All its names share its visibility: `wanted`, or what it has, or
-    /// `default`. With another one than before, its credentials are void.
+    /// `default`. With another one than before, its credentials are void, and its connections are to be cut unless
+    /// everybody may be there.
     pub fn open(
         &mut self,
         (name, port): (ServiceName, Port),
@@ -106,11 +111,17 @@ impl Record {
         let mut names: BTreeSet<_> = self.close(port).into_keys().collect();
         names.insert(name);
         if visibility == Visibility::Public {
+            // Whoever connects from now on may be there.
+            self.access.pending_cuts.remove(&port);
             self.services.extend(names.into_iter().map(|name| (name, port)));
             return;
         }
         let kept = generation.filter(|_| before == Some(visibility));
         let generation = kept.unwrap_or_else(|| self.next_generation());
+        // Those who came in under the old rule have no place under the new one.
+        if before.is_some_and(|before| before != visibility) {
+            self.access.pending_cuts.insert(port, generation);
+        }
         self.access.ports.insert(port, GuardedPort { visibility, generation, names });
     }
 
@@ -124,21 +135,33 @@ impl Record {
         closed
     }
 
-    /// Closes every port with this name, under all of its names, because a caller wants it. Returns the names with
-    /// their ports.
+    /// Closes every port with this name, under all of its names, because a caller wants it. Their connections are to
+    /// be cut. Returns the names with their ports.
     pub fn close_named(&mut self, name: &ServiceName) -> Vec<(ServiceName, Port)> {
         let guarded = self.access.ports.iter().filter(|(_, port)| port.names.contains(name));
         let guarded = guarded.map(|(port, _)| *port);
         let ports: BTreeSet<_> = guarded.chain(self.services.get(name).copied()).collect();
-        ports.iter().for_each(|port| self.note_hidden(*port));
+        for port in &ports {
+            self.note_hidden(*port);
+            let closing = self.next_generation();
+            self.access.pending_cuts.insert(*port, closing);
+        }
         ports.into_iter().flat_map(|port| self.close(port)).collect()
     }
 
-    /// Makes all credentials of a port void. A public one has none.
+    /// Makes all credentials of a port void. A public one has none. Its connections are to be cut.
     pub fn revoke(&mut self, port: Port) {
         let generation = self.next_generation();
+        self.access.pending_cuts.insert(port, generation);
         if let Some(guarded) = self.access.ports.get_mut(&port) {
             guarded.generation = generation;
+        }
+    }
+
+    /// Notes that the connections of a port were cut after this closing. A later closing stays pending.
+    pub fn note_cut(&mut self, port: Port, closing: u64) {
+        if self.access.pending_cuts.get(&port) == Some(&closing) {
+            self.access.pending_cuts.remove(&port);
         }
     }
 
@@ -175,5 +198,37 @@ mod tests {
         assert_eq!((record.visibility(port(80)), record.visibility(port(81))), (None, None));
         assert_eq!(record.visibility(port(82)), Some(Visibility::Public));
         assert!(record.close_named(&name("web")).is_empty());
+        let pending: Vec<_> = record.access.pending_cuts.into_keys().collect();
+        assert_eq!(pending, [port(80), port(81)]);
+    }
+
+    #[test]
+    fn every_closing_leaves_a_cut_pending_until_that_closing_is_cut() {
+        use Visibility::{Private, Public, Team};
+        let port = Port::try_from(80).expect("a port");
+        let name = || "web".parse::<ServiceName>().expect("a name");
+        let mut record = Record { services: BTreeMap::new(), ..conformance::record(1) };
+        let expose = |record: &mut Record, wanted| {
+            record.open((name(), port), Some(wanted), Public);
+            record.access.pending_cuts.remove(&port)
+        };
+        assert_eq!(expose(&mut record, Team), None, "nobody was there");
+        assert_eq!(expose(&mut record, Team), None, "nothing has changed");
+        assert_eq!(expose(&mut record, Public), None, "everybody may be there");
+        let guarded = expose(&mut record, Team).expect("fewer may be there");
+        let changed = expose(&mut record, Private).expect("others may be there");
+        record.revoke(port);
+        let revoked = record.access.pending_cuts[&port];
+        record.close_named(&name());
+        let hidden = record.access.pending_cuts[&port];
+        assert!(guarded < changed && changed < revoked && revoked < hidden);
+        record.note_cut(port, revoked);
+        assert_eq!(record.access.pending_cuts.get(&port), Some(&hidden), "a later closing");
+        record.note_cut(port, hidden);
+        assert!(record.access.pending_cuts.is_empty());
+        record.open((name(), port), Some(Team), Public);
+        record.close_named(&name());
+        record.open((name(), port), Some(Public), Public);
+        assert!(record.access.pending_cuts.is_empty(), "everybody may be there again");
     }
 }

@@ -1,6 +1,6 @@
 //! The journal's record of one sandbox: the truth about it.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr, time::Duration};
 
 use daemon::clock::millis;
 use proto::{
@@ -107,6 +107,24 @@ impl Phase {
             | Self::Stopping
             | Self::Stopped => false,
         }
+    }
+}
+
+/// Word for a sentence: "it is ...".
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Creating => "being created",
+            Self::Undoing => "being undone",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Starting => "starting",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Deleting => "being deleted",
+            Self::Deleted => "deleted",
+            Self::Failed => "failed",
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 
 use proto::{id::Vmid, spec::Size};
 
-use super::{CloneOrder, Settings, interface};
+use super::{CloneOrder, Operation, Settings, interface};
 
 /// Command of `pct`.
 #[derive(Debug, Clone)]
@@ -32,8 +32,22 @@ pub enum Command<'a> {
 }
 
 impl Command<'_> {
-    /// Name of the operation, in errors and logs.
-    pub fn op(&self) -> &'static str {
+    /// Operation that the command is for.
+    pub fn op(&self) -> Operation {
+        match self {
+            Self::Clone(_) => Operation::Clone,
+            Self::Set(..) => Operation::Set,
+            Self::Limits(..) => Operation::SetLimits,
+            Self::Resize(..) => Operation::Resize,
+            Self::Start(_) => Operation::Start,
+            Self::Stop(_) => Operation::Stop,
+            Self::Destroy(_) => Operation::Destroy,
+            Self::Unlock(_) => Operation::Unlock,
+        }
+    }
+
+    /// Sub-command of `pct`.
+    fn name(&self) -> &'static str {
         match self {
             Self::Clone(_) => "clone",
             Self::Set(..) | Self::Limits(..) => "set",
@@ -61,7 +75,7 @@ impl Command<'_> {
 
     /// Arguments of `pct`.
     pub fn arguments(&self) -> Vec<OsString> {
-        let mut arguments = vec![self.op().to_owned()];
+        let mut arguments = vec![self.name().to_owned()];
         match self {
             Self::Clone(order) => {
                 arguments.push(order.template.to_string());

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::sys::{
     proc::{children, is_of_the_host, kin, namespace_pids, signal_masks},
-    read,
+    read, tcp_table,
 };
 
 /// Directories of a container's cgroup that are searched for its init at most; it is near the top. More than
@@ -174,16 +174,9 @@ pub fn listeners(proc: &Path, pid: u32) -> Vec<SocketAddr> {
     let net = proc.join(pid.to_string()).join("net");
     let mut found = BTreeSet::new();
     for table in ["tcp", "tcp6"] {
-        // The kernel lists listeners first, so the beginning is enough.
-        let text = read::text(&net.join(table), LISTENERS_BYTES_MAX);
-        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
-        let sockets = TcpNetEntries::from_buf_read(whole.as_bytes(), current_system_info());
-        let sockets = sockets.map(|sockets| sockets.0).unwrap_or_default();
-        let listen = sockets.into_iter().filter(|socket| socket.state == TcpState::Listen);
-        found.extend(listen.map(|socket| {
-            let local = socket.local_address;
-            (local.port(), local.ip())
-        }));
+        let listening = tcp_table::listening(&net.join(table), LISTENERS_BYTES_MAX);
+        let local = listening.iter().map(|socket| socket.local_address);
+        found.extend(local.map(|local| (local.port(), local.ip())));
     }
     found.into_iter().map(|(port, ip)| SocketAddr::new(ip, port)).collect()
 }

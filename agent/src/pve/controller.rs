@@ -38,7 +38,8 @@ impl Hierarchy {
         has.then(|| Self::V2(at.cgroup_root.clone()))
     }
 
-    fn root(&self) -> &Path {
+    /// Returns the top directory.
+    pub(super) fn root(&self) -> &Path {
         match self {
             Self::V1(root) | Self::V2(root) => root,
         }

@@ -87,7 +87,9 @@ pub fn set(at: &HostPaths, known: &KnownDevices, vmid: Vmid, max: IoMax) -> io::
         return Ok(IoLimited::InForce);
     }
     hierarchy.enable(v2, &cgroup.join(FILE));
-    if cgroup.is_dir() && !files.iter().all(|file| cgroup.join(file).exists()) {
+    let has_files = files.iter().all(|file| cgroup.join(file).exists());
+    // Asked afterwards: the cgroup of a boot that failed may be removed just now.
+    if !has_files && cgroup.is_dir() {
         // A kernel without CONFIG_BLK_DEV_THROTTLING has the controller, and none of its limits.
         return Ok(IoLimited::NoController);
     }

@@ -101,7 +101,7 @@ impl Looks {
         };
         let turn = timeout(WAIT, turn).await;
         turn.unwrap_or_else(|_| {
-            tracing::warn!(%vmid, "a look at the container found no place in time");
+            tracing::warn!(%vmid, "no slot came free in time to inspect the container");
             None
         })
     }

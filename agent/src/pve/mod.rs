@@ -6,6 +6,7 @@
 //! the same behaviour.
 
 pub mod block_device;
+mod boot_watch;
 pub mod cgroup;
 pub mod cluster;
 pub mod command;
@@ -17,12 +18,14 @@ pub mod files;
 pub mod forbidden;
 #[cfg(test)]
 mod golden;
+pub mod host_firewall;
 pub mod host_paths;
 pub mod interface;
 pub mod io_limit;
 pub mod known;
 pub mod looks;
 pub mod mark;
+pub mod operation;
 pub mod outcome;
 pub mod ownership;
 pub mod pause_lock;
@@ -39,10 +42,12 @@ pub mod worker;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
+use futures_util::stream::BoxStream;
 use proto::{
     id::{SandboxId, Vmid},
     name::{NodeName, Port},
@@ -55,6 +60,7 @@ pub use interface::Link;
 pub use io_limit::{IoLimited, IoMax};
 pub use known::Init;
 pub use mark::Mark;
+pub use operation::Operation;
 pub use process_limit::Limited;
 pub use volume::OwnVolumes;
 
@@ -96,17 +102,27 @@ pub enum ErrorKind {
 type Result<T, E = ErrorKind> = std::result::Result<T, E>;
 
 /// A failed operation on the host.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{op} {vmid} failed: {kind}")]
+#[derive(Debug, Clone)]
 pub struct Error {
-    /// Operation: clone, set, set limits, limit, resize, hand over, start, stop, destroy, unlock, pause lock,
-    /// pause unlock, freeze, thaw, read.
-    pub op: &'static str,
-    /// Container; for a clone, the new one.
-    pub vmid: Vmid,
+    /// Operation that failed.
+    pub op: Operation,
+    /// Container; for a clone, the new one. `None` when the operation is on all of them.
+    pub vmid: Option<Vmid>,
     /// Reason, by what can be done about it.
     pub kind: ErrorKind,
 }
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { op, vmid, kind } = self;
+        match vmid {
+            Some(vmid) => write!(f, "{op} {vmid} failed: {kind}"),
+            None => write!(f, "could not {op}: {kind}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
 
 /// Order to make one linked clone of a template.
 #[derive(Debug, Clone)]
@@ -317,7 +333,12 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// Moves a stopped sandbox container to another node, which is online and sees its volumes: all
     /// of them are on shared storages. Its config is renamed from the one node's directory to the
     /// other's, one atomic step in pmxcfs. A container that is there already is `Ok`.
-    async fn hand_to(&self, vmid: Vmid, owner: &SandboxId, target: &NodeName) -> Result<(), Error>;
+    async fn move_config_to(
+        &self,
+        vmid: Vmid,
+        owner: &SandboxId,
+        target: &NodeName,
+    ) -> Result<(), Error>;
 
     /// Starts a container. `Ok` when its init runs, also when it ran already. Removes the lock of a
     /// pause first.
@@ -330,6 +351,10 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// Limits what a running container reads from and writes to the disks under its volumes; like the
     /// limit on processes, its cgroup forgets it at each boot. Needs neither quorum nor /etc/pve.
     async fn limit_io(&self, vmid: Vmid, max: IoMax) -> Result<IoLimited, Error>;
+
+    /// Marks of the containers that boot from now on, each as soon as its cgroup is there and before its init
+    /// runs. Ends when boots can no longer be watched, and may miss some: also look from time to time.
+    fn boots(&self) -> io::Result<BoxStream<'static, Mark>>;
 
     /// Asks the init of this sandbox's container to shut down, by the signal that `pct shutdown`
     /// sends, and does not wait. `Ok` when it does not run; WrongState while its init does not take

@@ -2,14 +2,15 @@
 //!
 //! The exit code says little (2, 4 and 255 occur for the same error), so the text decides.
 
-use super::{ErrorKind, Result};
+use super::{ErrorKind, Operation, Result};
 use crate::run::Exit;
 
 /// Characters kept of `pct`'s last line at most.
 const TEXT_CHARS_MAX: usize = 500;
 
-/// Translates the end of a command to its result. `op` is the sub-command.
-pub fn judge(op: &str, exit: Exit, stdout: &str, stderr: &str) -> Result<()> {
+/// Translates the end of a command to its result. `op` is what it was to do; `None` for a command
+/// of which no outcome is special.
+pub fn judge(op: Option<Operation>, exit: Exit, stdout: &str, stderr: &str) -> Result<()> {
     if exit == Exit::Code(0) {
         return Ok(());
     }
@@ -18,16 +19,16 @@ pub fn judge(op: &str, exit: Exit, stdout: &str, stderr: &str) -> Result<()> {
         Exit::Signal(signal) => format!("pct was ended by signal {signal} and said nothing"),
     });
     // `pct` itself says only "startup for container 'N' failed"; LXC has said why before.
-    if op == "start" && text.starts_with("startup for container") {
+    if op == Some(Operation::Start) && text.starts_with("startup for container") {
         for line in lines_of_lxc(stdout) {
             text = format!("{text}; {line}");
         }
     }
     match (op, kind(op, stdout, stderr)) {
         // The requested state was reached before.
-        ("start", Some(Kind::Running))
-        | ("stop", Some(Kind::NotRunning))
-        | ("unlock", Some(Kind::NotLocked)) => Ok(()),
+        (Some(Operation::Start), Some(Kind::Running))
+        | (Some(Operation::Stop), Some(Kind::NotRunning))
+        | (Some(Operation::Unlock), Some(Kind::NotLocked)) => Ok(()),
         (_, Some(Kind::Taken)) => Err(ErrorKind::VmidTaken(text)),
         (_, Some(Kind::Missing)) => Err(ErrorKind::NotFound(text)),
         (_, Some(Kind::Locked)) => Err(ErrorKind::Locked(text)),
@@ -87,11 +88,11 @@ const ROWS: &[(&[&str], Kind)] = &[
 /// Signs of a full storage in the stdout of a worker's helpers; the second is a full btrfs.
 const FULL: &[&str] = &["No space left on device", "can't read superblock on"];
 
-fn kind(op: &str, stdout: &str, stderr: &str) -> Option<Kind> {
+fn kind(op: Option<Operation>, stdout: &str, stderr: &str) -> Option<Kind> {
     let says = |line: &str, words: &[&str]| words.iter().all(|word| line.contains(word));
     let row = ROWS.iter().find(|(words, _)| stderr.lines().any(|line| says(line, words)));
     // Checked for clones only: the stdout of other commands may contain a hook script's output.
-    let full = op == "clone" && FULL.iter().any(|word| stdout.contains(word));
+    let full = op == Some(Operation::Clone) && FULL.iter().any(|word| stdout.contains(word));
     row.map(|(_, kind)| *kind).or_else(|| full.then_some(Kind::Full))
 }
 
@@ -142,11 +143,11 @@ mod tests {
     use super::*;
 
     fn check(block: &str) {
-        let (mut op, mut stdout, mut stderr) = ("", String::new(), String::new());
+        let (mut op, mut stdout, mut stderr) = (None, String::new(), String::new());
         let (mut exit, mut expected) = (Exit::Code(0), "");
         for line in block.lines() {
             if let Some(command) = line.strip_prefix("$ pct ") {
-                op = command.split(' ').next().unwrap_or("");
+                op = command.split(' ').next().and_then(Operation::of_pct);
             } else if let Some(text) = line.strip_prefix("out| ") {
                 stdout += &format!("{text}\n");
             } else if let Some(text) = line.strip_prefix("err| ") {
@@ -197,8 +198,9 @@ mod tests {
             "hook 302 pre-start\nlxc_setup: 1 one\nsync_wait: 34 two\nvm 302 - unable to parse\n\
              lxc-start: 302: ../src/lxc/start.c: lxc_spawn: 3 three\n{long}\n__lxc_start: 2119 last\n"
         );
-        let fail = |op, stderr| judge(op, Exit::Code(255), &stdout, stderr);
-        let Err(ErrorKind::Failed(text)) = fail("start", "startup for container '302' failed\n")
+        let fail = |op, stderr| judge(Some(op), Exit::Code(255), &stdout, stderr);
+        let Err(ErrorKind::Failed(text)) =
+            fail(Operation::Start, "startup for container '302' failed\n")
         else {
             panic!("it failed")
         };
@@ -209,16 +211,18 @@ mod tests {
         assert_eq!(parts[4], "__lxc_start: 2119 last");
         assert!(!text.contains(|c: char| c.is_control() || c == '\u{202e}'), "{text:?}");
         for other in ["CT is locked (backup)", "bridge 'vmbr77' does not exist"] {
-            let error = fail("start", other).expect_err("failed");
+            let error = fail(Operation::Start, other).expect_err("failed");
             assert!(!error.to_string().contains("two"), "{error}");
         }
-        let error = fail("stop", "startup for container '302' failed").expect_err("failed");
+        let error = fail(Operation::Stop, "startup for container '302' failed");
+        let error = error.expect_err("failed");
         assert!(!error.to_string().contains("two"), "{error}");
     }
 
     #[test]
     fn failure_text_is_one_short_line() {
-        let kind = judge("set", Exit::Code(255), "", &"\u{1b}[1m\u{7}é".repeat(1000));
+        let stderr = "\u{1b}[1m\u{7}é".repeat(1000);
+        let kind = judge(Some(Operation::Set), Exit::Code(255), "", &stderr);
         let Err(ErrorKind::Failed(text)) = kind else { panic!("{kind:?}") };
         assert!(text.chars().count() == TEXT_CHARS_MAX && !text.contains('\u{7}'));
     }

@@ -13,6 +13,14 @@ pub const GUESTS: &str = ".vmlist";
 /// File under the root that defines the storages.
 pub const STORAGES: &str = "storage.cfg";
 
+/// File under the root with the firewall of the cluster.
+pub const FIREWALL: &str = "firewall/cluster.fw";
+
+/// Path under the root of the firewall of one node.
+pub fn host_firewall(node: &NodeName) -> PathBuf {
+    Path::new("nodes").join(node.as_str()).join("host.fw")
+}
+
 /// Directory under the root with the configs of a node's containers.
 pub fn configs(node: &NodeName) -> PathBuf {
     Path::new("nodes").join(node.as_str()).join("lxc")

@@ -43,13 +43,18 @@ pub fn set(at: &HostPaths, vmid: Vmid, max: u32) -> io::Result<Limited> {
     if cgroups.exists() {
         put(&cgroups, CGROUPS_MAX)?;
     }
-    let Some(hierarchy) = Hierarchy::find(at, CONTROLLER, CONTROLLER) else {
+    let Some(hierarchy) = hierarchy(at) else {
         return Ok(Limited::NoController);
     };
     let file = hierarchy.of_container(vmid).join(FILE);
     hierarchy.enable(CONTROLLER, &file);
     put(&file, max)?;
     Ok(Limited::InForce)
+}
+
+/// Finds the hierarchy that limits processes; `None` where the kernel of this host has none.
+pub(super) fn hierarchy(at: &HostPaths) -> Option<Hierarchy> {
+    Hierarchy::find(at, CONTROLLER, CONTROLLER)
 }
 
 fn put(file: &Path, max: u32) -> io::Result<()> {
@@ -62,7 +67,7 @@ fn put(file: &Path, max: u32) -> io::Result<()> {
 
 /// True when the kernel of this host has the controller.
 pub fn can_limit(at: &HostPaths) -> bool {
-    Hierarchy::find(at, CONTROLLER, CONTROLLER).is_some()
+    hierarchy(at).is_some()
 }
 
 #[cfg(test)]

@@ -46,6 +46,27 @@ impl FromStr for TemplateMark {
     type Err = NotAMark;
 
     fn from_str(line: &str) -> Result<Self, NotAMark> {
+        let mark = Self::with_any_name(line)?;
+        (!mark.snapshot.is_reserved()).then_some(mark).ok_or(NotAMark)
+    }
+}
+
+impl TemplateMark {
+    /// Finds the mark in a (decoded) description. `None` when there are two: somebody edited it.
+    pub fn find(description: &str) -> Option<Self> {
+        let mut marks = description.lines().filter_map(|line| line.parse().ok());
+        let mark = marks.next()?;
+        marks.next().is_none().then_some(mark)
+    }
+
+    /// Finds the snapshot of a line that is no mark only because no template may have this name.
+    pub fn reserved(description: &str) -> Option<SnapshotId> {
+        let marks = description.lines().filter_map(|line| Self::with_any_name(line).ok());
+        marks.map(|mark| mark.snapshot).find(SnapshotId::is_reserved)
+    }
+
+    /// Reads a line, also with a name that no template may have.
+    fn with_any_name(line: &str) -> Result<Self, NotAMark> {
         let mut words = line.trim().split(' ');
         if words.next() != Some(HEAD) {
             return Err(NotAMark);
@@ -67,21 +88,12 @@ impl FromStr for TemplateMark {
             }
             None => None,
         };
-        let snapshot = field("snapshot")?.parse().map_err(|_| NotAMark)?;
+        let snapshot: SnapshotId = field("snapshot")?.parse().map_err(|_| NotAMark)?;
         let cores = field("cores")?.parse().map_err(|_| NotAMark)?;
         let memory_mib = field("memory_mib")?.parse().map_err(|_| NotAMark)?;
         let fits =
             (1..=limit::CORES_MAX).contains(&cores) && limit::MEMORY_MIB.contains(&memory_mib);
         fits.then_some(Self { snapshot, cores, memory_mib, http }).ok_or(NotAMark)
-    }
-}
-
-impl TemplateMark {
-    /// Finds the mark in a (decoded) description. `None` when there are two: somebody edited it.
-    pub fn find(description: &str) -> Option<Self> {
-        let mut marks = description.lines().filter_map(|line| line.parse().ok());
-        let mark = marks.next()?;
-        marks.next().is_none().then_some(mark)
     }
 }
 
@@ -110,6 +122,11 @@ mod tests {
         assert_eq!(TemplateMark::find(UNFINISHED), None);
         let none = mark(None).to_string().replace("cores=2", "cores=0");
         assert_eq!(TemplateMark::find(&none), None, "no size of a sandbox");
+        let reserved = mark(None).to_string().replace("debian-12", SnapshotId::ADOPTED);
+        assert_eq!(TemplateMark::find(&reserved), None, "a name that no template may have");
+        let name = TemplateMark::reserved(&format!("a note\n{reserved}"));
+        assert_eq!(name.as_ref().map(SnapshotId::as_str), Some(SnapshotId::ADOPTED));
+        assert_eq!(TemplateMark::reserved(&format!("{}\n{none}", mark(None))), None);
         assert!(!super::super::Mark::resembles(UNFINISHED), "no sandbox");
     }
 

@@ -18,6 +18,7 @@ use crate::sandbox::{
 };
 pub use plan::{Action, Intended, plan};
 
+/// Settings of the reconciler.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Interval between two passes.
@@ -43,6 +44,7 @@ impl Waker {
     }
 }
 
+/// Task that makes the host match the journal.
 #[derive(Debug)]
 pub struct Reconciler {
     sandboxes: Arc<Sandboxes>,
@@ -81,6 +83,7 @@ fn orphan(action: &Action) -> Option<(Option<SandboxId>, Vmid)> {
 }
 
 impl Reconciler {
+    /// Makes the task; `run` runs it.
     pub fn new(sandboxes: Arc<Sandboxes>, options: Options) -> Self {
         Self {
             sandboxes,
@@ -91,6 +94,7 @@ impl Reconciler {
         }
     }
 
+    /// Returns a handle that starts the next pass.
     pub fn waker(&self) -> Waker {
         self.waker.clone()
     }
@@ -112,6 +116,8 @@ impl Reconciler {
     pub async fn pass(&mut self) -> Vec<Action> {
         self.sandboxes.enforce_isolation().await;
         self.sandboxes.enforce_cgroup_limits().await;
+        // What an earlier agent has closed is cut, whether the host can be observed or not.
+        self.sandboxes.resume_cuts().await;
         let observed = match observe::observe(&**self.sandboxes.pve()).await {
             Ok(observed) => observed,
             Err(error) => {

@@ -29,6 +29,7 @@ use std::{
 
 use daemon::{
     keyed_count::{Counted, KeyedCount},
+    seldom::Seldom,
     sync::Mutex,
 };
 use proto::{egress::AllowList, id::SandboxId};
@@ -363,12 +364,15 @@ impl Resolver {
     /// Opens addresses, all that are asked for by then in one change of the host's rules.
     async fn grant(&self) {
         let mut granted = self.granted.lock().await;
-        let mut batch = Vec::new();
+        let (mut batch, unopened) = (Vec::new(), Seldom::new());
         while granted.recv_many(&mut batch, ALL_MAX).await > 0 {
             let all: Vec<_> = batch.iter().flat_map(|(grants, _)| grants.clone()).collect();
             let opened = self.lists.open(&all).await;
-            if let Err(error) = &opened {
-                tracing::warn!(%error, "addresses of allowed names were not opened");
+            // Sandboxes decide how often it is tried.
+            if let Err(error) = &opened
+                && let Some(left_out) = unopened.admit()
+            {
+                tracing::warn!(%error, left_out, "addresses of allowed names were not opened");
             }
             for (grants, told) in batch.drain(..) {
                 let is_open = |grant: &Grant, refused: &Refusals| {

@@ -99,8 +99,8 @@ impl Rpc {
         self.fence(request.epoch).await?;
         let hop = Some(request.ingress_certificate).filter(|pem| !pem.is_empty());
         let restart_ingress = hop.is_some() && !own.reach_caddy();
-        let agent = request.agent_certificate;
-        let installed = spawn_blocking(move || own.install(&agent, hop.as_deref())).await;
+        let (agent, now_ms) = (request.agent_certificate, self.sandboxes.now_ms());
+        let installed = spawn_blocking(move || own.install(&agent, hop.as_deref(), now_ms)).await;
         installed.map_err(failed)?.map_err(failed)?;
         tracing::info!("certificate renewed");
         if restart_ingress {

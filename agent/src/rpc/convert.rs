@@ -1,6 +1,6 @@
 //! Conversions between wire and domain types, by hand: neither knows the other's types.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use proto::{
     agent::v1 as agent,
@@ -9,6 +9,7 @@ use proto::{
     name::{NodeName, Port, ServiceName},
     sandbox::v1 as wire,
     spec::{Egress, Spec},
+    time::timestamp,
     visibility::Visibility,
 };
 
@@ -176,10 +177,6 @@ fn phase(phase: Phase) -> wire::Phase {
         Phase::Deleted => wire::Phase::Deleted,
         Phase::Failed => wire::Phase::Failed,
     }
-}
-
-pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
-    (UNIX_EPOCH + Duration::from_millis(ms)).into()
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use proto::{
     sandbox::v1::{self as wire, exec_request, exec_response, exec_start},
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
@@ -27,8 +27,11 @@ use crate::sandbox::exec::{
 
 /// Longest wait for the first message.
 const FIRST: Duration = Duration::from_secs(10);
-/// Most messages in transit, for each direction.
-const MESSAGES: usize = 4;
+/// Most messages in transit, for each direction. What is behind them waits in the window of its stream.
+const MESSAGES: usize = 1;
+/// Bytes of stdin that the command takes before the controller is told: a message for each key that somebody presses
+/// would cost more than a few bytes that are kept.
+const TOLD_BYTES: u64 = 32 * 1024;
 /// Terminal size unless the caller sets one.
 const WINDOW_DEFAULT: Window = Window { rows: 24, columns: 80 };
 
@@ -113,6 +116,7 @@ pub(super) async fn exec(
         Some(_) | None => return Err(invalid("start", "must be the first message")),
     };
 
+    let taken = started.taken;
     let started = wire::ExecStarted {
         node: sandboxes.pve().node().to_string(),
         boot: started.boot,
@@ -128,7 +132,7 @@ pub(super) async fn exec(
     sandboxes.tasks().spawn(async move {
         // Dropping the outputs hangs up, and also ends the other direction.
         let hung_up = open.hung_up.clone();
-        hung_up.run_until_cancelled(send(started, outputs, what, responses)).await;
+        hung_up.run_until_cancelled(send(started, taken, outputs, what, responses)).await;
         drop(open);
     });
     Ok(Response::new(ReceiverStream::new(stream)))
@@ -185,18 +189,18 @@ fn invalid(what: &'static str, why: &str) -> Status {
     Refusal::from(Invalid::new(what, why)).into()
 }
 
-/// Forwards the caller's messages. An invalid message ends the command. The end of the messages is
-/// the end of its stdin, unless it has a name: another attachment may continue that stdin.
+/// Forwards the caller's messages, and reads one when there is room for it. An invalid message ends the command. The
+/// end of the messages is the end of its stdin, unless it has a name: another attachment may continue that stdin.
 async fn receive(
     mut requests: impl tokio_stream::Stream<Item = Result<agent::ExecRequest, Status>> + Unpin,
     named: bool,
     input: mpsc::Sender<Input>,
     wrong: oneshot::Sender<Status>,
 ) {
-    loop {
+    // Until the command has ended.
+    while let Ok(room) = input.reserve().await {
         let request = tokio::select! {
             biased;
-            // The command has ended.
             () = input.closed() => return,
             request = requests.next() => request.transpose(),
         };
@@ -204,17 +208,25 @@ async fn receive(
             Ok(Some(request)) => input_of(request).map_err(|e| Status::from(Refusal::from(e))),
             Ok(None) if named => return,
             Ok(None) => {
-                drop(input.send(Input::Eof).await);
+                room.send(Input::Eof);
                 return;
             }
             Err(status) => Err(status),
         };
         match message {
-            Ok(message) => {
-                if input.send(message).await.is_err() {
-                    return;
+            // Older controllers send larger pieces.
+            Ok(Input::Stdin(data)) => {
+                let mut pieces = exec::pieces(data);
+                if let Some(first) = pieces.next() {
+                    room.send(Input::Stdin(first));
+                }
+                for piece in pieces {
+                    if input.send(Input::Stdin(piece)).await.is_err() {
+                        return;
+                    }
                 }
             }
+            Ok(message) => room.send(message),
             Err(status) => {
                 // If nobody receives it, the command has ended.
                 drop(wrong.send(status));
@@ -224,16 +236,20 @@ async fn receive(
     }
 }
 
-/// Forwards the command's messages, up to its exit or an error.
+/// Forwards the command's messages, up to its exit or an error, and tells how much of its stdin it has `taken`. Each is
+/// taken when there is room for it.
 async fn send(
     started: wire::ExecStarted,
+    mut taken: watch::Receiver<u64>,
     mut outputs: Outputs,
     wrong: oneshot::Receiver<Status>,
     responses: mpsc::Sender<Result<agent::ExecResponse, Status>>,
 ) {
     let respond = |message| {
-        Ok(agent::ExecResponse { message: Some(wire::ExecResponse { message: Some(message) }) })
+        let message = Some(wire::ExecResponse { message: Some(message) });
+        Ok(agent::ExecResponse { message, ..Default::default() })
     };
+    let mut told = started.stdin_offset;
     let first = respond(exec_response::Message::Started(started));
     if responses.send(first).await.is_err() {
         return;
@@ -246,13 +262,30 @@ async fn send(
         }
     });
     loop {
-        let output = tokio::select! {
+        let room = tokio::select! {
             biased;
-            // The caller is gone.
-            () = responses.closed() => return,
             status = &mut wrong => {
                 drop(responses.send(Err(status)).await);
                 return;
+            }
+            room = responses.reserve() => room,
+        };
+        // The caller is gone.
+        let Ok(room) = room else { return };
+        let output = tokio::select! {
+            biased;
+            () = responses.closed() => return,
+            status = &mut wrong => {
+                room.send(Err(status));
+                return;
+            }
+            Ok(()) = taken.changed() => {
+                let stdin_offset = *taken.borrow_and_update();
+                if stdin_offset.saturating_sub(told) >= TOLD_BYTES {
+                    told = stdin_offset;
+                    room.send(Ok(agent::ExecResponse { stdin_offset, ..Default::default() }));
+                }
+                continue;
             }
             output = outputs.recv() => output,
         };
@@ -277,7 +310,8 @@ async fn send(
                 (Err(Refusal::new(Reason::OutcomeUnknown, lost).into()), true)
             }
         };
-        if responses.send(message).await.is_err() || last {
+        room.send(message);
+        if last {
             return;
         }
     }
@@ -409,6 +443,67 @@ mod tests {
             assert_eq!(inputs.recv().await, wanted, "{named}");
             what.await.expect_err("nothing was wrong");
         }
+    }
+
+    fn stdin(bytes: usize) -> agent::ExecRequest {
+        let stdin = exec_request::Message::Stdin(vec![7; bytes].into());
+        agent::ExecRequest {
+            message: Some(wire::ExecRequest { message: Some(stdin) }),
+            ..Default::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn message_is_read_when_there_is_room_and_one_of_nothing_takes_none() {
+        let (input, mut inputs) = mpsc::channel(MESSAGES);
+        let (wrong, _what) = oneshot::channel();
+        let read = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = Arc::clone(&read);
+        let sent = (0..100).map(|_| stdin(0)).chain([stdin(exec::CHUNK_BYTES_MAX), stdin(1)]);
+        let sent = tokio_stream::iter(sent.map(Ok)).map(move |request| {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            request
+        });
+        let received = tokio::spawn(receive(sent, false, input, wrong));
+        let mut sizes = Vec::new();
+        loop {
+            // The task stands still where it can go no further.
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+            let read = read.load(std::sync::atomic::Ordering::Relaxed);
+            assert!(read <= 101 || sizes.len() >= 4, "{read} with {sizes:?}");
+            match inputs.recv().await {
+                Some(Input::Stdin(bytes)) => sizes.push(bytes.len()),
+                other => break assert_eq!(other, Some(Input::Eof)),
+            }
+        }
+        assert_eq!(sizes, [64 * 1024, 64 * 1024, 64 * 1024, 64 * 1024, 1]);
+        received.await.expect("it ends with the input");
+    }
+
+    #[tokio::test]
+    async fn controller_is_told_how_much_of_stdin_was_taken() {
+        let (taken, takes) = watch::channel(10);
+        let (output, outputs) = mpsc::channel(1);
+        let (_wrong, what) = oneshot::channel();
+        let (responses, mut told) = mpsc::channel(MESSAGES);
+        let started = wire::ExecStarted { stdin_offset: 10, ..Default::default() };
+        let sent = tokio::spawn(send(started, takes, outputs, what, responses));
+        let mut next = async || told.recv().await.expect("goes on").expect("no error");
+        assert!(next().await.message.is_some(), "it has started");
+        for offset in [11, 10 + TOLD_BYTES, 11 + TOLD_BYTES, 10 + 2 * TOLD_BYTES] {
+            taken.send_replace(offset);
+            if (offset - 10) % TOLD_BYTES == 0 {
+                let told = next().await;
+                assert_eq!((told.stdin_offset, told.message), (offset, None));
+            }
+        }
+        output.send(Ok(Output::Stdout("out".into()))).await.expect("taken");
+        assert_eq!(next().await.stdin_offset, 0);
+        drop((taken, output));
+        told.recv().await.expect("an end").expect_err("without an exit");
+        sent.await.expect("it has ended");
     }
 
     #[test]

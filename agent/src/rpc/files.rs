@@ -3,10 +3,11 @@
 use std::{pin::Pin, time::Duration};
 
 use daemon::status::Refusal;
+use data_encoding::HEXLOWER;
 use helper::{FileEntry, FileKind};
 use proto::{
     agent::v1::{self as agent, files_request, files_response},
-    exec::check_owner,
+    exec::{CHUNK_BYTES_MAX, check_owner, pieces},
     id::Invalid,
     sandbox::v1 as wire,
 };
@@ -32,10 +33,8 @@ const PATH_BYTES_MAX: usize = 4095;
 /// Most files of one call, and most bytes of them.
 const FILES_MAX: usize = 1000;
 const FILES_BYTES_MAX: usize = 1536 * 1024;
-/// Most bytes of an archive in one message.
-const DATA_BYTES_MAX: usize = 256 * 1024;
-/// Most messages in transit.
-const MESSAGES: usize = 4;
+/// Most messages in transit. What is behind them waits in the window of its stream.
+const MESSAGES: usize = 1;
 
 pub(super) type Responses =
     Pin<Box<dyn Stream<Item = Result<agent::FilesResponse, Status>> + Send>>;
@@ -129,31 +128,40 @@ async fn pass(
     mut requests: Streaming<agent::FilesRequest>,
     to: mpsc::Sender<Result<bytes::Bytes, Error>>,
 ) {
-    loop {
+    // A message is read when there is room for it.
+    while let Ok(room) = to.reserve().await {
         let message = tokio::select! {
             biased;
             () = to.closed() => return,
             message = requests.message() => message,
         };
-        let bytes =
-            match message {
-                Ok(Some(agent::FilesRequest {
-                    message: Some(files_request::Message::Data(data)),
-                })) if data.len() <= DATA_BYTES_MAX => Ok(data),
-                Ok(Some(_)) => Err(Error::new(
-                    proto::Reason::FieldInvalid,
-                    "data: must be at most 256 KiB, and nothing else may follow",
-                )),
-                Ok(None) => return,
-                Err(status) => Err(Error::new(
-                    proto::Reason::ExecFailed,
-                    format!("the archive broke off: {}", status.message()),
-                )),
-            };
-        let over = bytes.is_err();
-        if to.send(bytes).await.is_err() || over {
-            return;
-        }
+        let error = match message {
+            Ok(Some(agent::FilesRequest { message: Some(files_request::Message::Data(data)) }))
+                if data.len() <= CHUNK_BYTES_MAX =>
+            {
+                let mut pieces = pieces(data);
+                if let Some(first) = pieces.next() {
+                    room.send(Ok(first));
+                }
+                for piece in pieces {
+                    if to.send(Ok(piece)).await.is_err() {
+                        return;
+                    }
+                }
+                continue;
+            }
+            Ok(Some(_)) => Error::new(
+                proto::Reason::FieldInvalid,
+                "data: must be at most 256 KiB, and nothing else may follow",
+            ),
+            Ok(None) => return,
+            Err(status) => Error::new(
+                proto::Reason::ExecFailed,
+                format!("the archive broke off: {}", status.message()),
+            ),
+        };
+        room.send(Err(error));
+        return;
     }
 }
 
@@ -173,8 +181,8 @@ fn page(size: u32, token: String) -> Result<(u32, String), Invalid> {
     if size > ENTRIES_MAX {
         return Err(Invalid::new("page_size", "must be 1 to 5000, or 0 for 5000"));
     }
-    // The name of an entry, in hexadecimal digits.
-    if token.len() > 2 * NAME_BYTES_MAX || !token.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    // The name of an entry, in hex.
+    if token.len() > 2 * NAME_BYTES_MAX || HEXLOWER.decode(token.as_bytes()).is_err() {
         return Err(Invalid::new("page_token", "must be the token of the page before"));
     }
     Ok((size, token))
@@ -230,6 +238,16 @@ fn info(entry: FileEntry) -> wire::FileInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn page_token_of_a_directory_is_the_name_of_an_entry_in_hex() {
+        assert_eq!(page(0, String::new()), Ok((ENTRIES_MAX, String::new())));
+        assert_eq!(page(7, "612e62".to_owned()), Ok((7, "612e62".to_owned())));
+        for bad in ["6", "6g", "2F", &"61".repeat(NAME_BYTES_MAX + 1)] {
+            let refused = page(7, bad.to_owned()).expect_err(bad);
+            assert_eq!(refused.what, "page_token");
+        }
+    }
 
     #[test]
     fn invalid_paths_and_contents_are_refused() {

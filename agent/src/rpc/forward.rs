@@ -8,7 +8,7 @@ use daemon::status::Refusal;
 use proto::{
     Reason,
     agent::v1 as agent,
-    exec::check_chunk,
+    exec::{PIECE_BYTES_MAX, check_chunk, pieces},
     forward::{PORTS_MAX, Target},
     id::{Invalid, SandboxRef},
     name::Port,
@@ -37,8 +37,9 @@ use crate::{
 
 /// Longest wait for the first message.
 const FIRST: Duration = Duration::from_secs(10);
-/// Most messages in transit, for each direction.
-const MESSAGES: usize = 4;
+/// Most messages in transit, for each direction. What is behind them waits in the window of its stream.
+const MESSAGES: usize = 1;
+const _: () = assert!(PIECE_BYTES_MAX <= FORWARD_PIECE);
 /// Longest stream id, in bytes.
 const STREAM_ID_MAX: usize = 64;
 /// Length of the number of a connection, in bytes.
@@ -114,13 +115,14 @@ fn invalid(what: &'static str, why: &str) -> Status {
     Refusal::from(Invalid::new(what, why)).into()
 }
 
-/// Forwards the caller's bytes in small pieces. The end of the messages is the end of the bytes.
+/// Forwards the caller's bytes in small pieces, and reads a message when there is room for it. The end of the messages
+/// is the end of the bytes.
 async fn receive(
     mut requests: impl Stream<Item = Result<agent::ForwardRequest, Status>> + Unpin,
     input: mpsc::Sender<Piece>,
     wrong: oneshot::Sender<Status>,
 ) {
-    loop {
+    while let Ok(room) = input.reserve().await {
         let request = tokio::select! {
             biased;
             // The connection has ended.
@@ -131,9 +133,12 @@ async fn receive(
             request.and_then(|request| Ok(checked(request).map_err(Refusal::from)?))
         });
         match message {
-            Some(Ok(forward_request::Message::Data(mut data))) => {
-                while data.has_remaining() {
-                    let piece = data.split_to(data.len().min(FORWARD_PIECE));
+            Some(Ok(forward_request::Message::Data(data))) => {
+                let mut pieces = pieces(data);
+                if let Some(first) = pieces.next() {
+                    room.send(Piece::Data(first));
+                }
+                for piece in pieces {
                     if input.send(Piece::Data(piece)).await.is_err() {
                         return;
                     }
@@ -142,7 +147,7 @@ async fn receive(
             Some(Ok(forward_request::Message::Eof(false))) => {}
             Some(Ok(_)) | None => {
                 // The sender stays: its end would not be told from the caller's.
-                drop(input.send(Piece::Eof).await);
+                room.send(Piece::Eof);
                 input.closed().await;
                 return;
             }
@@ -189,12 +194,22 @@ async fn send(
         }
     });
     loop {
-        let piece = tokio::select! {
+        // A piece is taken when there is room for it.
+        let room = tokio::select! {
             biased;
-            // The caller is gone.
-            () = responses.closed() => return,
             status = &mut wrong => {
                 drop(responses.send(Err(status)).await);
+                return;
+            }
+            room = responses.reserve() => room,
+        };
+        // The caller is gone.
+        let Ok(room) = room else { return };
+        let piece = tokio::select! {
+            biased;
+            () = responses.closed() => return,
+            status = &mut wrong => {
+                room.send(Err(status));
                 return;
             }
             piece = pieces.next() => piece,
@@ -207,7 +222,8 @@ async fn send(
             None => Err(lost().into()),
         };
         let over = message.is_err();
-        if responses.send(message).await.is_err() || over {
+        room.send(message);
+        if over {
             return;
         }
     }

@@ -12,6 +12,7 @@ use daemon::sync::Mutex;
 use proto::{
     sandbox::v1::{ConfigEdit, NodeLoad},
     spec::Size,
+    time::timestamp,
 };
 use tokio::sync::watch;
 
@@ -36,6 +37,7 @@ pub struct Reporter {
 }
 
 impl Reporter {
+    /// Makes one that has reported nothing yet.
     pub fn new(sandboxes: Arc<Sandboxes>, host: watch::Receiver<HostLoad>) -> Self {
         let (seq, tally, edits) = (Arc::default(), Arc::default(), Arc::default());
         Self { sandboxes, host, seq, tally, edits }
@@ -47,8 +49,7 @@ impl Reporter {
 
     fn config_edits(&self) -> Vec<ConfigEdit> {
         let recent = self.edits.get().map(|edits| edits.recent(self.sandboxes.now_ms()));
-        let edit =
-            |(file, at_ms)| ConfigEdit { file, put_back_at: Some(convert::timestamp(at_ms)) };
+        let edit = |(file, at_ms)| ConfigEdit { file, put_back_at: Some(timestamp(at_ms)) };
         recent.unwrap_or_default().into_iter().map(edit).collect()
     }
 
@@ -96,7 +97,7 @@ impl Reporter {
             start_ms: tally.start_ms,
             // Taken last: a report with a higher number has seen at least as much.
             seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1,
-            taken_at: Some(convert::timestamp(self.sandboxes.now_ms())),
+            taken_at: Some(timestamp(self.sandboxes.now_ms())),
             snapshot_sizes,
             cpu_busy_60s: host.cpu_busy_60s,
             psi_memory_full: host.psi_memory_full,

@@ -79,6 +79,7 @@ const CALL_MAX: Duration = Duration::from_secs(25);
 /// Most concurrent watches.
 const WATCHES_MAX: usize = 16;
 
+/// Service of the agent for its controller (`agent.v1`). Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Rpc {
     sandboxes: Arc<Sandboxes>,
@@ -99,6 +100,7 @@ pub struct Rpc {
 }
 
 impl Rpc {
+    /// Makes a service that serves nobody yet; the parts below are added before it does.
     pub fn new(
         sandboxes: Arc<Sandboxes>,
         execs: Execs,
@@ -483,4 +485,4 @@ impl AgentService for Rpc {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

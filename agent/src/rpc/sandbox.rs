@@ -9,6 +9,7 @@ use proto::{
     lifetime,
     sandbox::v1::Sandbox,
     spec,
+    time::timestamp,
     update::Update,
     visibility::Visibility,
 };
@@ -200,7 +201,7 @@ impl Rpc {
             sandbox: Some(self.wire(&made.record)),
             credential: made.text,
             kind: convert::access_kind(made.credential.purpose).into(),
-            expires_at: Some(convert::timestamp(expires_ms)),
+            expires_at: Some(timestamp(expires_ms)),
             port: made.credential.port.into(),
         })
     }

@@ -4,6 +4,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
 };
 
@@ -18,6 +19,7 @@ use tokio::{
     sync::{mpsc, watch as watched},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_util::io::InspectWriter;
 use tonic::{Code, transport::Channel};
 
 use super::*;
@@ -69,7 +71,7 @@ impl AsyncWrite for Conn {
     }
 }
 
-type Client = AgentServiceClient<Channel>;
+pub(crate) type Client = AgentServiceClient<Channel>;
 
 fn execs(node: &Node) -> Execs {
     Execs::new(Arc::clone(&node.sandboxes), Arc::new(NoShims))
@@ -88,27 +90,39 @@ impl Garbage for NoGarbage {
 }
 
 fn rpc(node: &Node) -> Rpc {
+    service(&node.sandboxes, execs(node))
+}
+
+/// Creates the service of these sandboxes and their commands.
+pub(crate) fn service(sandboxes: &Arc<Sandboxes>, execs: Execs) -> Rpc {
     let (_, host) = watched::channel(HostLoad { cores: 2.0, ..HostLoad::default() });
-    let reporter = Reporter::new(Arc::clone(&node.sandboxes), host);
-    Rpc::new(Arc::clone(&node.sandboxes), execs(node), reporter, Arc::new(NoGarbage))
+    let reporter = Reporter::new(Arc::clone(sandboxes), host);
+    Rpc::new(Arc::clone(sandboxes), execs, reporter, Arc::new(NoGarbage))
 }
 
 /// Serves the node to one peer.
 fn serve(node: &Node, peer: Peer) -> Client {
-    let (_, host) = watched::channel(HostLoad { cores: 2.0, ..HostLoad::default() });
-    let reporter = Reporter::new(Arc::clone(&node.sandboxes), host);
-    let rpc = Rpc::new(Arc::clone(&node.sandboxes), execs(node), reporter, Arc::new(NoGarbage));
+    serve_counted(rpc(node), node.tasks.stopping().clone(), (peer, Arc::default()))
+}
+
+/// Serves to one peer, and counts the bytes that it sends.
+pub(crate) fn serve_counted(
+    rpc: Rpc,
+    stop: CancellationToken,
+    (peer, sent): (Peer, Arc<AtomicU64>),
+) -> Client {
     let (sender, incoming) = mpsc::channel::<io::Result<Conn>>(4);
-    let stop = node.tasks.stopping().clone();
     tokio::spawn(async move {
         rpc.serve(ReceiverStream::new(incoming), stop).await.expect("serves");
     });
     AgentServiceClient::new(channel::over(Leg::Agent, move || {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
-        let (sender, peer) = (sender.clone(), peer.clone());
+        let (sender, peer, sent) = (sender.clone(), peer.clone(), Arc::clone(&sent));
         async move {
             sender.send(Ok(Conn(theirs, peer))).await.map_err(io::Error::other)?;
-            Ok(ours)
+            Ok(InspectWriter::new(ours, move |bytes: &[u8]| {
+                sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }))
         }
     }))
 }

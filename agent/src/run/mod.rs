@@ -13,6 +13,7 @@
 
 use std::{
     ffi::OsString,
+    fmt,
     fs::File,
     io::{self, Read, Seek, SeekFrom},
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
@@ -55,6 +56,7 @@ const TURN_MAX: Duration = Duration::from_secs(10);
 /// Most concurrent commands that mostly wait.
 const WAITING_MAX: usize = 4;
 
+/// Command line: a program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     /// Absolute path.
@@ -63,12 +65,22 @@ pub struct Program {
     pub arguments: Vec<OsString>,
 }
 
+/// End of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// Exited with this code.
     Code(i32),
     /// Ended by this signal.
     Signal(i32),
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(number) => write!(f, "signal {number}"),
+        }
+    }
 }
 
 impl From<ExitStatus> for Exit {
@@ -81,6 +93,7 @@ impl From<ExitStatus> for Exit {
 /// Command that has ended by itself.
 #[derive(Debug, Clone)]
 pub struct Finished {
+    /// End of its process.
     pub exit: Exit,
     /// End of its stdout.
     pub stdout: String,
@@ -94,6 +107,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Reason why a command did not do its job, or may not have.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The program could not be started.
     #[error("{path} could not be started")]
     Start { path: PathBuf, source: io::Error },
     /// The command's turn did not come in time; nothing was started.
@@ -135,6 +149,9 @@ impl Runner {
     /// Creates a runner. Output goes to files in `output_dir`; at most `parallel` commands run at a
     /// time (`pct` is bound by CPU: more commands than cores only slow each other down); workers
     /// are found in `proc` by `is_worker`.
+    ///
+    /// # Errors
+    /// When `output_dir` cannot be made, or files in it that an earlier agent left cannot be removed.
     pub fn new(
         output_dir: PathBuf,
         proc: PathBuf,
@@ -376,8 +393,11 @@ impl Running {
 pub struct Piped {
     /// Stdin of the process; dropping it is end of file.
     pub stdin: ChildStdin,
+    /// Stdout of the process.
     pub stdout: ChildStdout,
+    /// Stderr of the process.
     pub stderr: ChildStderr,
+    /// The process itself.
     pub process: Running,
 }
 

@@ -97,6 +97,8 @@ pub struct Sandboxes {
     isolation: OnceLock<access::isolation::Isolation>,
     /// Open forwards to ports.
     forwards: core::forwards::Forwards,
+    /// Cuts of connections to ports that were closed.
+    cuts: access::pending_cuts::CutsUnderWay,
     /// Limits that are in the cgroups of sandboxes.
     cgroup_limits: lifecycle::cgroup_limits::CgroupLimits,
     /// Addresses of containers that are not in this journal; `None` before the first observation.
@@ -140,6 +142,7 @@ impl Sandboxes {
             dhcp: OnceLock::new(),
             isolation: OnceLock::new(),
             forwards: Default::default(),
+            cuts: Default::default(),
             cgroup_limits: Default::default(),
             foreign_addresses: Mutex::default(),
         }))

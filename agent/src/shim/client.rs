@@ -20,7 +20,7 @@ use tokio::{
 use super::frames::{Frames, frames};
 
 /// Longest time to tell a shim that did not answer that nobody waits any more.
-const HANG_UP: Duration = Duration::from_millis(100);
+pub(crate) const HANG_UP: Duration = Duration::from_millis(100);
 
 /// Reason why a request to the shim failed.
 #[derive(Debug)]
@@ -42,9 +42,11 @@ pub struct Attachment {
     pub input: Input,
 }
 
+/// Receiver of the output of a command that is attached to.
 #[derive(Debug)]
 pub struct Output(SplitStream<Frames>);
 
+/// Sender of the input of a command that is attached to.
 #[derive(Debug)]
 pub struct Input(SplitSink<Frames, Bytes>);
 

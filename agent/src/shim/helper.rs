@@ -1,6 +1,6 @@
 //! Shim's side of the helper inside the sandbox: starts it and handles its messages. These are
-//! hostile input: bounded, and parsed strictly. An invalid message ends the command that it names;
-//! one that names no command ends the helper.
+//! hostile input: bounded, and parsed strictly. An invalid message ends the command that it names; one
+//! that names no command of the helper, and the last of too many, end the helper.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use daemon::sync::Mutex;
+use daemon::{seldom::Seldom, sync::Mutex};
 use helper::{FromHelper, IMAGE_FD, MESSAGE_BYTES_MAX, Refusal, ToHelper};
 use nix::{
     fcntl::OFlag,
@@ -115,6 +115,12 @@ struct Expected {
     exit: oneshot::Sender<Ended>,
 }
 
+/// Most invalid messages about its commands that a helper may send: it is dropped after the last.
+const INVALID_MAX: usize = 8;
+/// Lines about invalid messages, and about helpers that somebody inside has stopped. Root in the sandbox
+/// can cause both again and again, with one helper after another.
+static INVALID: Seldom = Seldom::new();
+static STOPPED: Seldom = Seldom::new();
 /// Reason given for a command about which the helper sent an invalid message.
 const NOT_UNDERSTOOD: &str = "the helper inside the sandbox sent an invalid message about it";
 /// Reason given for the commands of a helper that was stuck.
@@ -263,9 +269,10 @@ impl Helper {
         Ok(Spawned { ends: ours, never_ran, leader, exit: exited })
     }
 
-    /// Receives messages until the helper is gone, or sends an invalid message that names no
-    /// command.
+    /// Receives messages until the helper is gone, or is to be dropped: for an invalid message that
+    /// names none of its commands, or for too many others.
     async fn listen(&self) {
+        let mut invalid = 0;
         loop {
             let message = match self.socket.receive(MESSAGE_BYTES_MAX).await {
                 Ok(message) if message.bytes.is_empty() => return,
@@ -276,16 +283,19 @@ impl Helper {
                 }
                 Err(_) => return,
             };
-            match parse(&message.bytes) {
-                Some(said) => self.hear(said, message),
-                None => match named(&message.bytes) {
-                    Some(token) => self.give_up(token),
-                    None => {
-                        tracing::warn!("the helper sent an invalid message and is dropped");
-                        return;
-                    }
-                },
-            }
+            let Some(said) = parse(&message.bytes) else {
+                invalid += 1;
+                let token = named(&message.bytes).filter(|token| self.give_up(*token));
+                let dropped = token.is_none() || invalid >= INVALID_MAX;
+                if let Some(left_out) = INVALID.admit() {
+                    tracing::warn!(token, dropped, left_out, "the helper sent an invalid message");
+                }
+                if dropped {
+                    return;
+                }
+                continue;
+            };
+            self.hear(said, message);
         }
     }
 
@@ -313,16 +323,14 @@ impl Helper {
         }
     }
 
-    /// Gives up a command about which the helper sent an invalid message.
-    fn give_up(&self, token: u64) {
-        tracing::warn!(
-            token,
-            "the helper sent an invalid message about a command; the command is lost"
-        );
+    /// Gives up a command about which the helper sent an invalid message. False when it has no such
+    /// command.
+    fn give_up(&self, token: u64) -> bool {
         self.answer(token, Err(Failure::Lost));
-        if let Some(expected) = self.expected.lock().remove(&token) {
-            expected.exit.send(Err(NOT_UNDERSTOOD)).ok();
-        }
+        let Some(expected) = self.expected.lock().remove(&token) else { return false };
+        // Nobody may wait for the exit any more.
+        expected.exit.send(Err(NOT_UNDERSTOOD)).ok();
+        true
     }
 
     /// Pings the helper whenever something is expected of it. Returns when the helper has not
@@ -387,7 +395,10 @@ impl Helper {
     /// Resumes the helper if a signal has stopped it: somebody inside has stopped every process.
     fn go_on(&self) {
         if self.pid.is_some_and(|pid| proc::stopped(Path::new("/proc"), pid)) {
-            tracing::info!(pid = self.pid, "the helper was stopped and is sent SIGCONT");
+            if let Some(left_out) = STOPPED.admit() {
+                let pid = self.pid;
+                tracing::info!(pid, left_out, "the helper was stopped and is sent SIGCONT");
+            }
             self.send(rustix::process::Signal::CONT);
         }
     }
@@ -486,5 +497,64 @@ async fn end(mut process: Running) {
     }
     if timeout(MOMENT, process.wait()).await.is_err() {
         tracing::warn!(pid = process.pid(), "lxc-attach does not exit");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::SendFlags;
+
+    use super::*;
+    use crate::sandbox::tests::log_lines::LogLines;
+
+    /// Invalid messages that a helper tries to send.
+    const MESSAGES: u64 = 10_000;
+    /// Commands that are expected of it.
+    const COMMANDS: u64 = 100;
+
+    /// Listens to a helper that sends an invalid message about each of these tokens. Returns how many of
+    /// its commands were given up before it was dropped, and the lines that were logged.
+    async fn dropped_after(token: fn(u64) -> u64) -> (u64, usize) {
+        let (socket, theirs) = seqpacket::pair().expect("a pair");
+        let expected = || Expected { answer: None, exit: oneshot::channel().0 };
+        let helper = Helper {
+            socket,
+            pid: None,
+            process: None,
+            tokens: AtomicU64::default(),
+            expected: Mutex::new((0..COMMANDS).map(|token| (token, expected())).collect()),
+            asked: Notify::new(),
+            pings: AtomicU64::default(),
+            pongs: watch::Sender::new(0),
+            gone: CancellationToken::new(),
+        };
+        let says = std::thread::spawn(move || {
+            for number in 0..MESSAGES {
+                let message = format!(r#"{{"Exited":{{"token":{},"code":999}}}}"#, token(number));
+                if rustix::net::send(&theirs, message.as_bytes(), SendFlags::NOSIGNAL).is_err() {
+                    return;
+                }
+            }
+            panic!("all were received");
+        });
+        let lines = LogLines::default();
+        {
+            let _counts = lines.count_here();
+            timeout(Duration::from_secs(60), helper.listen()).await.expect("it is dropped");
+        }
+        let left = helper.expected.lock().len() as u64;
+        drop(helper);
+        says.join().expect("nobody listens any more");
+        (COMMANDS - left, lines.count())
+    }
+
+    #[tokio::test]
+    async fn helper_that_floods_with_invalid_messages_is_dropped_and_fills_no_log() {
+        let (given_up, lines) = dropped_after(|number| COMMANDS + number).await;
+        assert!(given_up == 0 && lines <= 1, "commands that it has not: {given_up}, {lines} lines");
+        let (given_up, lines) = dropped_after(|_| 7).await;
+        assert!(given_up == 1 && lines <= 1, "one command: {given_up}, {lines} lines");
+        let (given_up, lines) = dropped_after(|number| number).await;
+        assert!(given_up == INVALID_MAX as u64 && lines <= 1, "each: {given_up}, {lines} lines");
     }
 }

@@ -33,6 +33,7 @@ impl Container {
         Ok(container)
     }
 
+    /// Returns the number of the container.
     pub fn vmid(&self) -> Vmid {
         self.vmid
     }

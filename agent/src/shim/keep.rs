@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use daemon::seldom::Seldom;
+
 use super::{
     ring::Budget,
     session::{HELD, REST, Session},
@@ -25,6 +27,8 @@ pub(super) struct Commands {
     pub(super) named: BTreeMap<String, Arc<Session>>,
     /// Commands that cannot be asked for any more, and whose background processes still write.
     forgotten: Vec<Arc<Session>>,
+    /// Lines about commands whose output is no longer read.
+    crowded: Seldom,
 }
 
 /// Size of an ended command's output in files.
@@ -66,10 +70,13 @@ impl Commands {
         let mut background = self.by_age(|session| session.has_background());
         let too_many = background.len().saturating_sub(BACKGROUND_MAX);
         for session in background.drain(..too_many) {
-            tracing::info!(
-                exec_id = session.title.exec_id,
-                "too many ended commands have background output: this command is read no more"
-            );
+            if let Some(left_out) = self.crowded.admit() {
+                tracing::info!(
+                    exec_id = session.title.exec_id,
+                    left_out,
+                    "too many ended commands have background output: the output of this one is no longer read"
+                );
+            }
             session.drop_background();
         }
     }

@@ -51,6 +51,7 @@ pub const COMMAND: &str = "shim";
 /// Options of a shim, passed on its command line; nothing in them is secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
+    /// Number of the container.
     pub vmid: u32,
     /// Socket where agents find the shim.
     pub socket: PathBuf,
@@ -63,6 +64,7 @@ pub struct Options {
     pub ids: PathBuf,
     /// Program and leading arguments that enter the container.
     pub enter: Vec<String>,
+    /// Host paths of PVE.
     pub places: HostPaths,
     /// Resource limits of the shim. Unset by an agent older than this field: the shim then stays in
     /// the agent's cgroup.
@@ -88,7 +90,9 @@ fn output_bytes_max() -> u64 {
 /// Size of a terminal's window, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
+    /// Lines.
     pub rows: u16,
+    /// Characters of a line.
     pub columns: u16,
 }
 
@@ -114,11 +118,16 @@ pub trait Host: Send + Sync + std::fmt::Debug {
 /// Inputs of [`serve`].
 #[derive(Debug)]
 pub struct Parts {
+    /// Sandbox, as the host sees it.
     pub host: Arc<dyn Host>,
     /// Sealed executable image of the helper.
     pub image: OwnedFd,
+    /// Directory for output that does not fit into memory.
     pub dir: PathBuf,
+    /// File with the exec_ids of all commands of the sandbox.
     pub ids: PathBuf,
+    /// Socket where agents find the shim.
     pub socket: PathBuf,
+    /// Most bytes of output in the directory.
     pub output_bytes_max: u64,
 }

@@ -138,6 +138,7 @@ async fn empty_terminal(
 /// can ask for the command by exec_id; otherwise it is dropped.
 pub(super) async fn follow(session: Arc<Session>, output: usize, mut source: Source) {
     let mut chunk = vec![0; LATER_CHUNK];
+    let mut told = false;
     loop {
         let most = match session.title.keep {
             true => session.room_after_end(output).await.min(chunk.len()),
@@ -147,7 +148,10 @@ pub(super) async fn follow(session: Arc<Session>, output: usize, mut source: Sou
             Ok(0) => return,
             Ok(read) if session.title.keep => {
                 if let Err(error) = session.write(output, &chunk[..read]) {
-                    tracing::warn!(%error, "the output of a background process was lost");
+                    // Once: the process may write on without end.
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(%error, "the output of a background process was lost");
+                    }
                 }
             }
             Ok(_) => {}

@@ -2,10 +2,17 @@
 
 use std::{io, sync::Arc};
 
-use tokio::net::UnixListener;
+use tokio::{
+    net::UnixListener,
+    runtime::{Builder, Runtime},
+};
 
-use super::{Container, Options, Parts, serve};
+use super::{Container, Options, Parts, serve, tree::MARK_LOOKS_MAX};
 use crate::{pve::shim_cgroup, sys::inherited};
+
+/// Threads for calls that end soon, whatever a tenant does: reads of cgroups, and of what the kernel
+/// itself knows of processes.
+const SHORT_CALLS: usize = 2;
 
 /// Reason why a shim did not serve.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +45,7 @@ pub fn run(options: &str) -> Result<(), Error> {
         options.io.set(&options.places, *vmid);
     }
     let Options { socket, dir, ids, output_bytes_max, .. } = options;
-    // One thread, and few for blocking calls: there is one shim for each sandbox.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .max_blocking_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     let served = runtime.block_on(async {
         let listener = std::os::unix::net::UnixListener::from(listener);
         listener.set_nonblocking(true)?;
@@ -54,5 +57,20 @@ pub fn run(options: &str) -> Result<(), Error> {
     if let Some((root, vmid, _)) = own {
         shim_cgroup::leave(&root, vmid);
     }
+    // A search for marks that hangs ends with the process: do not wait for it.
+    runtime.shutdown_background();
     served
+}
+
+/// Builds the runtime of a shim: one thread, and few for blocking calls, since there is one shim for each
+/// sandbox. All searches for marks may hang, and as many threads are theirs: what signals and ends commands
+/// has its own.
+///
+/// # Errors
+/// When the kernel has no descriptors for it.
+pub(super) fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread()
+        .max_blocking_threads(MARK_LOOKS_MAX + SHORT_CALLS)
+        .enable_all()
+        .build()
 }

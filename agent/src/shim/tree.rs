@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
-use daemon::sync::Mutex;
+use daemon::{seldom::Seldom, sync::Mutex};
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, timeout},
@@ -26,8 +26,14 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Time budget of a search for marks.
 const MARK_LOOK: Duration = Duration::from_secs(1);
-/// Most concurrent searches for marks, hanging ones included.
-static MARK_LOOKS: Semaphore = Semaphore::const_new(4);
+/// Most concurrent searches for marks, hanging ones included. The shim has as many threads for them alone.
+pub(super) const MARK_LOOKS_MAX: usize = 4;
+static MARK_LOOKS: Semaphore = Semaphore::const_new(MARK_LOOKS_MAX);
+
+/// Lines about processes that do not end, and about signals that are not sent. A tenant decides how many
+/// processes there are, and how often a command is to end.
+static UNENDED: Seldom = Seldom::new();
+static UNSENT: Seldom = Seldom::new();
 
 const PROC: &str = "/proc";
 const SIGKILL: i32 = nix::libc::SIGKILL;
@@ -122,7 +128,10 @@ impl Tree {
             }
             let elapsed = begun.elapsed();
             if elapsed >= DEADLINE {
-                tracing::warn!(left = left.len(), "processes of a command did not end");
+                if let Some(left_out) = UNENDED.admit() {
+                    let left = left.len();
+                    tracing::warn!(left, left_out, "processes of a command did not end");
+                }
                 return false;
             }
             let number = due(signals, elapsed);
@@ -198,8 +207,10 @@ async fn marked(proc: &Path, all: &[ProcStat], mark: &str) -> BTreeSet<u32> {
 
 fn send(kin: &ProcStat, number: i32) {
     let same = || proc::kin(Path::new(PROC), kin.pid).is_some_and(|now| now.start == kin.start);
-    if let Err(error) = pidfd::signal(kin.pid, number, same) {
-        tracing::warn!(pid = kin.pid, number, %error, "a signal could not be sent");
+    if let Err(error) = pidfd::signal(kin.pid, number, same)
+        && let Some(left_out) = UNSENT.admit()
+    {
+        tracing::warn!(pid = kin.pid, number, %error, left_out, "a signal could not be sent");
     }
 }
 
@@ -238,8 +249,36 @@ mod tests {
         ProcStat { pid, parent, group, session, start: u64::from(pid) }
     }
 
-    #[tokio::test]
-    async fn hanging_environment_read_blocks_no_kill() {
+    /// Sandbox that consists of this process.
+    #[derive(Debug)]
+    struct Alone;
+
+    impl Host for Alone {
+        fn processes(&self) -> Vec<u32> {
+            vec![std::process::id()]
+        }
+
+        fn frozen(&self) -> bool {
+            false
+        }
+
+        fn runs(&self) -> bool {
+            true
+        }
+
+        fn enter(&self) -> Vec<std::ffi::OsString> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn hanging_environment_read_blocks_no_kill() {
+        let runtime = crate::shim::process::runtime().expect("built");
+        runtime.block_on(hang_all_searches_and_find());
+    }
+
+    async fn hang_all_searches_and_find() {
+        const SOON: Duration = Duration::from_secs(60);
         let dir = tempfile::tempdir().expect("a directory");
         let put = |pid: &str| {
             std::fs::create_dir(dir.path().join(pid)).expect("made");
@@ -252,11 +291,23 @@ mod tests {
         nix::unistd::mkfifo(&hangs, mode).expect("made");
         let all = [kin(20, 1, 20, 20), kin(30, 1, 30, 30)];
         // More rounds than the semaphore has permits for hanging reads.
-        for round in 0..8 {
+        for round in 0..2 * MARK_LOOKS_MAX {
             let look = marked(dir.path(), &all, "MARK=x");
-            let found = timeout(Duration::from_secs(60), look).await.expect("given up on");
-            assert_eq!(found, if round < 4 { [20].into() } else { BTreeSet::new() }, "{round}");
+            let found = timeout(SOON, look).await.expect("given up on");
+            let expected = if round < MARK_LOOKS_MAX { [20].into() } else { BTreeSet::new() };
+            assert_eq!(found, expected, "{round}");
         }
+        // All that signals and ends commands goes on, by what needs no environment.
+        let own = std::process::id();
+        let tree = Tree { host: Arc::new(Alone), leader: Some(own), mark: "MARK=x".to_owned() };
+        let found = timeout(SOON, tree.find()).await.expect("it does not hang");
+        let [found] = found[..] else { panic!("it is there alone: {found:?}") };
+        assert_eq!(found.pid, own);
+        let of_session = tree.find_in(found.session);
+        let of_session = timeout(SOON, of_session).await.expect("it does not hang");
+        let ignores = timeout(SOON, tree.ignores_hang_up()).await.expect("it does not hang");
+        assert_eq!(of_session.is_empty(), ignores, "its session without those that ignore SIGHUP");
+        timeout(SOON, tree.cpu()).await.expect("it does not hang");
         // Let the threads end, so that the test can.
         drop(std::fs::File::options().write(true).open(&hangs).expect("opened"));
     }

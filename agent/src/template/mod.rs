@@ -66,11 +66,13 @@ const CLONE_VMIDS: u32 = 20;
 pub const MIRROR: &str = "http://deb.debian.org/debian";
 /// Port and path of the web server in a template that mmdebstrap has built.
 pub const WWW: &str = "8000/";
-/// Size of the root volume, cores and memory of a sandbox, and longest time until a clone is ready,
-/// unless the order says otherwise.
+/// Size of the root volume, GiB, unless the order says otherwise.
 pub const DISK_GIB: u32 = 4;
+/// Cores of a sandbox that asks for no number, unless the order says otherwise.
 pub const CORES: u32 = 1;
+/// Memory of a sandbox that asks for none, MiB, unless the order says otherwise.
 pub const MEMORY_MIB: u32 = 512;
+/// Longest time until a clone is ready, seconds, unless the order says otherwise.
 pub const PATIENCE_S: u64 = 120;
 
 /// Settings of a new template.

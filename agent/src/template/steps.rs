@@ -16,7 +16,7 @@ use super::{
     BUILD, CLONE_VMIDS, CUSTOMISE, DHCP_CLIENT, Error, Order, PACKAGES, PCT, Source, unfinished,
 };
 use crate::{
-    pve::{ErrorKind, outcome, template_mark::TemplateMark},
+    pve::{ErrorKind, Operation, outcome, template_mark::TemplateMark},
     run::{Exit, Finished, Program, Runner},
     sys::read,
 };
@@ -241,10 +241,10 @@ impl Host {
     }
 
     async fn pct_kind(&self, arguments: Vec<String>) -> Result<Result<(), ErrorKind>, Error> {
-        let op = arguments.first().cloned().unwrap_or_default();
+        let op = arguments.first().and_then(|command| Operation::of_pct(command));
         let arguments = arguments.into_iter().map(OsString::from).collect();
         let done = self.run("pct", self.pct.clone(), arguments, PCT).await?;
-        Ok(outcome::judge(&op, done.exit, &done.stdout, &done.stderr))
+        Ok(outcome::judge(op, done.exit, &done.stdout, &done.stderr))
     }
 
     async fn run(

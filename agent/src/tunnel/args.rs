@@ -104,6 +104,7 @@ pub struct ZoneFlags {
 /// Arguments of `setup`.
 #[derive(Debug, Args)]
 pub struct Setup {
+    /// Cloudflare's account.
     #[command(flatten)]
     pub account: Account,
     /// Domain of the sandboxes' host names [default: ingress.domain of the configuration, else
@@ -113,6 +114,7 @@ pub struct Setup {
     /// Name of the tunnel [default: that of an earlier call, else pve-sandbox- and the domain]
     #[arg(long, value_parser = name)]
     pub name: Option<String>,
+    /// Zone and account.
     #[command(flatten)]
     pub zone: ZoneFlags,
     /// Replace DNS records of these names that somebody else has made
@@ -124,7 +126,7 @@ pub struct Setup {
     /// Address where this node reaches the controller's API
     #[arg(long, value_name = "HOST:PORT", requires = "controller_host")]
     pub controller_address: Option<Address>,
-    /// Only say what would be done
+    /// Show what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
     /// Start nothing
@@ -133,6 +135,7 @@ pub struct Setup {
     /// Address where cloudflared tells whether it is connected, in tests
     #[arg(long, hide = true, default_value_t = METRICS)]
     pub metrics: SocketAddr,
+    /// Configuration.
     #[command(flatten)]
     pub common: Common,
 }
@@ -140,11 +143,13 @@ pub struct Setup {
 /// Arguments of `status`.
 #[derive(Debug, Args)]
 pub struct Status {
+    /// Cloudflare's account.
     #[command(flatten)]
     pub account: Account,
     /// Print one object in JSON
     #[arg(long)]
     pub json: bool,
+    /// Configuration.
     #[command(flatten)]
     pub common: Common,
 }
@@ -152,6 +157,7 @@ pub struct Status {
 /// Arguments of `teardown`.
 #[derive(Debug, Args)]
 pub struct Teardown {
+    /// Cloudflare's account.
     #[command(flatten)]
     pub account: Account,
     /// Remove the tunnel and its DNS records, too; it needs the token
@@ -160,11 +166,13 @@ pub struct Teardown {
     /// Cut off other nodes that are connected
     #[arg(long, requires = "everything")]
     pub force: bool,
+    /// Zone and account.
     #[command(flatten)]
     pub zone: ZoneFlags,
-    /// Only say what would be done
+    /// Show what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Configuration.
     #[command(flatten)]
     pub common: Common,
 }
@@ -183,6 +191,7 @@ pub struct Test {
     /// Print one object in JSON
     #[arg(long)]
     pub json: bool,
+    /// Configuration.
     #[command(flatten)]
     pub common: Common,
 }

@@ -246,7 +246,7 @@ impl Keeper {
         }
         if let Err(error) = node::leave_problem(self.node.paths(), problem.as_ref()) {
             let error = Chain(&error);
-            tracing::warn!(%error, "the tunnel's problem, or its end, could not be left for doctor");
+            tracing::warn!(%error, "could not write the file in which doctor reads this");
         }
         self.problem = problem;
     }

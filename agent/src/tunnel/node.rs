@@ -446,7 +446,7 @@ fn said(done: &Finished) -> String {
     let words: Vec<_> = text.split_whitespace().collect();
     let text: String =
         words.join(" ").chars().filter(|c| !c.is_control()).take(SHOWN_MAX).collect();
-    if text.is_empty() { format!("it said nothing ({:?})", done.exit) } else { text }
+    if text.is_empty() { format!("it said nothing ({})", done.exit) } else { text }
 }
 
 /// Version of cloudflared: the year and the month of its release, and a number.
@@ -502,5 +502,15 @@ mod tests {
         // 2026-11-30.
         assert_eq!(version.months_before(1_796_000_000_000), 3);
         assert_eq!(version.months_before(0), 0);
+    }
+
+    #[test]
+    fn program_that_said_nothing_is_told_by_how_it_ended() {
+        let silent = |exit| {
+            let done = Finished { exit, stdout: String::new(), stderr: "\n".to_owned() };
+            said(&done)
+        };
+        assert_eq!(silent(Exit::Code(1)), "it said nothing (exit code 1)");
+        assert_eq!(silent(Exit::Signal(9)), "it said nothing (signal 9)");
     }
 }

@@ -25,7 +25,7 @@ use crate::ingress::decide::Domain;
 /// Caddy, and none of those that cloudflared takes by itself.
 pub const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8482);
 
-/// Settings; see the module.
+/// Settings of this node's connector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// Name of the tunnel.

@@ -26,7 +26,7 @@ const TRIES: usize = 5;
 /// Wait before the next try.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Order of an operator.
+/// Operator's request to `teardown`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Order {
     /// Whether connectors of other nodes are cut off.

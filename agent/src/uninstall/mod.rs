@@ -16,7 +16,7 @@ mod tests;
 use std::{fmt, fs, io, path::Path};
 
 use clap::{Args, ValueEnum};
-use proto::id::Vmid;
+use proto::{id::Vmid, name::NodeName};
 
 use crate::{
     pve::{ContainerConfig, Mark},
@@ -55,7 +55,7 @@ pub struct Flags {
     /// Do not ask whether to go on
     #[arg(long, short)]
     pub yes: bool,
-    /// Only say what would be done
+    /// Show what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -96,8 +96,11 @@ pub struct Found {
 /// Decision about each part. What is not there is to be deleted, so that nothing of it stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
+    /// Sandboxes.
     pub sandboxes: Choice,
+    /// Journal, keys and certificates.
     pub data: Choice,
+    /// Bridge that `bridge init` has made.
     pub bridge: Choice,
 }
 
@@ -316,6 +319,36 @@ pub fn steps(plan: Plan, found: &Found) -> Vec<String> {
         });
     }
     lines
+}
+
+/// Says what the operator does after the plan was carried out, for people. `keeps`: sandboxes stay on the node;
+/// `deleted`: some were deleted, and the controller did not hear of it.
+pub fn afterwards(
+    plan: Plan,
+    found: &Found,
+    keeps: bool,
+    deleted: bool,
+    node: &NodeName,
+) -> Vec<String> {
+    // A purge would ask once more what becomes of the data.
+    let remove = "now: apt remove pve-sandbox-agent";
+    if keeps {
+        let later = "later: install the package again, and run `pve-sandbox-agent setup`: the sandboxes are taken in \
+                     again. Until then the controller shows them as unreachable";
+        let mut lines = vec![remove.to_owned(), later.to_owned()];
+        if found.tunnel.is_some() {
+            // The uninstallation has disabled it, and `setup` knows nothing of tunnels.
+            lines.push("then: systemctl enable --now pve-sandbox-tunnel".to_owned());
+        }
+        return lines;
+    }
+    let now = match plan.data {
+        Choice::Keep => remove,
+        Choice::Delete => "now: apt purge pve-sandbox-agent",
+    };
+    let lost = if deleted { " --lost" } else { "" };
+    let then = format!("then, where sandboxctl works: sandboxctl node forget {node}{lost}");
+    vec![now.to_owned(), then]
 }
 
 /// Asks whether to go on.

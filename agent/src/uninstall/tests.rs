@@ -105,6 +105,30 @@ fn connector_is_stopped_whatever_is_kept_and_the_tunnel_is_left_to_its_own_comma
 }
 
 #[test]
+fn kept_sandboxes_are_followed_by_a_removal_and_never_by_a_purge_or_a_forgotten_node() {
+    let all = Plan { sandboxes: Choice::Delete, data: Choice::Delete, bridge: Choice::Delete };
+    let kept = Plan { sandboxes: Choice::Keep, data: Choice::Keep, bridge: Choice::Keep };
+    let node: NodeName = "pve1".parse().expect("a name");
+    let told = |plan, keeps, deleted| afterwards(plan, &found(1), keeps, deleted, &node).join("\n");
+    let of_kept = told(kept, true, false);
+    assert!(of_kept.contains("apt remove pve-sandbox-agent"), "{of_kept}");
+    assert!(!of_kept.contains("purge") && !of_kept.contains("forget"), "{of_kept}");
+    assert!(of_kept.ends_with("as unreachable"), "a node without a tunnel: {of_kept}");
+    assert!(of_kept.contains("pve-sandbox-agent setup"), "{of_kept}");
+    let of_tunnel = Found { tunnel: Some("pve-sandbox-example-com".to_owned()), ..found(1) };
+    let of_tunnel = afterwards(kept, &of_tunnel, true, false, &node);
+    let last = of_tunnel.last().map(String::as_str);
+    assert_eq!(last, Some("then: systemctl enable --now pve-sandbox-tunnel"), "{of_tunnel:?}");
+
+    let of_all = told(all, false, true);
+    assert!(of_all.contains("apt purge") && of_all.ends_with("forget pve1 --lost"), "{of_all}");
+    assert!(told(all, false, false).ends_with("forget pve1"), "nothing was lost");
+    // An empty node, whose journal is to stay.
+    let of_data = told(Plan { data: Choice::Keep, ..all }, false, true);
+    assert!(!of_data.contains("purge") && of_data.contains("forget pve1"), "{of_data}");
+}
+
+#[test]
 fn going_on_needs_a_yes() {
     confirm(&mut |_| Ok("yes\n".to_owned())).expect("confirmed");
     for answer in ["", "no", "delete"] {

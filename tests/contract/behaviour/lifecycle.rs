@@ -123,27 +123,27 @@ pub(super) async fn container_is_handed_only_to_a_node_that_sees_its_disk(
     };
     let by_nature = stage.is_shared().await;
     if !by_nature {
-        assert_kind!(pve.hand_to(vmid, &owner, &other).await, WrongState);
+        assert_kind!(pve.move_config_to(vmid, &owner, &other).await, WrongState);
         if !stage.share(true).await {
             stage.destroy(&order).await;
             return Shown::NotHere("a storage that is shared");
         }
     }
     for no_other in [pve.node().clone(), "nosuch".parse().expect("a name")] {
-        assert_kind!(pve.hand_to(vmid, &owner, &no_other).await, WrongState);
+        assert_kind!(pve.move_config_to(vmid, &owner, &no_other).await, WrongState);
     }
     let somebody = mark(stage.fresh()).sandbox_id;
-    assert_kind!(pve.hand_to(vmid, &somebody, &other).await, NotOurs);
+    assert_kind!(pve.move_config_to(vmid, &somebody, &other).await, NotOurs);
     let before = pve.config(vmid).await.expect("read").expect("it is there");
     for _ in 0..2 {
-        pve.hand_to(vmid, &owner, &other).await.expect("it goes");
+        pve.move_config_to(vmid, &owner, &other).await.expect("it goes");
         assert_eq!(pve.config(vmid).await.expect("read"), None);
         assert_eq!(pve.cluster().await.guests.get(&vmid), Some(&other));
     }
     stage.fetch_back(vmid, &other).await;
     assert_eq!(pve.config(vmid).await.expect("read").as_ref(), Some(&before), "byte for byte");
     pve.start(vmid, DEADLINE).await.expect("start");
-    assert_kind!(pve.hand_to(vmid, &owner, &other).await, WrongState);
+    assert_kind!(pve.move_config_to(vmid, &owner, &other).await, WrongState);
     assert!(by_nature || stage.share(false).await);
     stage.destroy(&order).await;
     Shown::Yes

@@ -19,7 +19,7 @@ pub(super) async fn changes_are_refused_without_quorum(stage: &dyn Stage) -> Sho
     assert_kind!(pve.clone_template(&stage.order(), DEADLINE).await, NoQuorum);
     assert_kind!(pve.configure(stopped.vmid, &stage.settings()).await, NoQuorum);
     let other = "node2".parse().expect("a name");
-    assert_kind!(pve.hand_to(stopped.vmid, &owner, &other).await, NoQuorum);
+    assert_kind!(pve.move_config_to(stopped.vmid, &owner, &other).await, NoQuorum);
     assert_kind!(pve.resize(stopped.vmid, 99, DEADLINE).await, NoQuorum);
     let size = Size { cpu_cores: 1, memory_mib: 256, disk_gib: 0 };
     assert_kind!(pve.set_limits(stopped.vmid, &stopped.mark.sandbox_id, size).await, NoQuorum);

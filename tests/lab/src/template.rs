@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use data_encoding::HEXLOWER;
 use nix::mount::{MntFlags, umount2};
 use sha2::{Digest as _, Sha256};
 
@@ -211,7 +212,7 @@ fn stamp(image: &Image, mirror: &str) -> String {
     }
     image.package_names().for_each(&mut add);
     FILES.iter().for_each(|(_, _, text)| add(text));
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&hash.finalize())
 }
 
 #[cfg(test)]

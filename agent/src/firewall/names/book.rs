@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use data_encoding::HEXLOWER;
 use proto::{egress::AllowList, id::Vmid};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -270,6 +271,5 @@ pub(super) fn lists(rules: &Rules) -> Lists {
 
 pub(super) fn digest((vmid, list): &(Vmid, AllowList)) -> String {
     let digest = Sha256::digest(list.to_string());
-    let hex: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("{vmid} {hex}")
+    format!("{vmid} {}", HEXLOWER.encode(&digest[..8]))
 }

@@ -10,6 +10,7 @@ use proto::{host::Label, id::Invalid, name::Port};
 pub struct Domain(String);
 
 impl Domain {
+    /// Returns the domain as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

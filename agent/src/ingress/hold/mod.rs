@@ -130,6 +130,7 @@ impl Budget {
 }
 
 impl Holds {
+    /// Makes one that holds no request yet.
     pub fn new(limits: Limits) -> Self {
         let room = Semaphore::new(limits.node_held);
         let (of_teams, state) = (KeyedCount::default(), Mutex::default());

@@ -2,6 +2,7 @@
 
 use std::{fs, io, path::Path, time::UNIX_EPOCH};
 
+use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -40,7 +41,7 @@ pub fn inputs(settings: &Settings, config: &Path, version: Option<Version>) -> i
     if let Some(version) = version {
         all.update(version.to_string());
     }
-    let digest = all.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = HEXLOWER.encode(&all.finalize());
     Ok(Inputs { digest, changed_ms })
 }
 

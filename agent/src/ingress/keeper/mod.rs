@@ -361,7 +361,7 @@ impl Keeper {
         match &found {
             _ if is_edit => self.edits.put_back(path, self.clock.now_ms()),
             Some(_) => {
-                tracing::warn!(path = %shown, "replaced Caddy's configuration, which was another")
+                tracing::warn!(path = %shown, "Caddy's configuration file differed and was replaced")
             }
             None => tracing::info!(path = %shown, "wrote Caddy's configuration"),
         }
@@ -374,7 +374,7 @@ impl Keeper {
         match seen {
             Ok(version) => {
                 if *last != Some(version) {
-                    tracing::info!(%version, "Caddy is installed");
+                    tracing::info!(%version, "Caddy's version was read");
                 }
                 *last = Some(version);
                 Some(version)
@@ -448,7 +448,7 @@ impl Keeper {
                     if stuck {
                         tracing::warn!(
                             ?colour,
-                            "a Caddy beside the one that runs does not come up"
+                            "the replacement Caddy did not start; the running one stays"
                         );
                     }
                     self.stop(&**services, colour).await?;
@@ -523,7 +523,7 @@ impl Keeper {
             },
         };
         if let Err(error) = left {
-            tracing::warn!(path = %path.display(), %error, "a problem could not be left for doctor");
+            tracing::warn!(path = %path.display(), %error, "could not write the file in which doctor reads this");
         }
         *told = problem;
     }

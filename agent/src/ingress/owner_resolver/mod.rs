@@ -8,7 +8,7 @@
 //! A poll reads the list as a whole, and of the configs those that are new or have changed, for a while: the next polls
 //! read the rest. Until all are read, an id that is not found is not called unknown.
 //!
-//! A deleted sandbox leaves no trace in pmxcfs. It is remembered (`seen`), across restarts in a
+//! A deleted sandbox leaves no trace in pmxcfs. `PeerDirectory` remembers it, across restarts in a
 //! small file: the request still goes to the owner, which answers 410. Answers come from memory and
 //! do not wait for that file, whose disk may hang.
 
@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Owner,
-    peer_directory::{Place, Seen, Sighting, Unread},
+    peer_directory::{Location, PeerDirectory, Unread, Whereabouts},
 };
 use crate::{
     clock::Clock,
@@ -78,8 +78,9 @@ pub struct Sources {
     pub peer_port: u16,
 }
 
+/// Finds the node that owns a sandbox, by what pmxcfs shows of all nodes.
 #[derive(Debug)]
-pub struct Owners {
+pub struct OwnerResolver {
     pve: Arc<dyn Pve>,
     clock: Arc<dyn Clock>,
     sources: Sources,
@@ -90,7 +91,7 @@ pub struct Owners {
 
 #[derive(Debug)]
 struct State {
-    seen: Seen,
+    directory: PeerDirectory,
     members: BTreeMap<NodeName, Member>,
     /// True when pmxcfs could not be read last time.
     blind: bool,
@@ -107,7 +108,7 @@ struct Looked {
     write: Option<JoinHandle<io::Result<()>>>,
     /// Polls that have found this write under way.
     waited: u32,
-    /// Sandboxes whose sighting has changed since the last write began.
+    /// Sandboxes whose location has changed since the last write began.
     unsaved: Vec<SandboxId>,
     /// Read of configs, until its results were taken.
     reading: Option<JoinHandle<Vec<Reading>>>,
@@ -121,23 +122,23 @@ const SLOW: u32 = 10;
 /// Lines of a memory file that the next write replaces whole.
 const UNKNOWN: usize = usize::MAX;
 
-impl Owners {
+impl OwnerResolver {
     /// Reads the memory file. The cluster is not polled yet.
     pub fn new(pve: Arc<dyn Pve>, clock: Arc<dyn Clock>, sources: Sources) -> Self {
         let remembered = match read::whole_text(&sources.memory, MEMORY_BYTES_MAX) {
             Ok(text) => text,
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(%error, "the memory of other nodes' sandboxes is lost");
+                    tracing::warn!(%error, "the list of other nodes' sandboxes was not read");
                 }
                 String::new()
             }
         };
         // Later lines win; a line cut short by a power failure is skipped.
         let remembered: BTreeMap<_, _> = remembered.lines().filter_map(from_line).collect();
-        let seen = Seen::new(pve.node().clone(), remembered);
+        let directory = PeerDirectory::new(pve.node().clone(), remembered);
         let members = BTreeMap::new();
-        let state = RwLock::new(State { seen, members, blind: true, behind: true });
+        let state = RwLock::new(State { directory, members, blind: true, behind: true });
         let looked = tokio::sync::Mutex::new(Looked {
             at: None,
             lines: UNKNOWN,
@@ -157,7 +158,7 @@ impl Owners {
             self.look(Duration::ZERO).await;
         }
         if timeout(SAVE, self.saved()).await.is_err() {
-            tracing::warn!("sightings were not saved in time at shutdown");
+            tracing::warn!("the list of other nodes' sandboxes was not saved in time at shutdown");
         }
     }
 
@@ -184,10 +185,10 @@ impl Owners {
         if state.members.is_empty() {
             return None;
         }
-        match state.seen.find(sandbox) {
-            Place::Nowhere => None,
-            Place::Here => Some(Owner::Here),
-            Place::On(node) => {
+        match state.directory.find(sandbox) {
+            Whereabouts::Nowhere => None,
+            Whereabouts::Here => Some(Owner::Here),
+            Whereabouts::On(node) => {
                 let ip = state.members.get(&node).filter(|m| m.online).and_then(|m| m.ip);
                 let peer = |ip| Owner::Peer(SocketAddr::new(ip, self.sources.peer_port));
                 Some(ip.map_or(Owner::Down(node), peer))
@@ -221,8 +222,8 @@ impl Owners {
             return false;
         }
         state.members.clone_from(&cluster.members);
-        looked.unsaved.extend(state.seen.apply(cluster, self.clock.now_ms()));
-        state.behind = state.seen.is_behind();
+        looked.unsaved.extend(state.directory.apply(cluster, self.clock.now_ms()));
+        state.behind = state.directory.is_behind();
         true
     }
 
@@ -234,7 +235,7 @@ impl Owners {
             None if looked.reading.is_some() => return,
             None => {}
         }
-        let mut unread = self.state.read().seen.unread(self.clock.now_ms());
+        let mut unread = self.state.read().directory.unread(self.clock.now_ms());
         unread.truncate(READS_MAX);
         if unread.is_empty() {
             return;
@@ -258,13 +259,13 @@ impl Owners {
         let (mut state, now_ms) = (self.state.write(), self.clock.now_ms());
         for (config, mark) in read {
             match mark {
-                Ok(mark) => looked.unsaved.extend(state.seen.note(&config, mark, now_ms)),
+                Ok(mark) => looked.unsaved.extend(state.directory.note(&config, mark, now_ms)),
                 Err(error) => {
                     tracing::warn!(vmid = %config.vmid, %error, "a container's config was not read");
                 }
             }
         }
-        state.behind = state.seen.is_behind();
+        state.behind = state.directory.is_behind();
     }
 
     /// Begins to write changes to the memory file. One write runs at a time: what comes meanwhile, and what failed, is
@@ -276,7 +277,10 @@ impl Owners {
                 looked.waited = looked.waited.saturating_add(1);
                 if looked.waited == SLOW {
                     let path = self.sources.memory.display();
-                    tracing::warn!(%path, "sightings are not saved yet: the disk is slow, or hangs");
+                    tracing::warn!(
+                        %path,
+                        "the list of other nodes' sandboxes is not saved yet: the disk is slow, or hangs"
+                    );
                 }
                 if !std::mem::take(&mut looked.unsaved).is_empty() {
                     looked.lines = UNKNOWN;
@@ -288,11 +292,11 @@ impl Owners {
         looked.waited = 0;
         let path = self.sources.memory.clone();
         let (state, changed) = (self.state.read(), std::mem::take(&mut looked.unsaved));
-        let changed = changed.iter().filter_map(|id| Some((id, state.seen.sighting(id)?)));
+        let changed = changed.iter().filter_map(|id| Some((id, state.directory.location(id)?)));
         let changes = to_lines(changed);
-        let kept = state.seen.sightings().count();
+        let kept = state.directory.locations().count();
         looked.write = if looked.lines > kept + LINES_SPARE {
-            let all = to_lines(state.seen.sightings());
+            let all = to_lines(state.directory.locations());
             looked.lines = kept;
             Some(tokio::spawn(async move { rewrite(&path, all).await }))
         } else if changes.is_empty() {
@@ -346,20 +350,20 @@ fn mark(path: &Path, vmid: Vmid) -> io::Result<Option<SandboxId>> {
 fn note(looked: &mut Looked, write: Result<io::Result<()>, JoinError>) {
     if let Err(error) = write.unwrap_or_else(|gone| Err(gone.into())) {
         looked.lines = UNKNOWN;
-        tracing::warn!(%error, "sightings were not saved");
+        tracing::warn!(%error, "the list of other nodes' sandboxes was not saved");
     }
 }
 
-fn to_lines<'a>(sightings: impl Iterator<Item = (&'a SandboxId, &'a Sighting)>) -> String {
+fn to_lines<'a>(locations: impl Iterator<Item = (&'a SandboxId, &'a Location)>) -> String {
     let mut text = String::new();
-    for (id, Sighting { vmid, node, left_ms }) in sightings {
+    for (id, Location { vmid, node, left_ms }) in locations {
         let left = left_ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
         writeln!(text, "{id} {vmid} {node} {left} .").expect("a String takes all");
     }
     text
 }
 
-fn from_line(line: &str) -> Option<(SandboxId, Sighting)> {
+fn from_line(line: &str) -> Option<(SandboxId, Location)> {
     let mut words = line.split(' ');
     let id = words.next()?.parse().ok()?;
     let vmid = words.next()?.parse().ok()?;
@@ -369,7 +373,7 @@ fn from_line(line: &str) -> Option<(SandboxId, Sighting)> {
         ms => Some(ms.parse().ok()?),
     };
     // The last word shows that the line is complete.
-    (words.next() == Some(".")).then_some((id, Sighting { vmid, node, left_ms }))
+    (words.next() == Some(".")).then_some((id, Location { vmid, node, left_ms }))
 }
 
 async fn append(path: &Path, lines: &str) -> io::Result<()> {

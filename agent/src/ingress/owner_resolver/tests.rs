@@ -40,14 +40,14 @@ impl Rig {
         Self { cluster, nodes, clock: Arc::default(), dir }
     }
 
-    fn owners(&self) -> Owners {
+    fn owners(&self) -> OwnerResolver {
         let sources = Sources {
             root: self.dir.path().to_owned(),
             memory: self.dir.path().join("owners"),
             peer_port: 8481,
         };
         let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
-        Owners::new(self.cluster.node(&self.nodes[0]), clock, sources)
+        OwnerResolver::new(self.cluster.node(&self.nodes[0]), clock, sources)
     }
 
     /// Adds a container on the second node, with a mark for `marked`.
@@ -229,12 +229,12 @@ async fn memory_file_on_a_disk_that_hangs_delays_no_answer_and_is_written_later(
 }
 
 #[test]
-fn sighting_lines_round_trip_and_torn_lines_are_skipped() {
+fn location_lines_round_trip_and_torn_lines_are_skipped() {
     let node: NodeName = "node2".parse().expect("valid");
     for left_ms in [None, Some(7)] {
-        let sighting = Sighting { vmid: vmid(200), node: node.clone(), left_ms };
-        let line = to_lines([(&id(2), &sighting)].into_iter());
-        assert_eq!(from_line(line.trim_end()), Some((id(2), sighting)));
+        let location = Location { vmid: vmid(200), node: node.clone(), left_ms };
+        let line = to_lines([(&id(2), &location)].into_iter());
+        assert_eq!(from_line(line.trim_end()), Some((id(2), location)));
         // A line cut short anywhere is skipped.
         for cut in 0..line.len() - 1 {
             assert_eq!(from_line(&line[..cut]), None, "{}", &line[..cut]);

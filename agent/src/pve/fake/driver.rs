@@ -2,22 +2,25 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
+use futures_util::stream::BoxStream;
 use proto::{
     id::{SandboxId, Vmid},
     name::{NodeName, Port},
     spec::Size,
 };
 use tokio::time::Instant;
+use tokio_stream::{StreamExt as _, wrappers::BroadcastStream};
 
 use super::{FakePve, Guest, Mutation, Op, membership::init_with, work::Work, world::missing};
 use crate::pve::{
     CloneOrder, CloneSite, Cluster, Connection, ContainerConfig, Error, ErrorKind, Init, IoLimited,
-    IoMax, Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, cluster,
+    IoMax, Limited, Mark, Operation, OwnVolumes, Pve, Settings, StorageRoom, Usage, cluster,
 };
 
 /// Deadline of the operations that take none.
@@ -41,10 +44,14 @@ impl FakePve {
             steps(Work::begin(shared, node, op, vmid, deadline).await?).await
         });
         let gone = |_| Err(ErrorKind::Failed("the operation has gone".to_owned()));
-        task.await.unwrap_or_else(gone).map_err(|kind| Error { op: op.name(), vmid, kind })
+        task.await.unwrap_or_else(gone).map_err(|kind| Error {
+            op: op.operation(),
+            vmid: Some(vmid),
+            kind,
+        })
     }
 
-    pub(super) fn read_error(op: &'static str, vmid: Vmid) -> Error {
+    pub(super) fn read_error(op: Operation, vmid: Option<Vmid>) -> Error {
         let kind = ErrorKind::NoQuorum("/etc/pve is not mounted".to_owned());
         Error { op, vmid, kind }
     }
@@ -75,7 +82,7 @@ impl Pve for FakePve {
 
     async fn config(&self, vmid: Vmid) -> Result<Option<ContainerConfig>, Error> {
         if !self.pmxcfs() {
-            return Err(Self::read_error("read", vmid));
+            return Err(Self::read_error(Operation::Read, Some(vmid)));
         }
         let init = self.init_of(vmid);
         let world = self.shared.world.lock();
@@ -94,7 +101,7 @@ impl Pve for FakePve {
 
     async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>, Error> {
         if !self.pmxcfs() {
-            return Err(Self::read_error("list from", Vmid::MIN));
+            return Err(Self::read_error(Operation::List, None));
         }
         let mut world = self.shared.world.lock();
         world.destroy_strangers(&self.node);
@@ -127,7 +134,7 @@ impl Pve for FakePve {
         let world = self.shared.world.lock();
         if world.container(&self.node, template).is_none() {
             let kind = missing(&self.node, template);
-            return Err(Error { op: "read", vmid: template, kind });
+            return Err(Error { op: Operation::MeasureStorage, vmid: Some(template), kind });
         }
         Ok(world.nodes.get(&self.node).map(|node| node.room).unwrap_or_default())
     }
@@ -173,9 +180,14 @@ impl Pve for FakePve {
         self.run(Op::Set, vmid, CALL, move |work| work.set_limits(owner, size)).await
     }
 
-    async fn hand_to(&self, vmid: Vmid, owner: &SandboxId, target: &NodeName) -> Result<(), Error> {
+    async fn move_config_to(
+        &self,
+        vmid: Vmid,
+        owner: &SandboxId,
+        target: &NodeName,
+    ) -> Result<(), Error> {
         let (owner, target) = (*owner, target.clone());
-        self.run(Op::HandTo, vmid, CALL, move |work| work.hand_to(owner, target)).await
+        self.run(Op::MoveConfig, vmid, CALL, move |work| work.move_config_to(owner, target)).await
     }
 
     async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
@@ -184,12 +196,23 @@ impl Pve for FakePve {
 
     async fn limit_processes(&self, vmid: Vmid, max: u32) -> Result<Limited, Error> {
         let limited = self.shared.world.lock().limit_processes(&self.node, vmid, max);
-        limited.map_err(|kind| Error { op: "limit", vmid, kind })
+        limited.map_err(|kind| Error { op: Operation::Limit, vmid: Some(vmid), kind })
     }
 
     async fn limit_io(&self, vmid: Vmid, max: IoMax) -> Result<IoLimited, Error> {
         let limited = self.shared.world.lock().limit_io(&self.node, vmid, max);
-        limited.map_err(|kind| Error { op: "limit", vmid, kind })
+        limited.map_err(|kind| Error { op: Operation::Limit, vmid: Some(vmid), kind })
+    }
+
+    fn boots(&self) -> io::Result<BoxStream<'static, Mark>> {
+        let (shared, node) = (Arc::clone(&self.shared), self.node.clone());
+        let boots = BroadcastStream::new(shared.boots.subscribe());
+        let mark = move |booted: Result<Vmid, _>| {
+            // Some are not told when there are too many.
+            let booted = booted.ok()?;
+            shared.world.lock().container(&node, booted)?.config.mark()
+        };
+        Ok(Box::pin(boots.filter_map(mark)))
     }
 
     async fn halt(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {

@@ -50,7 +50,7 @@ impl FakePve {
         if self.pmxcfs() || known().is_some_and(|mark| mark.sandbox_id == *owner) {
             return Ok(());
         }
-        Err(Self::read_error(op.name(), vmid))
+        Err(Self::read_error(op.operation(), Some(vmid)))
     }
 }
 

@@ -21,7 +21,7 @@ use std::{
 
 use daemon::sync::Mutex;
 use proto::{id::Vmid, name::NodeName};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 use tokio_util::task::TaskTracker;
 
 pub use membership::Membership;
@@ -48,6 +48,9 @@ pub enum Trouble {
     /// Hangs until `FakeCluster::release`, or until the deadline stops the operation.
     Hangs,
 }
+
+/// Most boots that nobody has taken notice of; earlier ones are not told.
+const BOOTS_MAX: usize = 64;
 
 /// Deliberate defect of the fake host. The simulation must notice each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +145,8 @@ struct Shared {
     changed: Notify,
     on_clone: OnClone,
     released: Notify,
+    /// Tells of containers that boot.
+    boots: broadcast::Sender<Vmid>,
     /// Runs operations, which outlive their callers as `pct` outlives the agent.
     tracker: TaskTracker,
 }
@@ -199,6 +204,7 @@ impl FakeCluster {
             changed: Notify::new(),
             on_clone: OnClone::default(),
             released: Notify::new(),
+            boots: broadcast::Sender::new(BOOTS_MAX),
             tracker: TaskTracker::new(),
         }))
     }
@@ -297,6 +303,9 @@ impl FakeCluster {
     /// Starts or stops a container as an operator would.
     pub fn switch(&self, vmid: Vmid, on: bool) {
         self.0.world.lock().switch(vmid, on);
+        if on {
+            self.0.booted(vmid);
+        }
     }
 
     /// Moves a stopped container to another node, as an operator would.
@@ -428,6 +437,11 @@ impl FakeCluster {
 }
 
 impl Shared {
+    fn booted(&self, vmid: Vmid) {
+        // Nobody may watch.
+        drop(self.boots.send(vmid));
+    }
+
     fn pace(&self) -> Pace {
         *self.pace.lock()
     }

@@ -1,16 +1,18 @@
 //! Names of a node's operations.
 
+use crate::pve::Operation;
+
 /// An operation that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     /// `clone_template`.
     Clone,
-    /// `configure`.
+    /// `configure` and `set_limits`.
     Set,
     /// `resize`.
     Resize,
-    /// `hand_to`.
-    HandTo,
+    /// `move_config_to`.
+    MoveConfig,
     /// `start`.
     Start,
     /// `halt`.
@@ -25,9 +27,9 @@ pub enum Op {
     Mark,
     /// `unmark`.
     Unmark,
-    /// `hold`.
+    /// `acquire_pause_lock`.
     PauseLock,
-    /// `release`.
+    /// `release_pause_lock`.
     PauseUnlock,
     /// `freeze`.
     Freeze,
@@ -36,23 +38,23 @@ pub enum Op {
 }
 
 impl Op {
-    pub(super) fn name(self) -> &'static str {
+    pub(super) fn operation(self) -> Operation {
         match self {
-            Self::Clone => "clone",
-            Self::Set => "set",
-            Self::Resize => "resize",
-            Self::HandTo => "hand over",
-            Self::Start => "start",
-            Self::Halt => "halt",
-            Self::Stop => "stop",
-            Self::Destroy => "destroy",
-            Self::Unlock => "unlock",
-            Self::Mark => "mark",
-            Self::Unmark => "unmark",
-            Self::PauseLock => "pause lock",
-            Self::PauseUnlock => "pause unlock",
-            Self::Freeze => "freeze",
-            Self::Thaw => "thaw",
+            Self::Clone => Operation::Clone,
+            Self::Set => Operation::Set,
+            Self::Resize => Operation::Resize,
+            Self::MoveConfig => Operation::MoveConfig,
+            Self::Start => Operation::Start,
+            Self::Halt => Operation::Halt,
+            Self::Stop => Operation::Stop,
+            Self::Destroy => Operation::Destroy,
+            Self::Unlock => Operation::Unlock,
+            Self::Mark => Operation::Mark,
+            Self::Unmark => Operation::Unmark,
+            Self::PauseLock => Operation::PauseLock,
+            Self::PauseUnlock => Operation::PauseUnlock,
+            Self::Freeze => Operation::Freeze,
+            Self::Thaw => Operation::Thaw,
         }
     }
 }

@@ -73,7 +73,8 @@ impl Work {
             Some(Trouble::Before(kind)) => Err(kind),
             Some(Trouble::Hangs) => {
                 let released = self.shared.released.notified();
-                let stopped = || ErrorKind::Deadline(format!("{} did not end", self.op.name()));
+                let stopped =
+                    || ErrorKind::Deadline(format!("{} did not end", self.op.operation()));
                 timeout_at(self.deadline, released).await.map_err(|_| stopped())
             }
             other => {
@@ -195,10 +196,10 @@ impl Work {
         self.end()
     }
 
-    pub(super) async fn hand_to(self, owner: SandboxId, target: NodeName) -> Result<()> {
+    pub(super) async fn move_config_to(self, owner: SandboxId, target: NodeName) -> Result<()> {
         self.world().check_quorum(&self.node)?;
         let time = self.shared.pace().write;
-        self.act(time, |world, node, vmid| world.hand_to(node, vmid, &owner, &target)).await
+        self.act(time, |world, node, vmid| world.move_config_to(node, vmid, &owner, &target)).await
     }
 
     pub(super) async fn start(mut self) -> Result<()> {
@@ -211,6 +212,7 @@ impl Work {
         self.survives()?;
         let up_at = Instant::now() + self.shared.vary(self.shared.pace().boot);
         self.world().start(&self.node, self.vmid, up_at)?;
+        self.shared.booted(self.vmid);
         self.end()
     }
 

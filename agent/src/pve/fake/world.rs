@@ -362,7 +362,7 @@ impl World {
         }
     }
 
-    pub(super) fn hand_to(
+    pub(super) fn move_config_to(
         &mut self,
         node: &NodeName,
         vmid: Vmid,

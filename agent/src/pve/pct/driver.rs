@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, stream::BoxStream};
 use nix::{
     sys::signal::Signal,
     time::{ClockId, clock_gettime},
@@ -21,12 +21,12 @@ use proto::{
 };
 use tokio::time::Instant;
 
-use super::Pct;
+use super::{Pct, boots};
 use crate::{
     pve::{
         CloneOrder, CloneSite, Cluster, Connection, ContainerConfig, Error, ErrorKind, HostPaths,
-        Init, IoLimited, IoMax, Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage,
-        cgroup, container, io_limit, pause_lock, process_limit,
+        Init, IoLimited, IoMax, Limited, Mark, Operation, OwnVolumes, Pve, Settings, StorageRoom,
+        Usage, cgroup, container, io_limit, pause_lock, process_limit,
     },
     sys::{netns, pidfd},
 };
@@ -58,7 +58,10 @@ impl Pct {
 
 /// Converts the result of writing a limit to the cgroup of a container.
 fn limited<T>(vmid: Vmid, set: Option<io::Result<T>>) -> Result<T, Error> {
-    let failed = |text| Error { op: "limit", vmid, kind: ErrorKind::Failed(text) };
+    let failed = |text| {
+        let kind = ErrorKind::Failed(text);
+        Error { op: Operation::Limit, vmid: Some(vmid), kind }
+    };
     let set = set.ok_or_else(|| failed("the agent had no thread for it in time".to_owned()))?;
     set.map_err(|error| failed(error.to_string()))
 }
@@ -74,11 +77,12 @@ impl Pve for Pct {
     }
 
     async fn config(&self, vmid: Vmid) -> Result<Option<ContainerConfig>, Error> {
-        self.0.config(vmid).await.map_err(|kind| Error { op: "read", vmid, kind })
+        let config = self.0.config(vmid).await;
+        config.map_err(|kind| Error { op: Operation::Read, vmid: Some(vmid), kind })
     }
 
     async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>, Error> {
-        let error = |kind| Error { op: "list from", vmid: Vmid::MIN, kind };
+        let error = |kind| Error { op: Operation::List, vmid: None, kind };
         self.0.configs().await.map_err(error)
     }
 
@@ -88,7 +92,8 @@ impl Pve for Pct {
 
     async fn carries(&self, mark: &Mark) -> Result<bool, Error> {
         let vmid = mark.vmid;
-        let found = self.0.mark_of(vmid).await.map_err(|kind| Error { op: "read", vmid, kind })?;
+        let error = |kind| Error { op: Operation::Read, vmid: Some(vmid), kind };
+        let found = self.0.mark_of(vmid).await.map_err(error)?;
         Ok(found.as_ref() == Some(mark))
     }
 
@@ -104,54 +109,68 @@ impl Pve for Pct {
 
     async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, Error> {
         let room = self.0.storage_room(template).await;
-        room.map_err(|kind| Error { op: "measure the storage of", vmid: template, kind })
+        let op = Operation::MeasureStorage;
+        room.map_err(|kind| Error { op, vmid: Some(template), kind })
     }
 
     async fn volumes(&self, vmid: Vmid) -> Result<Vec<String>, Error> {
         let volumes = self.0.volumes(vmid).await;
-        volumes.map_err(|kind| Error { op: "find volumes of", vmid, kind })
+        volumes.map_err(|kind| Error { op: Operation::FindVolumes, vmid: Some(vmid), kind })
     }
 
     async fn all_volumes(&self) -> Result<BTreeMap<Vmid, Vec<String>>, Error> {
-        let error = |kind| Error { op: "list volumes from", vmid: Vmid::MIN, kind };
+        let error = |kind| Error { op: Operation::ListVolumes, vmid: None, kind };
         self.0.all_volumes().await.map_err(error)
     }
 
     async fn clone_site(&self, template: Vmid, vmid: Vmid) -> Result<CloneSite, Error> {
         let site = self.0.clone_site(template, vmid).await;
-        site.map_err(|kind| Error { op: "find volumes of", vmid, kind })
+        site.map_err(|kind| Error { op: Operation::FindVolumes, vmid: Some(vmid), kind })
     }
 
     async fn clone_template(&self, order: &CloneOrder, deadline: Duration) -> Result<(), Error> {
         let (order, deadline) = (order.clone(), Instant::now() + deadline);
-        self.change("clone", order.vmid, move |host| host.clone_template(order, deadline).boxed())
-            .await
+        self.change(Operation::Clone, order.vmid, move |host| {
+            host.clone_template(order, deadline).boxed()
+        })
+        .await
     }
 
     async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), Error> {
         let settings = settings.clone();
-        self.change("set", vmid, move |host| host.configure(vmid, settings).boxed()).await
+        self.change(Operation::Set, vmid, move |host| host.configure(vmid, settings).boxed()).await
     }
 
     async fn resize(&self, vmid: Vmid, gib: u32, deadline: Duration) -> Result<(), Error> {
         let until = Instant::now() + deadline;
-        self.change("resize", vmid, move |host| host.resize(vmid, gib, until).boxed()).await
+        self.change(Operation::Resize, vmid, move |host| host.resize(vmid, gib, until).boxed())
+            .await
     }
 
     async fn set_limits(&self, vmid: Vmid, owner: &SandboxId, size: Size) -> Result<(), Error> {
         let owner = *owner;
-        self.change("set limits", vmid, move |host| host.set_limits(vmid, owner, size).boxed())
-            .await
+        self.change(Operation::SetLimits, vmid, move |host| {
+            host.set_limits(vmid, owner, size).boxed()
+        })
+        .await
     }
 
-    async fn hand_to(&self, vmid: Vmid, owner: &SandboxId, target: &NodeName) -> Result<(), Error> {
+    async fn move_config_to(
+        &self,
+        vmid: Vmid,
+        owner: &SandboxId,
+        target: &NodeName,
+    ) -> Result<(), Error> {
         let (owner, target) = (*owner, target.clone());
-        self.change("hand over", vmid, move |host| host.hand_to(vmid, owner, target).boxed()).await
+        self.change(Operation::MoveConfig, vmid, move |host| {
+            host.move_config_to(vmid, owner, target).boxed()
+        })
+        .await
     }
 
     async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + deadline;
-        self.change("start", vmid, move |host| host.start(vmid, deadline).boxed()).await
+        self.change(Operation::Start, vmid, move |host| host.start(vmid, deadline).boxed()).await
     }
 
     async fn limit_processes(&self, vmid: Vmid, max: u32) -> Result<Limited, Error> {
@@ -165,9 +184,13 @@ impl Pve for Pct {
         limited(vmid, set.await)
     }
 
+    fn boots(&self) -> io::Result<BoxStream<'static, Mark>> {
+        boots::watch(Arc::clone(&self.0))
+    }
+
     async fn halt(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
         let owner = *owner;
-        self.change("halt", vmid, move |host| host.halt(vmid, owner).boxed()).await
+        self.change(Operation::Halt, vmid, move |host| host.halt(vmid, owner).boxed()).await
     }
 
     async fn recheck_ended(&self, init: Init) {
@@ -181,7 +204,7 @@ impl Pve for Pct {
 
     async fn stop(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + deadline;
-        self.change("stop", vmid, move |host| host.stop(vmid, deadline).boxed()).await
+        self.change(Operation::Stop, vmid, move |host| host.stop(vmid, deadline).boxed()).await
     }
 
     async fn destroy_owned(
@@ -192,29 +215,30 @@ impl Pve for Pct {
         deadline: Duration,
     ) -> Result<(), Error> {
         let (owner, volumes, deadline) = (*owner, volumes.clone(), Instant::now() + deadline);
-        self.change("destroy", vmid, move |host| {
+        self.change(Operation::Destroy, vmid, move |host| {
             host.destroy_owned(vmid, owner, volumes, deadline).boxed()
         })
         .await
     }
 
     async fn unlock_template(&self, template: Vmid) -> Result<(), Error> {
-        self.change("unlock", template, move |host| host.unlock_template(template).boxed()).await
+        self.change(Operation::Unlock, template, move |host| host.unlock_template(template).boxed())
+            .await
     }
 
     async fn mark(&self, mark: &Mark) -> Result<(), Error> {
         let mark = mark.clone();
-        self.change("mark", mark.vmid, move |host| host.mark(mark).boxed()).await
+        self.change(Operation::Mark, mark.vmid, move |host| host.mark(mark).boxed()).await
     }
 
     async fn unmark(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
         let owner = *owner;
-        self.change("unmark", vmid, move |host| host.unmark(vmid, owner).boxed()).await
+        self.change(Operation::Unmark, vmid, move |host| host.unmark(vmid, owner).boxed()).await
     }
 
     async fn acquire_pause_lock(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
         let owner = *owner;
-        self.change("pause lock", vmid, move |host| {
+        self.change(Operation::PauseLock, vmid, move |host| {
             host.edit_pause_lock(vmid, owner, pause_lock::acquire).boxed()
         })
         .await
@@ -222,7 +246,7 @@ impl Pve for Pct {
 
     async fn release_pause_lock(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
         let owner = *owner;
-        self.change("pause unlock", vmid, move |host| {
+        self.change(Operation::PauseUnlock, vmid, move |host| {
             host.edit_pause_lock(vmid, owner, pause_lock::release).boxed()
         })
         .await
@@ -230,12 +254,13 @@ impl Pve for Pct {
 
     async fn freeze(&self, vmid: Vmid, owner: &SandboxId, deadline: Duration) -> Result<(), Error> {
         let (owner, deadline) = (*owner, Instant::now() + deadline);
-        self.change("freeze", vmid, move |host| host.freeze(vmid, owner, deadline).boxed()).await
+        self.change(Operation::Freeze, vmid, move |host| host.freeze(vmid, owner, deadline).boxed())
+            .await
     }
 
     async fn thaw(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
         let owner = *owner;
-        self.change("thaw", vmid, move |host| host.thaw(vmid, owner).boxed()).await
+        self.change(Operation::Thaw, vmid, move |host| host.thaw(vmid, owner).boxed()).await
     }
 
     async fn reclaim(&self, vmid: Vmid, bytes: u64) -> bool {

@@ -4,10 +4,11 @@
 //! Every change runs on a task of its own and under a lock of its container in this process: it
 //! continues when its caller has gone, and a later change waits for it.
 
+mod boots;
 mod destroy;
 mod driver;
 mod edit;
-mod hand_to;
+mod move_config;
 mod pause;
 mod rooms;
 
@@ -23,7 +24,8 @@ use proto::{
 use tokio::time::Instant;
 
 use super::{
-    CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, HostPaths, Mark, Result, Settings,
+    CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, HostPaths, Mark, Operation, Result,
+    Settings,
     block_device::KnownDevices,
     cluster,
     command::Command,
@@ -81,7 +83,7 @@ impl Pct {
     /// Runs a change to its end on a task of its own.
     async fn change(
         &self,
-        op: &'static str,
+        op: Operation,
         vmid: Vmid,
         steps: impl for<'a> FnOnce(&'a Host) -> BoxFuture<'a, Result<()>> + Send + 'static,
     ) -> Result<(), Error> {
@@ -91,11 +93,11 @@ impl Pct {
             let start = Instant::now();
             let result = steps(&host).await;
             let ms = daemon::clock::millis(start.elapsed());
-            tracing::debug!(op, %vmid, ms, ok = result.is_ok(), "container change ended");
+            tracing::debug!(%op, %vmid, ms, ok = result.is_ok(), "container change ended");
             result
         });
         let gone = |_| Err(ErrorKind::Failed("the agent is shutting down".to_owned()));
-        task.await.unwrap_or_else(gone).map_err(|kind| Error { op, vmid, kind })
+        task.await.unwrap_or_else(gone).map_err(|kind| Error { op, vmid: Some(vmid), kind })
     }
 }
 
@@ -246,15 +248,20 @@ impl Host {
 
     async fn pct(&self, command: Command<'_>, deadline: Instant) -> Result<()> {
         let program = Program { path: self.places.pct.clone(), arguments: command.arguments() };
-        self.run(command.op(), program, deadline).await.map(drop)
+        self.run(Some(command.op()), program, deadline).await.map(drop)
     }
 
-    /// Runs a tool of PVE's and returns its stdout.
-    async fn run(&self, op: &'static str, program: Program, deadline: Instant) -> Result<String> {
+    /// Runs `pct`, or another tool for no operation of its own, and returns its stdout.
+    async fn run(
+        &self,
+        op: Option<Operation>,
+        program: Program,
+        deadline: Instant,
+    ) -> Result<String> {
         Self::judged(op, self.runner.run(program, deadline).await)
     }
 
-    fn judged(op: &'static str, done: Result<run::Finished, run::Error>) -> Result<String> {
+    fn judged(op: Option<Operation>, done: Result<run::Finished, run::Error>) -> Result<String> {
         match done {
             Ok(done) => {
                 outcome::judge(op, done.exit, &done.stdout, &done.stderr)?;
@@ -323,7 +330,7 @@ impl Host {
         // With a stopped container this takes half a minute: e2fsck and resize2fs each wait to see
         // whether another host has the file system mounted.
         let done = self.runner.run_waiting(program, deadline).await;
-        let said = Self::judged(command.op(), done)?;
+        let said = Self::judged(Some(command.op()), done)?;
         // The exit code is 0 also when nothing grew, or only the volume without its file system.
         if let Some(why) = outcome::not_grown(&said) {
             return Err(ErrorKind::Failed(why));

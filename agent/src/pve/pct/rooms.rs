@@ -225,7 +225,7 @@ impl Host {
     ) -> Result<String> {
         let arguments = arguments.into_iter().map(Into::into).collect();
         let program = Program { path: path.into(), arguments };
-        self.run("tool", program, Instant::now() + CALL).await
+        self.run(None, program, Instant::now() + CALL).await
     }
 }
 

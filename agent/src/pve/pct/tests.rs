@@ -177,3 +177,18 @@ async fn init_that_runs_is_not_looked_for_again() {
     write(&at("proc/70/stat"), &format!("70 (other) S 41 {}", "2 ".repeat(48)));
     assert_eq!(pct.init(vmid()).await, None);
 }
+
+#[tokio::test]
+async fn unreadable_config_is_not_taken_for_one_that_is_not_ours() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let pct = node(dir.path(), "size=2G", true, "");
+    let config = dir.path().join(format!("pve/nodes/n1/lxc/{VMID}.conf"));
+    let ours = pct.0.mark_by_config(vmid()).await.expect("read");
+    assert_eq!(ours.map(|mark| mark.vmid), Some(vmid()));
+    write(&config, "hostname: other\n");
+    assert_eq!(pct.0.mark_by_config(vmid()).await.expect("read"), None);
+    fs::remove_file(&config).expect("removed");
+    assert_eq!(pct.0.mark_by_config(vmid()).await.expect("it is gone"), None);
+    fs::create_dir(&config).expect("made");
+    pct.0.mark_by_config(vmid()).await.expect_err("it is no file");
+}

@@ -34,7 +34,9 @@ const ORPHANS_MAX_PERCENT: usize = 20;
 /// Intended state, from the journal.
 #[derive(Debug, Clone, Default)]
 pub struct Intended {
+    /// Records of sandboxes that have not ended.
     pub live: Vec<Arc<Record>>,
+    /// Tombstones of those that have.
     pub ended: Vec<Tombstone>,
     /// Sandboxes that an operation works on; they are left to it.
     pub busy: BTreeSet<SandboxId>,

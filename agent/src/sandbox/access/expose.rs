@@ -1,9 +1,8 @@
 //! Opening and closing ports. Opening changes only the record, which the ingress reads for each
-//! request; closing, and letting fewer in, also cuts open connections.
+//! request; closing, and letting fewer in, also cuts open connections (`pending_cuts`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -16,7 +15,6 @@ use proto::{
     visibility::Visibility,
 };
 
-use super::kill_connections;
 use crate::{
     journal::Record,
     sandbox::{Error, Result, Sandboxes},
@@ -47,8 +45,20 @@ impl Sandboxes {
         port: Port,
         reach: Reach,
     ) -> Result<Arc<Record>> {
-        let before = Arc::new(Mutex::new(None));
-        let seen = Arc::clone(&before);
+        let id = *id;
+        let work = |sandboxes: Arc<Self>| async move {
+            sandboxes.expose_now(&id, name, port, reach).await
+        };
+        self.run_to_end(work).await
+    }
+
+    async fn expose_now(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        name: ServiceName,
+        port: Port,
+        reach: Reach,
+    ) -> Result<Arc<Record>> {
         let opened = self.amend_living(id, move |record| {
             match record.port_named(&name) {
                 Some(known) if known != port => {
@@ -61,18 +71,12 @@ impl Sandboxes {
                 }
                 Some(_) | None => {}
             }
-            *seen.lock() = record.visibility(port);
             record.open((name.clone(), port), reach.wanted, reach.default);
             record.note_opened(port);
             Ok(())
         });
         let opened = opened.await?;
-        let before = *before.lock();
-        let now = opened.visibility(port);
-        // Whoever came in under the old rule has no place under the new one.
-        if before.is_some() && now != before && now != Some(Visibility::Public) {
-            self.cut_connections(&opened, port).await;
-        }
+        self.begin_cuts(id).await;
         Ok(opened)
     }
 
@@ -82,6 +86,15 @@ impl Sandboxes {
     /// # Errors
     /// When there is no such sandbox, or no service of this name in it.
     pub async fn hide(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        name: ServiceName,
+    ) -> Result<(Arc<Record>, Closed)> {
+        let id = *id;
+        self.run_to_end(|sandboxes| async move { sandboxes.hide_now(&id, name).await }).await
+    }
+
+    async fn hide_now(
         self: &Arc<Self>,
         id: &SandboxId,
         name: ServiceName,
@@ -101,46 +114,9 @@ impl Sandboxes {
         let closed = closed.lock().clone();
         let ports: BTreeSet<Port> = closed.iter().map(|(_, port)| *port).collect();
         for port in ports {
-            if hidden.visibility(port).is_none() {
-                self.forwards.cut(hidden.id, port);
-                self.cut_connections(&hidden, port).await;
-            }
+            self.forwards.cut(hidden.id, port);
         }
+        self.begin_cuts(id).await;
         Ok((hidden, closed.into_iter().collect()))
-    }
-
-    /// Cuts connections to a port now, and again once a request that got its route just before has
-    /// connected; unless everybody may be there by then.
-    pub(super) async fn cut_connections(self: &Arc<Self>, record: &Record, port: Port) {
-        // A fake PVE has no way in, and no connections either.
-        let Some(ip) = record.lease().filter(|_| self.pve.enter(record.vmid).is_some()) else {
-            return;
-        };
-        let to = SocketAddr::new(ip.into(), port.get());
-        cut_now(to).await;
-        let (sandboxes, id) = (Arc::clone(self), record.id);
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = sandboxes.tasks.stopping().cancelled() => {}
-                () = tokio::time::sleep(kill_connections::AGAIN) => {}
-            }
-            if !sandboxes.is_public(&id, ip, port) {
-                cut_now(to).await;
-            }
-        });
-    }
-
-    fn is_public(&self, id: &SandboxId, ip: Ipv4Addr, port: Port) -> bool {
-        self.records.index.live(id).is_some_and(|record| {
-            record.lease() == Some(ip) && record.visibility(port) == Some(Visibility::Public)
-        })
-    }
-}
-
-async fn cut_now(to: SocketAddr) {
-    match kill_connections::connections(to).await {
-        Ok(0) => {}
-        Ok(connections) => tracing::info!(%to, connections, "open connections were cut"),
-        Err(error) => tracing::warn!(%to, %error, "open connections were not cut"),
     }
 }

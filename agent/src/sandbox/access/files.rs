@@ -5,8 +5,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
+use daemon::shares::Part;
 use helper::{FileEntry, FileErrorKind, FileHead, FileTask, More, Task};
-use proto::{Reason, id::SandboxRef};
+use proto::{
+    Reason,
+    exec::{PIECE_BYTES_MAX, pieces},
+    id::SandboxRef,
+    name::Team,
+};
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::sandbox::{
@@ -27,16 +33,16 @@ const FLOW: Duration = Duration::from_secs(60 * 60);
 /// Error when there are more entries than a helper from before pages can tell.
 const OLD_HELPER: &str = "the directory has more entries than the sandbox's helper can list, which is of an \
     older version: stop and start the sandbox";
-/// Longest line that describes a file, bytes.
+/// Longest line that describes a file, bytes, and longest answer of one line.
 const LINE_BYTES_MAX: usize = 64 * 1024;
-/// Longest answer that is not a file, bytes: a listing, or why it failed.
-const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Largest message of stdin, bytes.
-const CHUNK: usize = 256 * 1024;
+/// Longest listing, bytes.
+const LISTING_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Pause before an operation may be tried that found no room for its bytes.
+const NO_ROOM_RETRY: Duration = Duration::from_secs(1);
 /// Permission bits of a new file.
 const MODE: u32 = 0o644;
 /// Most messages that are buffered per channel.
-const MESSAGES: usize = 4;
+const MESSAGES: usize = 1;
 
 /// File to write.
 #[derive(Clone, PartialEq, Eq)]
@@ -69,6 +75,30 @@ pub struct UnpackRules {
 /// Stream of a file or an archive, up to its end or an error.
 pub type Flow = mpsc::Receiver<Result<Bytes>>;
 
+/// Bytes that an operation holds as a whole. Those of a small one do not count.
+struct Whole {
+    /// Part of the team; `None` for a sandbox that is not there.
+    part: Option<Part<Team>>,
+    bytes: usize,
+}
+
+impl Whole {
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// TOO_MANY_CALLS when those of the team's other operations leave no room.
+    fn add(&mut self, bytes: usize) -> Result<()> {
+        self.bytes += bytes;
+        let counted = self.bytes.saturating_sub(PIECE_BYTES_MAX);
+        if self.part.as_mut().is_none_or(|part| part.grow_to(counted)) {
+            return Ok(());
+        }
+        let why = "this team's other calls that write files and list directories on the node hold as much \
+                   memory as they may: try again when some have ended";
+        Err(Error::new(Reason::TooManyCalls, why).retry_after(NO_ROOM_RETRY))
+    }
+}
+
 /// File operation that runs inside.
 struct Running {
     input: mpsc::Sender<Input>,
@@ -97,7 +127,9 @@ impl Files<'_> {
     /// # Errors
     /// When one cannot be written; the files before it are, and the error has their number.
     pub async fn write(self, files: Vec<FileContent>) -> Result<u32> {
-        let mut input = BytesMut::new();
+        // With room for the line of each, so that it need not grow.
+        let sizes = files.iter().map(|file| file.content.len() + file.path.len() + 128);
+        let mut input = BytesMut::with_capacity(sizes.sum());
         let mut paths = Vec::with_capacity(files.len());
         for FileContent { path, content, mode } in files {
             paths.push(path.clone());
@@ -106,7 +138,7 @@ impl Files<'_> {
             input.extend_from_slice(&line(&FileHead { path, mode, keep_mode, size })?);
             input.extend_from_slice(&content);
         }
-        let answer = self.answer(FileTask::Write, input.freeze()).await;
+        let answer = self.answer(FileTask::Write, input.freeze(), LINE_BYTES_MAX).await;
         parse(&answer.map_err(|error| tell_written(error, &paths))?)
     }
 
@@ -115,7 +147,7 @@ impl Files<'_> {
     /// # Errors
     /// FILE_NOT_FOUND, FILE_REFUSED, or as for any command.
     pub async fn stat(self, path: String) -> Result<FileEntry> {
-        parse(&self.answer(FileTask::Stat { path }, Bytes::new()).await?)
+        parse(&self.answer(FileTask::Stat { path }, Bytes::new(), LINE_BYTES_MAX).await?)
     }
 
     /// Lists at most `limit` entries of a directory, ordered by name, that come after `after`. Returns
@@ -129,7 +161,7 @@ impl Files<'_> {
         (limit, after): (u32, String),
     ) -> Result<(Vec<FileEntry>, String)> {
         let task = FileTask::List { path, limit, after };
-        let answer = self.answer(task, Bytes::new()).await?;
+        let answer = self.answer(task, Bytes::new(), LISTING_BYTES_MAX).await?;
         let (mut entries, mut next) = (Vec::new(), String::new());
         for line in answer.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             if let Ok(More { after, .. }) = serde_json::from_slice(line) {
@@ -150,7 +182,7 @@ impl Files<'_> {
     /// As `stat`.
     pub async fn remove(self, path: String, recursive: bool) -> Result<bool> {
         let task = FileTask::Remove { path, recursive };
-        parse(&self.answer(task, Bytes::new()).await?)
+        parse(&self.answer(task, Bytes::new(), LINE_BYTES_MAX).await?)
     }
 
     /// Reads a regular file: returns its description, and its bytes as they are consumed.
@@ -225,7 +257,8 @@ impl Files<'_> {
             drop(input.send(Input::Eof).await);
             Ok::<(), Error>(())
         };
-        let mut answer = std::pin::pin!(running.rest());
+        let whole = self.whole();
+        let mut answer = std::pin::pin!(running.rest(whole, LINE_BYTES_MAX));
         let answer = tokio::select! {
             biased;
             answer = &mut answer => answer?,
@@ -238,9 +271,15 @@ impl Files<'_> {
         parse(&answer)
     }
 
-    /// Sends an operation all of its input and returns its whole answer, in time.
-    async fn answer(self, task: FileTask, input: Bytes) -> Result<Bytes> {
-        in_time(async { self.begin(task, CALL).await?.answer(input).await }).await
+    /// Sends an operation all of its input and returns its whole answer, of at most `max` bytes, in time.
+    async fn answer(self, task: FileTask, input: Bytes, max: usize) -> Result<Bytes> {
+        let mut whole = self.whole();
+        whole.add(input.len())?;
+        in_time(async { self.begin(task, CALL).await?.answer(input, whole, max).await }).await
+    }
+
+    fn whole(self) -> Whole {
+        Whole { part: self.execs.whole(self.sandbox), bytes: 0 }
     }
 
     async fn begin(self, task: FileTask, time: Duration) -> Result<Running> {
@@ -311,27 +350,28 @@ impl Running {
     }
 
     /// Sends all of the input and returns the whole answer.
-    async fn answer(self, mut input: Bytes) -> Result<Bytes> {
+    async fn answer(self, input: Bytes, whole: Whole, max: usize) -> Result<Bytes> {
         let sender = self.input.clone();
         let feed = async move {
-            while !input.is_empty() {
-                let chunk = input.split_to(input.len().min(CHUNK));
-                if sender.send(Input::Stdin(chunk)).await.is_err() {
+            for piece in pieces(input) {
+                if sender.send(Input::Stdin(piece)).await.is_err() {
                     break;
                 }
             }
             drop(sender.send(Input::Eof).await);
         };
-        let (answer, ()) = tokio::join!(self.rest(), feed);
+        let (answer, ()) = tokio::join!(self.rest(whole, max), feed);
         answer
     }
 
-    async fn rest(mut self) -> Result<Bytes> {
+    /// Returns the rest of the answer, of at most `max` bytes: it is what a process of the sandbox says.
+    async fn rest(mut self, mut whole: Whole, max: usize) -> Result<Bytes> {
         let mut answer = BytesMut::new();
         while let Some(bytes) = self.next().await? {
-            if answer.len() + bytes.len() > ANSWER_BYTES_MAX {
+            if answer.len() + bytes.len() > max {
                 return Err(nonsense());
             }
+            whole.add(bytes.len())?;
             answer.extend_from_slice(&bytes);
         }
         Ok(answer.freeze())

@@ -99,6 +99,15 @@ impl Sandboxes {
         id: &SandboxId,
         service: String,
     ) -> Result<(Arc<Record>, Port)> {
+        let id = *id;
+        self.run_to_end(|sandboxes| async move { sandboxes.revoke_now(&id, service).await }).await
+    }
+
+    async fn revoke_now(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        service: String,
+    ) -> Result<(Arc<Record>, Port)> {
         let named = service.clone();
         let revoked = self.amend_living(id, move |record| {
             let port = record.port_of(&named).ok_or_else(|| not_found(record, &named))?;
@@ -113,7 +122,7 @@ impl Sandboxes {
         };
         let port = record.port_of(&service).ok_or_else(|| not_found(&record, &service))?;
         self.forwards.cut(record.id, port);
-        self.cut_connections(&record, port).await;
+        self.begin_cuts(id).await;
         Ok((record, port))
     }
 }

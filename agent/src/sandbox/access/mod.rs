@@ -8,4 +8,5 @@ pub mod kill_connections;
 pub mod links;
 mod listen;
 mod names;
+pub(super) mod pending_cuts;
 pub(super) mod wake;

@@ -1,6 +1,7 @@
 //! Operations under way. One at a time works on a sandbox. A second request for the same operation
 //! joins the first; another kind waits for its turn. Each runs on its own task, so a caller that
-//! hangs up cancels nothing.
+//! hangs up cancels nothing. A caller who joins an expiry is not left with one that was not due any
+//! more: `launch_because` begins again then.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -83,15 +84,29 @@ impl OperationHandle {
     }
 
     /// Waits until the operation has ended, at most `wait`.
-    pub(crate) async fn ended(mut self, wait: Duration) -> OperationState {
-        match timeout(wait, self.progress.wait_for(|p| matches!(p, Progress::Done(_)))).await {
-            Ok(Ok(progress)) => match &*progress {
-                Progress::Done(result) => OperationState::Done(result.clone()),
-                Progress::Begun | Progress::Recorded => OperationState::UnderWay,
-            },
-            Ok(Err(_)) => OperationState::Done(Err(lost())),
+    pub(crate) async fn ended(self, wait: Duration) -> OperationState {
+        match timeout(wait, self.result()).await {
+            Ok(result) => OperationState::Done(result),
             Err(_) => OperationState::UnderWay,
         }
+    }
+
+    /// Waits until the operation has ended. Every wait in an operation has a deadline, so this one ends too.
+    pub(crate) async fn result(mut self) -> Result<Arc<Record>> {
+        match self.progress.wait_for(|p| matches!(p, Progress::Done(_))).await {
+            Ok(progress) => match &*progress {
+                Progress::Done(result) => result.clone(),
+                Progress::Begun | Progress::Recorded => Err(lost()),
+            },
+            Err(_) => Err(lost()),
+        }
+    }
+
+    /// Returns a handle of something that goes on after this operation, and what ends that. To cancel it cancels this
+    /// operation.
+    pub(crate) fn continued(&self) -> (Self, Continuation) {
+        let (sender, progress) = watch::channel(Progress::Begun);
+        (Self { progress, ..self.clone() }, Continuation(sender))
     }
 
     /// Waits until the intent is durable or the operation has ended.
@@ -104,6 +119,17 @@ impl OperationHandle {
     /// Asks the operation to stop and to roll back what it did.
     pub(crate) fn cancel(&self) {
         self.cancel.cancel();
+    }
+}
+
+/// End of what goes on after an operation. Dropping it tells that it was lost.
+#[derive(Debug)]
+pub(crate) struct Continuation(watch::Sender<Progress>);
+
+impl Continuation {
+    /// Ends it with its result.
+    pub(crate) fn done(self, result: Result<Arc<Record>>) {
+        self.0.send_replace(Progress::Done(result));
     }
 }
 

@@ -27,6 +27,8 @@
 //! PAUSED and RUNNING are intended states: they are written before the container is frozen or
 //! thawed. There is no phase in between, so a crash leaves nothing to find out.
 
+use std::fmt;
+
 use crate::journal::Phase;
 
 /// Event in the life of a sandbox.
@@ -66,6 +68,31 @@ pub enum Event {
     DeleteAsked,
     /// Nothing of the sandbox is left.
     Removed,
+}
+
+/// Name for a sentence: "... cannot happen to it".
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CameUp => "the end of a boot",
+            Self::CreateFailed => "the failure of a creation",
+            Self::Undone => "the end of a rollback",
+            Self::StartAsked => "a start",
+            Self::StartFailed => "the failure of a start",
+            Self::PauseAsked => "a pause",
+            Self::ResumeAsked => "a resume",
+            Self::FreezeFailed => "the failure of a pause",
+            Self::StopAsked => "a stop",
+            Self::WentDown => "the end of a stop",
+            Self::StopRefused => "the failure of a stop",
+            Self::FoundDown => "an end without a request",
+            Self::FoundUp => "a start without a request",
+            Self::Rebooted => "a reboot of its node",
+            Self::Released => "a release",
+            Self::DeleteAsked => "a deletion",
+            Self::Removed => "the end of a deletion",
+        })
+    }
 }
 
 /// Returns the phase that follows; `None` when the event cannot happen in this phase.
@@ -158,6 +185,13 @@ mod tests {
         for phase in PHASES.into_iter().filter(|phase| !phase.ended()) {
             assert_eq!(next(phase, Event::DeleteAsked), Some(Phase::Deleting), "{phase:?}");
         }
+    }
+
+    #[test]
+    fn every_event_has_a_name_of_its_own_in_words() {
+        let names: std::collections::BTreeSet<_> = EVENTS.iter().map(ToString::to_string).collect();
+        assert_eq!(names.len(), EVENTS.len(), "{names:?}");
+        assert!(names.iter().all(|name| name.contains(' ')), "{names:?}");
     }
 
     #[test]

@@ -213,8 +213,8 @@ pub(crate) fn not_found(name: &SandboxRef) -> Error {
 
 /// Says why a sandbox that must run cannot be used.
 pub(crate) fn not_running(record: &Record) -> Error {
-    let phase = phase_word(record.phase);
-    match record.phase {
+    let phase = record.phase;
+    match phase {
         Phase::Deleting | Phase::Deleted => deleted(&SandboxRef::Id(record.id)),
         Phase::Paused => {
             let message = format!("{} is paused: resume it first", record.id);
@@ -235,20 +235,4 @@ pub(crate) fn not_running(record: &Record) -> Error {
 
 pub(crate) fn deleted(name: &SandboxRef) -> Error {
     Error::new(Reason::SandboxDeleted, format!("{name} is deleted or being deleted"))
-}
-
-/// Phase as a sentence names it.
-pub(crate) fn phase_word(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Creating => "being created",
-        Phase::Undoing => "being undone",
-        Phase::Running => "running",
-        Phase::Paused => "paused",
-        Phase::Starting => "starting",
-        Phase::Stopping => "stopping",
-        Phase::Stopped => "stopped",
-        Phase::Deleting => "being deleted",
-        Phase::Deleted => "deleted",
-        Phase::Failed => "failed",
-    }
 }

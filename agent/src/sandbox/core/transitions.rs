@@ -25,18 +25,34 @@ use crate::{
 /// Work of an operation, which ends with the record as it left it.
 pub(crate) type Work<'a> = BoxFuture<'a, Result<Arc<Record>>>;
 
+/// Most launches of an operation after one of its kind that it had joined.
+const LAUNCHES_MAX: usize = 5;
+
 impl Sandboxes {
+    /// Runs a change on a task of its own and waits for it: it runs to its end though its caller hangs up.
+    pub(in crate::sandbox) async fn run_to_end<T, F>(
+        self: &Arc<Self>,
+        work: impl FnOnce(Arc<Self>) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let ended = self.tasks.run(work(Arc::clone(self)));
+        ended.await.unwrap_or_else(|| Err(lost()))
+    }
+
     /// Changes the record of a live sandbox, and nothing else.
     ///
     /// Runs on its own task: otherwise a caller that hangs up could leave the index behind the
-    /// journal.
+    /// journal. A caller that has more to do after the change does all of it in one `run_to_end`.
     pub(in crate::sandbox) async fn amend_living(
         self: &Arc<Self>,
         id: &SandboxId,
         change: impl Fn(&mut Record) -> Result<()> + Send + 'static,
     ) -> Result<Arc<Record>> {
         self.living(&SandboxRef::Id(*id))?;
-        let (sandboxes, id) = (Arc::clone(self), *id);
+        let id = *id;
         let change = move |record: &mut Record| {
             if record.phase.is_ending() {
                 return Err(queries::deleted(&SandboxRef::Id(record.id)));
@@ -44,8 +60,7 @@ impl Sandboxes {
             refuse_exported(record)?;
             change(record)
         };
-        let changed = self.tasks.run(async move { sandboxes.records.amend(&id, change).await });
-        changed.await.unwrap_or_else(|| Err(lost()))
+        self.run_to_end(|sandboxes| async move { sandboxes.records.amend(&id, change).await }).await
     }
 
     /// Moves a sandbox to its next phase because of a request, with `more` in the same write.
@@ -121,6 +136,70 @@ impl Sandboxes {
                 self.run(guard, work);
                 operation
             }
+        }
+    }
+
+    /// Launches an operation with its cause. What a caller asked for leads to `reached`, though it joins an expiry of
+    /// the same kind that is not due any more when its turn comes and that leaves the sandbox as it is: then it begins
+    /// again, also when the caller has hung up.
+    pub(in crate::sandbox) fn launch_because<F, W>(
+        self: &Arc<Self>,
+        cause: Cause,
+        (id, kind): (SandboxId, OperationKind),
+        reached: fn(&Record) -> bool,
+        work: W,
+    ) -> OperationHandle
+    where
+        F: Future<Output = Result<Arc<Record>>> + Send + 'static,
+        W: Fn(Arc<Self>, OperationContext) -> F + Send + 'static,
+    {
+        let joined = match self.operations.enter(id, kind) {
+            Entry::New(guard, operation) => {
+                self.run(guard, work);
+                return operation;
+            }
+            // An expiry that joins another one has nothing to insist on.
+            Entry::Joined(operation) if cause != Cause::ASKED => return operation,
+            Entry::Joined(operation) => operation,
+        };
+        let (operation, continuation) = joined.continued();
+        let sandboxes = Arc::clone(self);
+        self.tasks.spawn(async move {
+            continuation.done(sandboxes.insist(joined, kind, reached, work).await);
+        });
+        operation
+    }
+
+    /// Waits for an operation that was joined, and launches it again until the sandbox is where it is to be.
+    async fn insist<F, W>(
+        self: Arc<Self>,
+        mut operation: OperationHandle,
+        kind: OperationKind,
+        reached: fn(&Record) -> bool,
+        work: W,
+    ) -> Result<Arc<Record>>
+    where
+        F: Future<Output = Result<Arc<Record>>> + Send + 'static,
+        W: Fn(Arc<Self>, OperationContext) -> F + Send + 'static,
+    {
+        let id = operation.id();
+        let mut launches = 0;
+        loop {
+            let record = operation.result().await?;
+            if reached(&record) {
+                return Ok(record);
+            }
+            if self.tasks.stopping().is_cancelled() {
+                return Err(lost());
+            }
+            if launches == LAUNCHES_MAX {
+                let why = format!("an expiry of {id} came first each time: ask again");
+                return Err(
+                    Error::new(Reason::SandboxBusy, why).retry_after(Duration::from_secs(2))
+                );
+            }
+            launches += 1;
+            operation = self.launch(id, kind, &work);
         }
     }
 
@@ -202,8 +281,8 @@ const fn told(event: Event, cause: Cause) -> Option<Cause> {
 }
 
 pub(crate) fn refused(record: &Record, event: Event) -> Error {
-    let phase = queries::phase_word(record.phase);
-    match (record.phase, event) {
+    let phase = record.phase;
+    match (phase, event) {
         (Phase::Deleted | Phase::Deleting, _) => queries::deleted(&SandboxRef::Id(record.id)),
         (Phase::Paused, Event::StartAsked) => {
             Error::new(Reason::SandboxPaused, format!("{} is paused: resume it", record.id))
@@ -213,7 +292,7 @@ pub(crate) fn refused(record: &Record, event: Event) -> Error {
         }
         _ => Error::new(
             Reason::Invariant,
-            format!("{event:?} cannot happen to {}, which is {phase}", record.id),
+            format!("{event} cannot happen to {}, which is {phase}", record.id),
         ),
     }
 }

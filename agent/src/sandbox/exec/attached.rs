@@ -7,7 +7,10 @@ use proto::{
     Reason,
     shim::v1::{self as wire, request, response},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 use super::{
     order::{Exit, Input, Output},
@@ -25,8 +28,8 @@ pub(super) type Sender = mpsc::Sender<Result<Output, Error>>;
 pub(super) struct Attached {
     pub(super) sandboxes: Arc<Sandboxes>,
     pub(super) record: Arc<Record>,
-    /// Offset at which the caller's stdin continues.
-    pub(super) stdin_offset: u64,
+    /// Bytes of stdin that have been taken. The caller's stdin continues behind those of the beginning.
+    pub(super) taken: watch::Sender<u64>,
 }
 
 impl Attached {
@@ -39,9 +42,9 @@ impl Attached {
         inputs: mpsc::Receiver<Input>,
         output: Sender,
     ) {
-        let taken = watch::Sender::new(self.stdin_offset);
         let stopping = self.sandboxes.tasks().stopping().clone();
-        let mut feed = Box::pin(feed(&mut to, inputs, self.stdin_offset, taken.subscribe()));
+        let (begun, taken) = (*self.taken.borrow(), self.taken.subscribe());
+        let mut feed = Box::pin(feed(&mut to, inputs, begun, taken));
         let mut fed = false;
         let last = loop {
             let message = tokio::select! {
@@ -62,7 +65,7 @@ impl Attached {
                 Some(Ok(response::Message::Stdout(bytes))) => Output::Stdout(bytes),
                 Some(Ok(response::Message::Stderr(bytes))) => Output::Stderr(bytes),
                 Some(Ok(response::Message::Done(wire::Done { stdin_offset }))) => {
-                    taken.send_replace(stdin_offset);
+                    self.taken.send_replace(stdin_offset);
                     continue;
                 }
                 other => break Some(self.last(other).await),
@@ -135,8 +138,9 @@ fn stopped() -> Error {
 }
 
 async fn hang_up(to: &mut client::Input) {
-    // A shim that has gone needs no message.
-    drop(to.send(request::Message::HangUp(wire::HangUp {})).await);
+    // A shim that has gone needs no message, and one that does not read sees the end of the connection.
+    let sent = to.send(request::Message::HangUp(wire::HangUp {}));
+    drop(timeout(client::HANG_UP, sent).await);
 }
 
 /// Forwards the caller's input. Bytes wait until those before them were taken; signals and window

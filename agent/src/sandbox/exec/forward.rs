@@ -5,6 +5,7 @@
 use std::{io, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use helper::{ForwardTask, Task};
 use proto::{
     Reason,
@@ -18,7 +19,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Execs, Limits, Shared, failed, hex, in_time, of_task, order::User, random, same_boot};
+use super::{Execs, Limits, Shared, failed, in_time, of_task, order::User, random, same_boot};
 use crate::{
     journal::Record,
     sandbox::{Error, Sandboxes, core::forwards::OpenForward},
@@ -125,7 +126,7 @@ impl Execs {
     ) -> Result<(String, Forward), Error> {
         let limits = self.limits();
         let record = in_time(limits.answer_by, self.awake(sandbox)).await?;
-        let name = hex(&random::<LISTENER_BYTES>()?);
+        let name = HEXLOWER.encode(&random::<LISTENER_BYTES>()?);
         let access = self.0.sandboxes.forwards.add_listener(record.id, port, &name);
         let task = ForwardTask::Listen { port: port.get(), name: name.clone() };
         // Nothing is sent to a listener; the sender stays open with it.

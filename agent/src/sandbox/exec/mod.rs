@@ -22,10 +22,15 @@ use std::{
     time::Duration,
 };
 
-use daemon::keyed_lock::KeyedLock;
+use daemon::{
+    keyed_lock::KeyedLock,
+    shares::{Part, Places},
+};
+use data_encoding::HEXLOWER;
 use proto::{
     Invariant, Reason, duration,
     id::{SandboxId, SandboxRef},
+    name::Team,
     sandbox::v1::{ExecInfo, WindowSize},
     shim::v1::{self as wire, request, response},
 };
@@ -47,10 +52,14 @@ use order::{Attach, Command, Control, Input, Order, Output, Started};
 use outputs::AllCommands;
 use shims::Shims;
 
-/// Most callers that are attached at the same time, on the node.
-const ATTACHED_MAX: usize = 2048;
-/// Most messages of output that are buffered: half a MiB, much less than a shim keeps.
-const OUTPUT_MESSAGES: usize = 8;
+/// Most callers that are attached at the same time, on the node: somewhat more than a controller opens streams. Each
+/// holds up to 720 KiB in this process, see docs/connections.md.
+const ATTACHED_MAX: usize = 768;
+/// Most messages of output that are buffered. What is behind them waits in the shim.
+const OUTPUT_MESSAGES: usize = 1;
+/// Most bytes of files that are written, and of answers about files, that are held as a whole, for all sandboxes. A
+/// team gets at most half of them, and less while other teams use them: see `Places`.
+const WHOLE_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Most characters of a command line that are shown.
 const TITLE_MAX: usize = 200;
 
@@ -79,6 +88,8 @@ struct Shared {
     sandboxes: Arc<Sandboxes>,
     shims: Arc<dyn Shims>,
     places: Arc<Semaphore>,
+    /// Bytes of files and answers that are held as a whole.
+    wholes: Places<Team>,
     /// Shims of one sandbox start one after another.
     locks: KeyedLock<SandboxId>,
     /// Commands of all sandboxes at the last check; `None` before the first.
@@ -92,8 +103,9 @@ impl Execs {
     /// Creates the service for these sandboxes.
     pub fn new(sandboxes: Arc<Sandboxes>, shims: Arc<dyn Shims>) -> Self {
         let places = Arc::new(Semaphore::new(ATTACHED_MAX));
+        let wholes = Places::new(WHOLE_BYTES_MAX);
         let (locks, commands) = (KeyedLock::default(), watch::Sender::new(None));
-        Self(Arc::new(Shared { sandboxes, shims, places, locks, commands }))
+        Self(Arc::new(Shared { sandboxes, shims, places, wholes, locks, commands }))
     }
 
     /// Records the commands of all sandboxes.
@@ -121,14 +133,15 @@ impl Execs {
         ids.extend(live.iter().map(|record| record.id));
         vmids.extend(live.iter().map(|record| record.vmid));
         let shims = running.into_iter().filter(|id| !ids.contains(id));
-        let shims =
-            shims.map(|id| Finding::new(Invariant::I1, id, "its shim runs, and it lives no more"));
+        let shims = shims.map(|id| {
+            Finding::new(Invariant::I1, id, "the sandbox has ended, but its shim still runs")
+        });
         let cgroups = in_use.into_iter().filter(|vmid| !vmids.contains(vmid));
         let cgroups = cgroups.map(|vmid| {
             Finding::new(
                 Invariant::I1,
                 vmid,
-                "something runs in its shim's cgroup, and it lives no more",
+                "the sandbox has ended, but processes still run in its shim's cgroup",
             )
         });
         shims.chain(cgroups).collect()
@@ -231,18 +244,17 @@ impl Execs {
                 let attached = client::attach(stream, message, deadline).await;
                 attached.map_err(|refused| shared.explain(&record, refused, starts))?
             };
+            let taken = watch::Sender::new(started.stdin_offset);
             let told = Started {
                 boot: record.boot,
                 exec_id,
                 stdin_offset: started.stdin_offset,
                 stdout_offset: started.stdout_offset,
                 stderr_offset: started.stderr_offset,
+                taken: taken.subscribe(),
             };
-            let attached = attached::Attached {
-                sandboxes: Arc::clone(&shared.sandboxes),
-                record,
-                stdin_offset: started.stdin_offset,
-            };
+            let attached =
+                attached::Attached { sandboxes: Arc::clone(&shared.sandboxes), record, taken };
             shared.sandboxes.tasks().spawn(async move {
                 attached.run(output, to, input, sender).await;
                 drop(place);
@@ -256,6 +268,15 @@ impl Execs {
         };
         let started = begun.await.unwrap_or_else(|| Err(dropped()))?;
         Ok((started, outputs))
+    }
+
+    /// Creates the part of a sandbox's team in the bytes that are held as a whole. None is needed for a sandbox that
+    /// is not there, in which nothing runs.
+    pub(in crate::sandbox) fn whole(&self, sandbox: &SandboxRef) -> Option<Part<Team>> {
+        match self.0.sandboxes.known(sandbox)? {
+            Known::Live(record) => Some(self.0.wholes.part(record.team.clone())),
+            Known::Ended(_) => None,
+        }
     }
 
     /// Takes a place of an attached caller.
@@ -484,8 +505,8 @@ pub(super) fn of_task(
         serde_json::to_vec(order).map_err(|error| failed(format!("it cannot be sent: {error}")))
     };
     // The digest covers the caller's order; the mark is another each time.
-    let digest = hex(&Sha256::digest(bytes(&order)?));
-    let mark = hex(&random::<16>()?);
+    let digest = HEXLOWER.encode(&Sha256::digest(bytes(&order)?));
+    let mark = HEXLOWER.encode(&random::<16>()?);
     order.env.push((MARK.to_owned(), mark.clone()));
     Ok(wire::Start {
         exec_id: format!("x-{mark}"),
@@ -494,10 +515,6 @@ pub(super) fn of_task(
         mark: format!("{MARK}={mark}"),
         ..wire::Start::default()
     })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Generates bytes that nobody can guess.

@@ -9,6 +9,7 @@ use proto::{
     secret::{Env, HIDDEN},
     spec,
 };
+use tokio::sync::watch;
 
 pub use crate::shim::Window;
 
@@ -185,7 +186,7 @@ pub struct Exit {
 }
 
 /// Command that runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Started {
     /// Boot of the sandbox that it runs in.
     pub boot: u32,
@@ -197,6 +198,8 @@ pub struct Started {
     pub stdout_offset: u64,
     /// Offset at which the stderr that follows begins.
     pub stderr_offset: u64,
+    /// Bytes of stdin that have been taken, also later.
+    pub taken: watch::Receiver<u64>,
 }
 
 impl Command {

@@ -5,7 +5,13 @@
 //! server was seen to acknowledge to the container's MAC, where no sandbox can have sent the reply.
 //! It is in the journal before the first packet goes to it, and stays the same for the whole boot.
 
-use std::{collections::BTreeSet, fmt, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
 
 use ipnet::Ipv4Net;
 use proto::{
@@ -14,6 +20,7 @@ use proto::{
     spec::Network,
 };
 use tokio::time::{Instant, sleep};
+use tracing::field::display;
 
 use super::boot::Boot;
 use crate::{
@@ -139,7 +146,11 @@ impl Sandboxes {
                 let replies = self.replies()?;
                 let reply = parse_mac(&net0.mac).and_then(|mac| replies.last(mac));
                 let ip = match reply {
-                    Some(reply) => self.unfit(None, reply.ip).await.is_none().then_some(reply.ip),
+                    Some(reply) => {
+                        let unfit = self.unfit(None, reply.ip).await;
+                        unfit.iter().for_each(|unfit| unfit.log(None));
+                        unfit.is_none().then_some(reply.ip)
+                    }
                     None => None,
                 };
                 Ok((Network::Dhcp, ip))
@@ -147,20 +158,22 @@ impl Sandboxes {
         }
     }
 
-    /// Says why a sandbox must not get this address from DHCP; `None` when it may. Its team reads that, so the log
-    /// alone names a sandbox that has the address, which may be another team's.
-    async fn unfit(&self, id: Option<&SandboxId>, ip: Ipv4Addr) -> Option<String> {
+    /// Says why a sandbox must not get this address from DHCP; `None` when it may.
+    async fn unfit(&self, id: Option<&SandboxId>, ip: Ipv4Addr) -> Option<Unfit> {
         if let Some(why) = self.options.network.unfit(ip) {
-            return Some(why);
+            return Some(Unfit { why, holder: None });
         }
         let live = self.live();
         let other = live.iter().find(|other| Some(&other.id) != id && other.lease() == Some(ip));
         if let Some(other) = other {
-            tracing::warn!(%ip, holder = %other.id, "DHCP has given out the address of a sandbox once more");
-            return Some(format!("{ip} is the address of another sandbox"));
+            let why = format!("{ip} is the address of another sandbox");
+            return Some(Unfit { why, holder: Some(other.id) });
         }
         let strangers = self.taken_addresses().await;
-        strangers.contains(&ip).then(|| format!("{ip} is the address of a container of this node"))
+        strangers.contains(&ip).then(|| Unfit {
+            why: format!("{ip} is the address of a container of this node"),
+            holder: None,
+        })
     }
 
     /// Checks that the container is connected as its record says, and alone has its address.
@@ -228,7 +241,9 @@ impl Sandboxes {
             }
             sleep(LOOK).await;
         };
-        if let Some(why) = self.unfit(Some(&id), ip).await {
+        if let Some(unfit) = self.unfit(Some(&id), ip).await {
+            unfit.log(Some(&id));
+            let Unfit { why, holder: _ } = unfit;
             let why =
                 format!("the DHCP server gave CT {vmid} an address that it must not have: {why}");
             return Err(Error::new(Reason::AddressConflict, why));
@@ -265,15 +280,16 @@ impl Sandboxes {
 
     /// Looks up the DHCP address of a sandbox started outside of the agent, if it may have it.
     pub(in crate::sandbox) async fn found_by_dhcp(&self, record: &Record) -> Option<Ipv4Addr> {
+        let found = self.given_by_dhcp(record).await?;
+        found.inspect_err(|unfit| unfit.log(Some(&record.id))).ok()
+    }
+
+    /// Looks up the address that DHCP gave a sandbox; an error when it must not have that.
+    async fn given_by_dhcp(&self, record: &Record) -> Option<Result<Ipv4Addr, Unfit>> {
         let mac = self.mac_of(record).await.ok()??;
         let reply = self.dhcp.get()?.last(mac)?;
-        match self.unfit(Some(&record.id), reply.ip).await {
-            None => Some(reply.ip),
-            Some(why) => {
-                tracing::warn!(sandbox_id = %record.id, why, "DHCP reply was not used");
-                None
-            }
-        }
+        let unfit = self.unfit(Some(&record.id), reply.ip).await;
+        Some(unfit.map_or(Ok(reply.ip), Err))
     }
 
     /// Looks up an address that DHCP gave in the middle of a boot, where it differs from the lease.
@@ -287,17 +303,49 @@ impl Sandboxes {
     /// Leases DHCP addresses for running sandboxes that have none, until the agent stops.
     pub async fn follow_dhcp(self: Arc<Self>) {
         let stop = self.tasks.stopping().clone();
+        let mut logged = BTreeMap::new();
         while stop.run_until_cancelled(sleep(FOLLOW)).await.is_some() {
+            let mut refused = BTreeMap::new();
             let lacks = |record: &Record| {
                 record.network == Network::Dhcp && record.phase.is_up() && record.lease().is_none()
             };
             for record in self.live().into_iter().filter(|record| lacks(record)) {
-                let Some(ip) = self.found_by_dhcp(&record).await else { continue };
+                let ip = match self.given_by_dhcp(&record).await {
+                    None => continue,
+                    Some(Ok(ip)) => ip,
+                    Some(Err(unfit)) => {
+                        // Once: a client may ask for it again and again.
+                        if logged.get(&record.id) != Some(&unfit) {
+                            unfit.log(Some(&record.id));
+                        }
+                        refused.insert(record.id, unfit);
+                        continue;
+                    }
+                };
                 if let Err(error) = self.grant(&record.id, record.boot, ip).await {
                     tracing::warn!(sandbox_id = %record.id, %ip, %error, "address was not leased");
                 }
             }
+            logged = refused;
         }
+    }
+}
+
+/// Reason why a sandbox must not get an address from DHCP.
+#[derive(Debug, PartialEq, Eq)]
+struct Unfit {
+    /// Sentence that its team may read.
+    why: String,
+    /// Sandbox that has the address. It may be another team's, so the log alone names it.
+    holder: Option<SandboxId>,
+}
+
+impl Unfit {
+    /// Logs that the sandbox, where it has an id already, does not get the address.
+    fn log(&self, id: Option<&SandboxId>) {
+        let Self { why, holder } = self;
+        let (sandbox_id, holder) = (id.map(display), holder.map(display));
+        tracing::warn!(sandbox_id, why, holder, "DHCP reply was not used");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Limits on the processes and the disk use of every sandbox, which are in its cgroup. The kernel forgets
-//! them at each boot of a container, so they are written again after each: by a start before anything is
-//! entered, by whoever notices a boot that nobody asked for, before a shim is started, and by each pass of
-//! the reconciler.
+//! them at each boot of a container, so they are written again at each: by `limit_boots` as soon as there is
+//! a cgroup, and where that is missed by a start before anything is entered, by whoever notices a boot that
+//! nobody asked for, before a shim is started, and by each pass of the reconciler.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,6 +31,13 @@ struct Memory {
     failed: BTreeMap<SandboxId, String>,
 }
 
+/// Reason why a limit is not in force.
+pub(super) struct Unlimited {
+    /// Subject of the sentence about it, with its verb.
+    what: &'static str,
+    error: pve::Error,
+}
+
 impl Sandboxes {
     /// Limits what a sandbox uses of the kernel. Does nothing when its container does not run, and where
     /// the kernel has no controller for it.
@@ -38,30 +45,36 @@ impl Sandboxes {
     /// # Errors
     /// LIMITS_FAILED when the container runs without a limit.
     pub(in crate::sandbox) async fn limit_in_cgroup(&self, record: &Record) -> Result<()> {
+        match self.write_limits(record).await {
+            Ok(()) => Ok(()),
+            Err(unlimited) => self.unless_stopped(record, unlimited).await,
+        }
+    }
+
+    /// Writes the limits of a container, first those on its processes.
+    pub(super) async fn write_limits(&self, record: &Record) -> Result<(), Unlimited> {
         self.limit_processes(record).await?;
         self.limit_io(record).await
     }
 
-    async fn limit_processes(&self, record: &Record) -> Result<()> {
-        match self.pve.limit_processes(record.vmid, self.options.limits.processes).await {
-            Ok(Limited::InForce) => Ok(()),
-            Ok(Limited::NoController) => {
-                self.note_missing("pids", "the processes of sandboxes");
-                Ok(())
-            }
-            Err(error) => self.unless_stopped(record, "processes are", error).await,
+    async fn limit_processes(&self, record: &Record) -> Result<(), Unlimited> {
+        let limited = self.pve.limit_processes(record.vmid, self.options.limits.processes).await;
+        match limited.map_err(|error| Unlimited { what: "processes are", error })? {
+            Limited::InForce => {}
+            Limited::NoController => self.note_missing("pids", "the processes of sandboxes"),
         }
+        Ok(())
     }
 
-    async fn limit_io(&self, record: &Record) -> Result<()> {
-        let why = match self.pve.limit_io(record.vmid, self.options.limits.io).await {
-            Ok(IoLimited::InForce) => BTreeSet::new(),
-            Ok(IoLimited::NoController) => {
+    async fn limit_io(&self, record: &Record) -> Result<(), Unlimited> {
+        let limited = self.pve.limit_io(record.vmid, self.options.limits.io).await;
+        let why = match limited.map_err(|error| Unlimited { what: "use of disks is", error })? {
+            IoLimited::InForce => BTreeSet::new(),
+            IoLimited::NoController => {
                 self.note_missing("io", "reads and writes of sandboxes");
                 BTreeSet::new()
             }
-            Ok(IoLimited::Partly(why)) => why,
-            Err(error) => return self.unless_stopped(record, "use of disks is", error).await,
+            IoLimited::Partly(why) => why,
         };
         let mut memory = self.cgroup_limits.0.lock();
         if why.is_empty() {
@@ -84,10 +97,11 @@ impl Sandboxes {
     }
 
     /// Fails unless the container has ended meanwhile.
-    async fn unless_stopped(&self, record: &Record, what: &str, error: pve::Error) -> Result<()> {
+    async fn unless_stopped(&self, record: &Record, unlimited: Unlimited) -> Result<()> {
         if !self.pve.running(record.vmid).await {
             return Ok(());
         }
+        let Unlimited { what, error } = unlimited;
         let message = format!("the sandbox's {what} not limited: {error}");
         Err(Error::new(Reason::LimitsFailed, message))
     }

@@ -52,9 +52,12 @@ impl Sandboxes {
             Some(Known::Ended(_) | Known::Live(_)) => {}
         }
         let id = *id;
-        let operation = self.launch(id, OperationKind::Delete, |sandboxes, context| async move {
+        let kind = OperationKind::Delete;
+        let is_gone = |record: &Record| record.phase.ended();
+        let work = move |sandboxes: Arc<Self>, context: OperationContext| async move {
             sandboxes.delete_now(&id, cause, &context).await
-        });
+        };
+        let operation = self.launch_because(cause, (id, kind), is_gone, work);
         self.outcome(operation, wait).await
     }
 

@@ -11,6 +11,7 @@ pub(super) mod create;
 mod default_services;
 pub(super) mod delete;
 pub(super) mod enforce_pause;
+mod limit_boots;
 pub(super) mod pause;
 pub(super) mod probe;
 pub mod resize;

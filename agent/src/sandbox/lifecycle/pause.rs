@@ -61,10 +61,16 @@ impl Sandboxes {
             return Ok(record);
         }
         let kind = if or_stop { OperationKind::PauseOrStop } else { OperationKind::Pause };
+        let is_paused: fn(&Record) -> bool = if or_stop {
+            |record| matches!(record.phase, Phase::Paused | Phase::Stopped)
+        } else {
+            |record| record.phase == Phase::Paused
+        };
         let id = *id;
-        let operation = self.launch(id, kind, |sandboxes, context| async move {
+        let work = move |sandboxes: Arc<Self>, context: OperationContext| async move {
             sandboxes.pause_now(&id, or_stop, cause, &context).await
-        });
+        };
+        let operation = self.launch_because(cause, (id, kind), is_paused, work);
         match operation.ended(wait).await {
             OperationState::Done(result) => result,
             OperationState::UnderWay => self.not_paused_yet(&id).await,
@@ -161,13 +167,14 @@ impl Sandboxes {
     /// Writes the memory to swap in the background, if there is swap, while the sandbox is paused.
     fn reclaim_later(self: &Arc<Self>, record: &Record) {
         let (sandboxes, id, vmid) = (Arc::clone(self), record.id, record.vmid);
-        let revision = record.revision;
+        let since = record.since.clone();
         self.tasks.spawn(async move {
             let until = Instant::now() + RECLAIM;
             let (mut pieces, mut left) = (0_u64, true);
             while left && Instant::now() < until && !sandboxes.tasks.stopping().is_cancelled() {
+                // Other writes of the record, such as another name, do not end the pause.
                 let still = sandboxes.records.index.live(&id).is_some_and(|record| {
-                    record.phase == Phase::Paused && record.revision == revision
+                    record.phase == Phase::Paused && record.since == since
                 });
                 left = still && sandboxes.pve.reclaim(vmid, PIECE).await;
                 pieces += u64::from(left);

@@ -296,8 +296,8 @@ fn check_phase(record: &Record) -> Result<()> {
             Err(Error::new(Reason::SandboxPaused, message))
         }
         Phase::Creating | Phase::Starting | Phase::Stopping => {
-            let phase = queries::phase_word(record.phase);
-            let message = format!("{} is {phase}: wait until it runs or is stopped", record.id);
+            let (id, phase) = (record.id, record.phase);
+            let message = format!("{id} is {phase}: wait until it runs or is stopped");
             Err(Error::new(Reason::SandboxNotRunning, message))
         }
         Phase::Undoing | Phase::Deleting | Phase::Deleted | Phase::Failed => {

@@ -89,9 +89,12 @@ impl Sandboxes {
             self.shorten_grace(&id, grace).await?;
         }
         let grace = grace.unwrap_or(self.options.limits.grace);
-        let operation = self.launch(id, OperationKind::Stop, |sandboxes, context| async move {
+        let kind = OperationKind::Stop;
+        let is_down = |record: &Record| record.phase == Phase::Stopped;
+        let work = move |sandboxes: Arc<Self>, context: OperationContext| async move {
             sandboxes.stop_now(&id, cause, grace, &context).await
-        });
+        };
+        let operation = self.launch_because(cause, (id, kind), is_down, work);
         if grace.is_zero() {
             // Also for a stop that was asked for before, and still waits for its turn.
             operation.cancel();

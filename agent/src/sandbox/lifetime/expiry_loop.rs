@@ -31,6 +31,7 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// Longest wait for a shim to list its commands.
 const LIST: Duration = Duration::from_secs(5);
 
+/// Task that ends, stops and pauses sandboxes as their lifetimes say.
 #[derive(Debug)]
 pub struct Expiry {
     sandboxes: Arc<Sandboxes>,
@@ -42,6 +43,7 @@ pub struct Expiry {
 }
 
 impl Expiry {
+    /// Makes the task; `run` runs it.
     pub fn new(sandboxes: Arc<Sandboxes>, execs: Execs) -> Self {
         Self { sandboxes, execs, later: HashMap::new(), readings: HashMap::new() }
     }

@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 use proto::{
     Cause, Progress, Reason,
     id::{SandboxId, SandboxRef, Vmid},
-    name::{RequestId, Team},
+    name::{RequestId, SnapshotId, Team},
     spec::Egress,
 };
 use tokio::time::Instant;
@@ -30,9 +30,6 @@ use crate::{
         },
     },
 };
-
-/// Snapshot name of adopted sandboxes.
-const SNAPSHOT: &str = "adopted";
 
 /// Container to adopt, with its new identity.
 #[derive(Debug, Clone)]
@@ -85,7 +82,7 @@ impl Sandboxes {
             adopted: true,
             egress,
             progress: Progress::Adopt,
-            ..self.record_of(&config, &mark, SNAPSHOT).await?
+            ..self.record_of(&config, &mark, SnapshotId::ADOPTED).await?
         };
         let volumes = config.own_volumes(vmid);
         if dry_run {

@@ -96,7 +96,7 @@ impl Sandboxes {
                 return Err(Error::new(Reason::NotMovable, why));
             }
         }
-        let exported = self.pve.hand_to(record.vmid, id, &target).await;
+        let exported = self.pve.move_config_to(record.vmid, id, &target).await;
         exported.map_err(|error| {
             if matches!(error.kind, ErrorKind::WrongState(_)) {
                 return Error::new(Reason::NotMovable, format!("{id}: {error}"));

@@ -10,6 +10,7 @@ use std::{
 use proto::{
     Cause, Progress, Reason,
     id::{SandboxRef, Vmid},
+    name::SnapshotId,
     sandbox::v1::StopResult,
     spec::{Egress, Network, Size},
 };
@@ -19,9 +20,6 @@ use crate::{
     pve::{ContainerConfig, Mark, OwnVolumes, pause_lock},
     sandbox::{Error, Known, Result, Sandboxes, core::operations::lost, drift::observe},
 };
-
-/// Snapshot name of sandboxes whose record was lost.
-const UNKNOWN_SNAPSHOT: &str = "recovered";
 
 impl Sandboxes {
     /// Records the container as the sandbox that its mark names: running, paused or stopped as it
@@ -64,7 +62,8 @@ impl Sandboxes {
                 return Err(Error::new(Reason::SandboxDeleted, why));
             }
         }
-        let record = Record { egress, ..self.record_of(&config, &mark, UNKNOWN_SNAPSHOT).await? };
+        let record = self.record_of(&config, &mark, SnapshotId::RECOVERED).await?;
+        let record = Record { egress, ..record };
         if dry_run {
             return Ok(Arc::new(record));
         }

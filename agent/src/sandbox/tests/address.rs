@@ -6,6 +6,7 @@ use proto::Invariant;
 
 use super::{
     adopt::{CMUX, adoption},
+    log_lines::LogLines,
     *,
 };
 use crate::sandbox::lifecycle::address::{DhcpReplies, Mac, Reply};
@@ -235,8 +236,13 @@ async fn sandbox_started_by_an_operator_gets_its_lease_from_dhcp() {
     assert_eq!((record.phase, record.lease()), (Phase::Running, None), "no reply was seen");
     let follow = tokio::spawn(Arc::clone(&node.sandboxes).follow_dhcp());
     server.gave(mac(100_000), GATEWAY);
-    tokio::time::sleep(Duration::from_secs(30)).await;
+    let lines = LogLines::default();
+    {
+        let _counts = lines.count_here();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
     assert_eq!(node.record(1).await.lease(), None, "not what it must not have");
+    assert_eq!(lines.count(), 1, "that is logged once");
     server.gave(mac(100_000), ip(43));
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(node.record(1).await.lease(), Some(ip(43)));

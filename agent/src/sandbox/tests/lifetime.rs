@@ -1,9 +1,11 @@
 //! Time to live, idleness, and retention, by the clock that only moves forward.
 
 use proto::{Cause, lifetime::Action};
+use tokio::time::Instant;
 
 use super::*;
 use crate::sandbox::{
+    core::operations::{Entry, OperationKind},
     exec::{Execs, shims::NoShims},
     lifetime::expiry_loop::Expiry,
 };
@@ -122,6 +124,47 @@ async fn sandbox_extended_at_the_last_moment_does_not_expire() {
     node.sandboxes.update(&id(1), lives(ttl(HOUR, Action::Delete))).await.expect("extended");
     node.sandboxes.expire(&id(1), due, LONG).await.expect("nothing is to be done");
     assert_eq!(node.record(1).await.phase, Phase::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_caller_asks_for_is_done_though_it_joins_an_expiry_that_is_not_due_any_more() {
+    // Also of a caller who does not wait for the end.
+    for wait in [LONG, Duration::ZERO] {
+        for (action, phase) in [
+            (Action::Pause, Phase::Paused),
+            (Action::Stop, Phase::Stopped),
+            (Action::Delete, Phase::Deleted),
+        ] {
+            let node = Node::new().await;
+            node.run(with(1, ttl(HOUR, action))).await;
+            node.pass_time(HOUR).await;
+            let [(_, due)] = node.sandboxes.due()[..] else { panic!("one is due") };
+            let Entry::New(other, _) = node.sandboxes.operations.enter(id(1), OperationKind::Look)
+            else {
+                panic!("nothing is under way")
+            };
+            let turn = other.context().turn(Instant::now() + LONG).await.expect("free");
+            node.sandboxes.expire(&id(1), due, Duration::ZERO).await.expect("under way");
+            node.sandboxes.update(&id(1), lives(ttl(HOUR, action))).await.expect("extended");
+            let asked = async {
+                match action {
+                    Action::Pause => node.sandboxes.pause(&id(1), false, wait).await,
+                    Action::Stop => node.sandboxes.stop(&id(1), wait).await,
+                    Action::Delete => node.sandboxes.delete(&id(1), wait).await,
+                }
+            };
+            let end_other = async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                drop((turn, other));
+            };
+            let (answer, ()) = tokio::join!(asked, end_other);
+            let answer = answer.expect("accepted").phase;
+            assert_eq!(answer, if wait.is_zero() { Phase::Running } else { phase }, "{action:?}");
+            node.idle().await;
+            let record = node.record(1).await;
+            assert_eq!((record.phase, record.cause), (phase, Cause::ASKED), "{action:?}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -171,15 +171,31 @@ async fn port_takes_the_credentials_of_its_visibility_alone() {
     }
 }
 
+/// Makes a node with a running sandbox, and a port of that with a server which answers nobody.
+pub(super) async fn serving(disk: Arc<dyn Disk>) -> (Node, TcpListener, u32) {
+    assert!(geteuid().is_root(), "run this test as root: it ends sockets of others");
+    // Its sandboxes have addresses of this host, which no other run of this test uses.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let address = |last| Ipv4Addr::new(127, 50 + high % 50, low, last);
+    let addresses = (address(2), address(254));
+    let node = Node::with_addresses(addresses, disk, |_| {}, Faults::default()).await;
+    node.running(1).await;
+    node.cluster.set_entry("env");
+    let ip = node.record(1).await.lease().expect("an address");
+    let listener = TcpListener::bind(SocketAddr::from((ip, 0))).await.expect("free");
+    let number = u32::from(listener.local_addr().expect("bound").port());
+    (node, listener, number)
+}
+
 /// A server in a sandbox, and a client of it.
-async fn connected(listener: &TcpListener) -> (TcpStream, TcpStream) {
+pub(super) async fn connected(listener: &TcpListener) -> (TcpStream, TcpStream) {
     let address = listener.local_addr().expect("bound");
     let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
     (client.expect("connected"), server.expect("accepted").0)
 }
 
 /// Checks that a connection was cut: its end is an error, and none that the server made.
-async fn assert_cut(client: &mut TcpStream) {
+pub(super) async fn assert_cut(client: &mut TcpStream) {
     let mut read = [0; 8];
     let end = timeout(Duration::from_secs(1), client.read(&mut read)).await.expect("it is cut");
     let end = end.expect_err("its server ended nothing");
@@ -187,7 +203,7 @@ async fn assert_cut(client: &mut TcpStream) {
 }
 
 /// Checks that a connection is open.
-async fn assert_open((client, server): &mut (TcpStream, TcpStream)) {
+pub(super) async fn assert_open((client, server): &mut (TcpStream, TcpStream)) {
     server.write_all(b"open").await.expect("sent");
     let mut read = [0; 4];
     client.read_exact(&mut read).await.expect("it is open");
@@ -195,18 +211,7 @@ async fn assert_open((client, server): &mut (TcpStream, TcpStream)) {
 
 #[tokio::test(start_paused = true)]
 async fn request_that_connects_just_after_hide_is_cut_later() {
-    assert!(geteuid().is_root(), "run this test as root: it ends sockets of others");
-    // Its sandboxes have addresses of this host, which no other run of this test uses.
-    let [.., high, low] = std::process::id().to_be_bytes();
-    let address = |last| Ipv4Addr::new(127, 50 + high % 50, low, last);
-    let addresses = (address(2), address(254));
-    let disk = Arc::new(SoundDisk);
-    let node = Node::with_addresses(addresses, disk, |_| {}, Faults::default()).await;
-    node.running(1).await;
-    node.cluster.set_entry("env");
-    let ip = node.record(1).await.lease().expect("an address");
-    let listener = TcpListener::bind(SocketAddr::from((ip, 0))).await.expect("free");
-    let number = u32::from(listener.local_addr().expect("bound").port());
+    let (node, listener, number) = serving(Arc::new(SoundDisk)).await;
     let hide =
         async || node.sandboxes.hide(&id(1), "web".parse().expect("a name")).await.expect("closed");
     node.open("web", number, wanted(Visibility::Team)).await;

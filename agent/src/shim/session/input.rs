@@ -10,6 +10,8 @@ use crate::shim::Window;
 
 /// Most bytes buffered for a stdin that the command does not read.
 const PENDING_MAX: usize = 256 * 1024;
+/// Most bytes of a piece that is copied, and put together with the one before it.
+const TOGETHER: usize = 4096;
 
 impl Session {
     /// Waits for bytes for the command's stdin; `None` at the end of the input.
@@ -62,7 +64,7 @@ impl Session {
             state.active = Instant::now();
             if !data.is_empty() && !state.stdin_closed {
                 state.pending_bytes += data.len();
-                state.pending.push_back(data);
+                append(&mut state.pending, data);
             }
             state.stdin_eof |= eof;
         }
@@ -88,5 +90,40 @@ impl Session {
                 "a signal was dropped: too many wait, or the command has ended"
             );
         }
+    }
+}
+
+/// Appends bytes to those that wait. Many small pieces would cost far more than their bytes: each would be an entry of
+/// its own, and hold the frame in which it came.
+fn append(pending: &mut VecDeque<Bytes>, data: Bytes) {
+    // The first is being written, and counts as written by its length.
+    let last = if pending.len() > 1 { pending.back_mut() } else { None };
+    match last {
+        Some(last) if last.len() + data.len() <= TOGETHER => {
+            *last = [&last[..], &data[..]].concat().into();
+        }
+        Some(_) | None if data.len() <= TOGETHER => {
+            pending.push_back(Bytes::copy_from_slice(&data));
+        }
+        Some(_) | None => pending.push_back(data),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pieces_that_wait_are_put_together_behind_the_first() {
+        let mut pending = VecDeque::new();
+        for byte in (0..=255).cycle().take(100_000) {
+            append(&mut pending, Bytes::copy_from_slice(&[byte]));
+        }
+        append(&mut pending, vec![7; 3 * TOGETHER].into());
+        append(&mut pending, vec![8; 1].into());
+        assert_eq!((pending[0].len(), pending.len()), (1, 1 + 99_999_usize.div_ceil(TOGETHER) + 2));
+        let all: Vec<u8> = pending.iter().flatten().copied().collect();
+        let bytes = (0..=255).cycle().take(100_000).chain([7; 3 * TOGETHER]).chain([8]);
+        assert!(all.iter().copied().eq(bytes), "nothing is overtaken");
     }
 }

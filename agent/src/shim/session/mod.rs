@@ -356,7 +356,7 @@ impl Session {
                 let ring = &state.rings[output];
                 let (at, end) = (at[output], ring.end().min(until[output]));
                 if at < end && at < ring.start() {
-                    return Some(Err(io::Error::other("output that was not read was let go")));
+                    return Some(Err(io::Error::other("unread output was dropped")));
                 }
                 if at < end {
                     return Some(ring.read(at, CHUNK.min(end - at)).map(wrap));

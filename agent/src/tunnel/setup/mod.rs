@@ -30,7 +30,7 @@ use place::{Known, Place};
 /// Longest wait for the first connection to Cloudflare.
 const CONNECT: Duration = Duration::from_secs(30);
 
-/// Order of an operator.
+/// Operator's request to `setup`.
 #[derive(Debug, Clone)]
 pub struct Order {
     /// Name of the tunnel.
@@ -53,7 +53,7 @@ pub struct Order {
     pub now_ms: u64,
 }
 
-/// Result.
+/// Outcome of `setup`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Done {
     /// Number of changes.

@@ -188,8 +188,9 @@ fn findings(intended: &Intended, observed: &Observed) -> Vec<Finding> {
         let Some(mark) = container.is_marked_as(*vmid) else { continue };
         let id = mark.sandbox_id;
         if !intended.busy.contains(&id) && !known.contains(&(id, *vmid)) {
-            let detail =
-                format!("it carries the mark of {id}, which the journal does not know under it");
+            let detail = format!(
+                "the container carries the mark of {id}, but the journal has no record of {id} with this vmid"
+            );
             findings.push(Finding::new(Invariant::I1, vmid, detail));
         }
     }
@@ -203,7 +204,7 @@ fn of_record(record: &Record, observed: &Observed) -> Option<Finding> {
             return Some(Finding::new(
                 Invariant::I9,
                 subject,
-                format!("it is {:?} and no operation works on it", record.phase),
+                format!("it is {}, and no operation works on it", record.phase),
             ));
         }
         Phase::Running | Phase::Paused | Phase::Stopped | Phase::Deleted | Phase::Failed => {}
@@ -264,7 +265,8 @@ fn connection(record: &Record, intended: &Intended, observed: &Observed) -> Opti
     }
     let (given, lease) = (intended.given.get(&record.id)?, record.lease()?);
     let detail = format!(
-        "a DHCP reply gave container {} {given} in the middle of its boot; its address stays {lease}          until it is started again",
+        "a DHCP reply gave container {} {given} in the middle of its boot; its address stays {lease} \
+         until it is started again",
         record.vmid
     );
     Some(Finding::new(Invariant::I5, record.id, detail))

@@ -92,6 +92,15 @@ fn every_kind_of_damage_is_found() {
 }
 
 #[test]
+fn finding_about_an_abandoned_operation_names_the_phase_in_words() {
+    let (mut intended, observed) = well();
+    intended.live = vec![of(1, 100, Phase::Deleting)];
+    let details: Vec<_> =
+        findings(&intended, &observed).into_iter().map(|found| found.detail).collect();
+    assert_eq!(details, ["it is being deleted, and no operation works on it"]);
+}
+
+#[test]
 fn sandbox_with_an_operation_under_way_is_not_checked() {
     finds(&[], |intended, observed| {
         observed.containers.clear();

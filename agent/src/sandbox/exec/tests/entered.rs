@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::stream::BoxStream;
 use proto::{
     id::{SandboxId, Vmid},
     name::{NodeName, Port},
@@ -244,6 +245,10 @@ impl Pve for Entered {
         self.fake.limit_io(vmid, max).await
     }
 
+    fn boots(&self) -> std::io::Result<BoxStream<'static, Mark>> {
+        self.fake.boots()
+    }
+
     async fn has_address(&self, vmid: Vmid, ip: Ipv4Addr) -> bool {
         self.fake.has_address(vmid, ip).await
     }
@@ -280,8 +285,13 @@ impl Pve for Entered {
         self.fake.set_limits(vmid, owner, size).await
     }
 
-    async fn hand_to(&self, vmid: Vmid, owner: &SandboxId, target: &NodeName) -> Result<(), Error> {
-        self.fake.hand_to(vmid, owner, target).await
+    async fn move_config_to(
+        &self,
+        vmid: Vmid,
+        owner: &SandboxId,
+        target: &NodeName,
+    ) -> Result<(), Error> {
+        self.fake.move_config_to(vmid, owner, target).await
     }
 
     async fn mark(&self, mark: &Mark) -> Result<(), Error> {

@@ -130,6 +130,31 @@ async fn file_that_is_written_over_keeps_its_owner_and_without_a_mode_its_permis
 }
 
 #[tokio::test]
+async fn operations_of_a_team_hold_no_more_bytes_than_it_may_and_small_ones_go_on() {
+    let place = Place::new().await;
+    let names = (0..1000).map(|n| place.file(&format!("d/{n}-{}", "x".repeat(200)), b"", 0o600));
+    assert_eq!(place.write(names.collect()).await, Ok(1000));
+    let big = || vec![place.file("big", &[7; 200_000], 0o600)];
+    let files = place.rig.execs.files(&place.name, &ROOT);
+    let list = || files.list(place.at("d"), (5000, String::new()));
+    let mut others = place.rig.execs.whole(&place.name).expect("it runs");
+    assert!(!others.grow_to(usize::MAX), "one team never gets all");
+    for error in [
+        place.write(big()).await.map(drop).expect_err("no room"),
+        list().await.map(drop).expect_err("no room"),
+    ] {
+        assert_eq!(error.reason, Reason::TooManyCalls, "{error}");
+        assert!(error.retry_after.is_some());
+    }
+    assert!(!Path::new(&place.at("big")).exists());
+    assert_eq!(place.write(vec![place.file("small", b"x", 0o600)]).await, Ok(1));
+    assert_eq!(files.stat(place.at("small")).await.map(|entry| entry.size), Ok(1));
+    drop(others);
+    assert_eq!(place.write(big()).await, Ok(1));
+    assert_eq!(list().await.map(|(entries, _)| entries.len()), Ok(1000));
+}
+
+#[tokio::test]
 async fn write_that_fails_midway_tells_what_is_written() {
     let place = Place::new().await;
     fs::create_dir(place.at("dir")).expect("made");

@@ -12,6 +12,7 @@ mod hang_up;
 mod hostile;
 mod refused;
 mod silent;
+mod stalled;
 mod stuck;
 mod terminal;
 

@@ -12,7 +12,7 @@ use super::{CALL, Host, unread};
 use crate::pve::{ContainerConfig, ErrorKind, Result, ownership, pmxcfs};
 
 impl Host {
-    pub(super) async fn hand_to(
+    pub(super) async fn move_config_to(
         &self,
         vmid: Vmid,
         owner: SandboxId,
