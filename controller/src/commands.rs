@@ -51,7 +51,7 @@ pub struct Cli {
 pub enum Command {
     /// Serve the API.
     Run {
-        /// The configuration.
+        /// Configuration file.
         #[arg(
             long,
             env = "PVE_SANDBOX_CONTROLLER_CONFIG",
@@ -68,7 +68,7 @@ pub enum Command {
     /// Make the CA and the controller's certificate. Again: keep the CA, renew the certificate with
     /// the names that it has.
     Init {
-        /// Where everything is kept.
+        /// Directory of the CA, the database and the audit log.
         #[arg(long, default_value = DATA_DIR)]
         data_dir: PathBuf,
         /// Host names and addresses that callers use, beside localhost and those that the certificate
@@ -92,7 +92,7 @@ pub enum Command {
         /// Folder to write to.
         #[arg(long)]
         out: PathBuf,
-        /// Where everything is kept.
+        /// Directory of the CA, the database and the audit log.
         #[arg(long, default_value = DATA_DIR)]
         data_dir: PathBuf,
     },
@@ -101,20 +101,20 @@ pub enum Command {
         /// Sub-command.
         #[command(subcommand)]
         command: TokenCommand,
-        /// Where everything is kept.
+        /// Directory of the CA, the database and the audit log.
         #[arg(long, global = true, default_value = DATA_DIR)]
         data_dir: PathBuf,
     },
     /// Read a configuration and say what is wrong with it.
     CheckConfig {
-        /// The configuration.
+        /// Configuration file.
         #[arg(default_value = "/etc/pve-sandbox/controller.toml")]
         config: PathBuf,
     },
     /// Look at the controller on this machine: what is wrong, and what mends it; exit 1 if something
     /// does not work. It changes nothing.
     Doctor {
-        /// The configuration.
+        /// Configuration file.
         #[arg(
             long,
             env = "PVE_SANDBOX_CONTROLLER_CONFIG",
@@ -324,7 +324,7 @@ fn enrolment_settings(config: &Config) -> anyhow::Result<Settings> {
     let own = [daemon::peer::CONTROLLER_NAME, "localhost", "127.0.0.1", "::1"];
     let mut names = ca::names(&config.data_dir)?;
     names.retain(|name| !own.contains(&name.as_str()));
-    let names = setup::best_first(names);
+    let names = setup::best_first(names, config.listen.ip());
     let urls = config.urls();
     Ok(Settings { domain: urls.domain(), https: urls.is_https(), names })
 }

@@ -224,7 +224,7 @@ pub struct Quota {
     pub cpu_cores: Option<u64>,
     /// Most memory of all of them, MiB.
     pub memory_mib: Option<u64>,
-    /// Most disk that was asked for of all of them, GiB.
+    /// Most disk of all of them, GiB; a sandbox that asked for none counts with its snapshot's.
     pub disk_gib: Option<u64>,
     /// Most commands that run at the same time.
     pub running_execs: Option<u64>,
@@ -498,8 +498,8 @@ impl Config {
         must(
             share(limits.memory_used_max)
                 && share(limits.storage_free_min)
-                && share(limits.cpu_habit)
-                && share(limits.memory_habit),
+                && share(limits.assumed_cpu_use)
+                && share(limits.assumed_memory_use),
             "the other values of [placement] must be 0 to 1".into(),
         );
         mistakes

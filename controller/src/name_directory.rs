@@ -222,7 +222,7 @@ impl Teller {
         let sent = sent.unwrap_or_else(|error| {
             // It is tried again each second.
             if !failed_before {
-                tracing::warn!(%node, %error, "the node was not told the names of sandboxes");
+                tracing::warn!(%node, %error, "the names of sandboxes were not sent to the node");
             }
             Sent::Unknown
         });

@@ -1,6 +1,8 @@
 //! Makes and verifies bearer tokens. The id finds the row and the secret is compared by its hash in
 //! constant time; only the hash is stored. `proto::token` has the forms of their text.
 
+use daemon::mac;
+use data_encoding::HEXLOWER;
 use proto::{
     name::{Team, TokenName, UserLabel},
     scope::Scopes,
@@ -59,7 +61,7 @@ pub fn issue(order: Order, now_ms: u64) -> Issued {
     // Always the kernel's randomness: the random source of a simulation must never make a secret.
     getrandom::fill(&mut id).expect("the kernel gives random bytes");
     getrandom::fill(&mut secret).expect("the kernel gives random bytes");
-    let (id, secret) = (hex(&id), hex(&secret));
+    let (id, secret) = (HEXLOWER.encode(&id), HEXLOWER.encode(&secret));
     let Order { team, name, user, scopes, expires_ms } = order;
     let name = name.unwrap_or_else(|| id.parse().expect("hex digits are a name"));
     let hash = Sha256::digest(secret.as_bytes()).to_vec();
@@ -150,7 +152,7 @@ pub fn verify(token: &store::Token, proof: Proof<'_>, now_ms: u64) -> Verdict {
         Proof::Text(secret) => Sha256::digest(secret.as_bytes()).to_vec(),
         Proof::Key(key) => hash_of_key(key),
     };
-    if same(&hash, &token.hash) { standing(token, now_ms) } else { Verdict::Wrong }
+    if mac::is_equal(&hash, &token.hash) { standing(token, now_ms) } else { Verdict::Wrong }
 }
 
 /// Returns whether a token may still be used, whoever shows it; never `Wrong`.
@@ -162,22 +164,6 @@ pub fn standing(token: &store::Token, now_ms: u64) -> Verdict {
     } else {
         Verdict::Valid
     }
-}
-
-/// Compares in constant time: stopping at the first difference would reveal how much matches.
-pub fn same(a: &[u8], b: &[u8]) -> bool {
-    if a.len() != b.len() {
-        return false;
-    }
-    let difference = a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b));
-    std::hint::black_box(difference) == 0
-}
-
-/// Encodes bytes as lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble & 15)]);
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
 }
 
 #[cfg(test)]
@@ -202,7 +188,7 @@ mod tests {
             // What has ended is told only to who has the secret.
             assert_eq!(verify(&revoked, Proof::Text(&"0".repeat(64)), 200), Verdict::Wrong);
             assert!(
-                !text.contains(&hex(&issued.token.hash)),
+                !text.contains(&HEXLOWER.encode(&issued.token.hash)),
                 "the hash tells nothing of the secret"
             );
             assert!(!format!("{issued:?}").contains(secret));

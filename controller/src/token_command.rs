@@ -34,8 +34,7 @@ pub enum TokenCommand {
         /// The person or program that it is for.
         #[arg(long)]
         user: Option<UserLabel>,
-        /// Calls that it allows; those of read, exec and manage, unless given. `operator` is as before:
-        /// everything.
+        /// Calls that it allows; those of read, exec and manage, unless given. `operator` means all scopes.
         #[arg(long = "scope", value_parser = PossibleValuesParser::new(WORDS))]
         scopes: Vec<String>,
         /// How long it is good, such as 12h or 30d; for ever, unless given.

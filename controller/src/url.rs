@@ -4,7 +4,7 @@ use std::{fmt, net::Ipv4Addr, str::FromStr};
 
 use proto::{
     host::{FORMS, FullName, main_port},
-    name::Port,
+    name::{Port, SnapshotId},
     sandbox::v1::Sandbox,
 };
 
@@ -242,7 +242,7 @@ impl Urls {
     /// Name of the container in the operator's DNS. The host name of one that was adopted is not known.
     fn name(&self, sandbox: &Sandbox) -> Option<String> {
         let Suffix(suffix) = self.suffix.as_ref()?;
-        let ours = !sandbox.id.is_empty() && sandbox.snapshot_id != "adopted";
+        let ours = !sandbox.id.is_empty() && sandbox.snapshot_id != SnapshotId::ADOPTED;
         ours.then(|| format!("{}.{suffix}", sandbox.id))
     }
 
@@ -456,7 +456,7 @@ mod tests {
 
     #[test]
     fn sandbox_without_a_known_name_or_address_has_the_next_or_none() {
-        let adopted = Sandbox { snapshot_id: "adopted".into(), ..sandbox() };
+        let adopted = Sandbox { snapshot_id: SnapshotId::ADOPTED.into(), ..sandbox() };
         assert_eq!(urls("", "lan", "").of(&adopted, 80).text, "http://10.100.1.7:80");
         let placed = Sandbox { ip: String::new(), ..sandbox() };
         let odd = Sandbox { ip: "fe80::1".into(), ..sandbox() };

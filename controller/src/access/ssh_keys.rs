@@ -144,7 +144,8 @@ pub fn canonical(key: &PublicKey) -> Option<String> {
 }
 
 fn not_a_key() -> Invalid {
-    let what = "must be a line as in a .pub file: `ssh-ed25519 AAAA...`;                 `ssh-keygen -t ed25519` makes a key";
+    let what = "must be a line as in a .pub file: `ssh-ed25519 AAAA...`; \
+                `ssh-keygen -t ed25519` makes a key";
     Invalid::new("public_key", what)
 }
 

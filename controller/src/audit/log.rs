@@ -22,9 +22,10 @@ use daemon::{
 use super::{
     Options,
     opening::{self, Damage, Found},
-    retention::{self, Ages, Now, Segment},
+    retention::{self, Segment},
     share::TeamBytes,
 };
+use crate::clock::{Ages, Now};
 
 /// Wait for the process before this one to let go of the log.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -323,7 +324,7 @@ impl Log {
     /// Returns how many of the oldest segments are removed. While the wall clock is doubtful, none is for its age, and
     /// the time that has passed tells which may go for their size.
     fn expired(&mut self, now: Now) -> usize {
-        let ages = self.ages.get_or_insert_with(|| Ages::new(&self.segments, now));
+        let ages = self.ages.get_or_insert_with(|| retention::ages(&self.segments, now));
         let by_age = retention::by_age(&self.segments, now.wall_ms, &self.options);
         let are_true = ages.are_true(now);
         let ripe = retention::ripe(&self.segments, ages.expected_ms(now), &self.options);

@@ -269,8 +269,8 @@ impl Audit {
             let (many, named) = (visible.crowded.len(), visible.crowded.iter().take(NAMED_MAX));
             let named: Vec<_> = named.map(String::as_str).collect();
             all.push(format!(
-                "calls of teams that have used up their shares of max_mib are counted, and not told one by one ({}; \
-                 {many} in all): look what they do, or raise max_mib",
+                "teams that have used up their share of max_mib: their calls are only counted ({}; {many} in all). Find \
+                 out what they call, or raise max_mib",
                 named.join(", ")
             ));
         }

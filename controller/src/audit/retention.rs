@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::Options;
+use crate::clock::{Ages, Now};
 
 /// File of consecutive lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,73 +38,18 @@ impl Segment {
     }
 }
 
-/// Time of a look: by the clock on the wall, and since the log was opened, which no clock changes. Milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Now {
-    pub(super) wall_ms: u64,
-    pub(super) run_ms: u64,
-}
-
 /// Size beyond which also young entries go, in sizes of the log.
 const FAR: u64 = 2;
-/// How far the wall clock may get ahead of what has passed.
-const SLACK_MS: u64 = 24 * 3600 * 1000;
-/// Time between two entries of a log that was opened which makes its clock doubtful: a segment of a quiet controller
-/// lasts for a day and until the next entry.
-const JUMP_MS: u64 = 3 * SLACK_MS;
-/// Time after which a wall clock that went ahead, and was not set back, is right.
-const CONFIRMED_MS: u64 = 7 * SLACK_MS;
+/// How far the wall clock may get ahead of what has passed: a machine may be suspended.
+const SLACK: Duration = Duration::from_hours(24);
+/// Time between two entries from before the start that makes the clock doubtful: longer than a segment of a quiet controller.
+const JUMP: Duration = Duration::from_hours(3 * 24);
 
-/// Decides whether ages by the wall clock are true. One that is wrong by more than the retention would have the whole
-/// log removed, so one that went ahead counts only when it has stayed there for a week.
-#[derive(Debug)]
-pub(super) struct Ages {
-    /// Last time that was right.
-    right: Now,
-    /// Time since which the clock is ahead, since the log was opened.
-    ahead_since: Option<u64>,
-}
-
-impl Ages {
-    /// Begins with a log that was opened. Before that, only its entries tell how the clock went.
-    pub(super) fn new(segments: &[Segment], now: Now) -> Self {
-        let wall_ms = before_jump(segments, now.wall_ms);
-        Self { right: Now { wall_ms, ..now }, ahead_since: None }
-    }
-
-    /// Returns the time by what has passed since the clock was right.
-    pub(super) fn expected_ms(&self, now: Now) -> u64 {
-        self.right.wall_ms.saturating_add(now.run_ms.saturating_sub(self.right.run_ms))
-    }
-
-    /// Returns whether the clock is right now.
-    pub(super) fn are_true(&mut self, now: Now) -> bool {
-        let is_ahead = now.wall_ms > self.expected_ms(now).saturating_add(SLACK_MS);
-        let since = *self.ahead_since.get_or_insert(now.run_ms);
-        let are_true = !is_ahead || now.run_ms.saturating_sub(since) >= CONFIRMED_MS;
-        if are_true {
-            *self = Self { right: now, ahead_since: None };
-        }
-        are_true
-    }
-}
-
-/// Returns the time before the newest jump ahead in a log, if that is less than a week ago; otherwise the present one.
-/// Entries with a time in the future tell nothing: the clock has been set back since.
-fn before_jump(segments: &[Segment], now_ms: u64) -> u64 {
-    let mut later = now_ms;
+/// Begins to judge the clock of a log that was opened. A segment of a quiet controller lasts for a day and until the next
+/// entry.
+pub(super) fn ages(segments: &[Segment], now: Now) -> Ages {
     let written = segments.iter().rev().filter(|segment| segment.bytes > 0);
-    let times = written.flat_map(|segment| [segment.last_ms, segment.first_ms]);
-    for time in times.filter(|time| *time <= now_ms) {
-        if later.saturating_sub(time) > JUMP_MS {
-            return time;
-        }
-        if now_ms.saturating_sub(time) >= CONFIRMED_MS {
-            break;
-        }
-        later = time;
-    }
-    now_ms
+    Ages::new(written.flat_map(|segment| [segment.last_ms, segment.first_ms]), now, SLACK, JUMP)
 }
 
 /// Returns how many of the oldest segments are too old.
@@ -159,6 +105,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const DAY_MS: u64 = 24 * 3600 * 1000;
 
     fn segment(last_ms: u64, bytes: u64) -> Segment {
         Segment { first: 1, first_ms: last_ms, last_ms, bytes }
@@ -220,16 +168,16 @@ mod tests {
     /// Judges times of the wall clock, in days, a day apart each.
     fn judged(first: &[Segment], days: &[u64]) -> Vec<bool> {
         let now = |(run, wall): (usize, &u64)| Now {
-            wall_ms: wall * SLACK_MS,
-            run_ms: run as u64 * SLACK_MS,
+            wall_ms: wall * DAY_MS,
+            run_ms: run as u64 * DAY_MS,
         };
-        let mut ages = Ages::new(first, now((0, &days[0])));
+        let mut ages = ages(first, now((0, &days[0])));
         days.iter().enumerate().map(now).map(|now| ages.are_true(now)).collect()
     }
 
     #[test]
     fn clock_that_steps_ahead_counts_after_a_week_or_once_it_is_back() {
-        let at = |day: u64| segment(day * SLACK_MS, 5);
+        let at = |day: u64| segment(day * DAY_MS, 5);
         assert_eq!(judged(&[at(100)], &[100, 101, 102]), [true; 3]);
         // A day of suspend passes for a day that has passed.
         assert_eq!(judged(&[at(100)], &[100, 102, 103]), [true; 3]);
@@ -243,7 +191,7 @@ mod tests {
 
     #[test]
     fn clock_that_is_ahead_of_the_log_at_the_start_is_doubted() {
-        let at = |day: u64| segment(day * SLACK_MS, 5);
+        let at = |day: u64| segment(day * DAY_MS, 5);
         assert_eq!(judged(&[], &[100]), [true], "no log: nothing is removed");
         assert_eq!(judged(&[at(98), at(100)], &[101]), [true]);
         assert_eq!(
@@ -260,7 +208,7 @@ mod tests {
         // A week of entries since: it was the earlier clock that was wrong.
         let confirmed: Vec<_> = [100].into_iter().chain(501..=508).map(at).collect();
         assert_eq!(judged(&confirmed, &[508]), [true]);
-        let jump_in_one = Segment { first_ms: 100 * SLACK_MS, ..at(501) };
+        let jump_in_one = Segment { first_ms: 100 * DAY_MS, ..at(501) };
         assert_eq!(judged(&[jump_in_one], &[501]), [false]);
     }
 

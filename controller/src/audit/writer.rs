@@ -13,8 +13,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use super::{Message, Shared, Visible, counts::Counts, log::Log, retention::Now};
-use crate::clock::Clock;
+use super::{Message, Shared, Visible, counts::Counts, log::Log};
+use crate::clock::{Clock, Now};
 
 /// Longest time from the write of an entry to its sync, but for the sync itself.
 const SYNC: Duration = Duration::from_millis(100);

@@ -57,8 +57,9 @@ pub(super) enum Role {
 impl Authority {
     /// Makes a new CA. Its certificate may sign leaf certificates only.
     pub(super) fn new(common: &str, life: Duration) -> Result<Self, Error> {
-        let end = now() + life;
-        let mut params = params(common, end);
+        let begin = time(&SystemClock);
+        let end = begin + life;
+        let mut params = params(common, (begin, end));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
@@ -79,7 +80,7 @@ impl Authority {
 
     /// Returns true when the time of the CA is over.
     pub(super) fn has_ended(&self) -> bool {
-        self.end <= now()
+        self.end <= time(&SystemClock)
     }
 
     pub(super) fn key(&self) -> String {
@@ -88,8 +89,13 @@ impl Authority {
 
     /// Issues a leaf certificate with a new key, for server and client authentication.
     pub(super) fn leaf(&self, usage: &Usage<'_>) -> Result<Leaf, Error> {
+        self.leaf_by(&SystemClock, usage)
+    }
+
+    /// As `leaf`, by this clock.
+    pub(super) fn leaf_by(&self, clock: &dyn Clock, usage: &Usage<'_>) -> Result<Leaf, Error> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let certificate = self.issue(usage, &key)?.pem();
+        let certificate = self.issue(usage, &key, time(clock))?.pem();
         Ok(Leaf { certificate, key: key.serialize_pem() })
     }
 
@@ -106,14 +112,20 @@ impl Authority {
         if PublicKeyData::algorithm(&key) != &PKCS_ECDSA_P256_SHA256 {
             return Err(Error::Request("the key must be ECDSA on P-256".to_owned()));
         }
-        Ok((self.issue(usage, &key)?, key.der_bytes().to_vec()))
+        let certificate = self.issue(usage, &key, time(&SystemClock))?;
+        Ok((certificate, key.der_bytes().to_vec()))
     }
 
-    fn issue(&self, usage: &Usage<'_>, key: &impl PublicKeyData) -> Result<Certificate, Error> {
-        if self.has_ended() {
+    fn issue(
+        &self,
+        usage: &Usage<'_>,
+        key: &impl PublicKeyData,
+        now: SystemTime,
+    ) -> Result<Certificate, Error> {
+        if self.end <= now {
             return Err(Error::Ended);
         }
-        let mut params = params(usage.common, self.end.min(now() + usage.life));
+        let mut params = params(usage.common, (now, self.end.min(now + usage.life)));
         let mut serial = [0; SERIAL_BYTES];
         getrandom::fill(&mut serial).expect("the kernel gives random bytes");
         // A positive number without leading zeros.
@@ -137,15 +149,15 @@ impl Authority {
     }
 }
 
-fn now() -> SystemTime {
-    UNIX_EPOCH + Duration::from_millis(SystemClock.now_ms())
+fn time(clock: &dyn Clock) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(clock.now_ms())
 }
 
-fn params(common: &str, end: SystemTime) -> CertificateParams {
+fn params(common: &str, (begin, end): (SystemTime, SystemTime)) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common);
-    params.not_before = (now() - BACKDATED).into();
+    params.not_before = (begin - BACKDATED).into();
     params.not_after = end.into();
     params
 }

@@ -25,7 +25,8 @@ use daemon::{
 use proto::name::NodeName;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
-use issue::{Authority, Role, Usage};
+use self::issue::{Authority, Role, Usage};
+use crate::clock::{Clock, SystemClock};
 
 pub use client::{ClientSigner, SignedClient};
 pub use own::{Own, names, renew_own};
@@ -249,16 +250,19 @@ fn make(files: &Files, names: &[String]) -> Result<Vec<String>> {
             all.push(name.clone());
         }
     }
-    issue_own(files, &all, Lives::default().agent)?;
+    issue_own(files, &all, Lives::default().agent, &SystemClock)?;
     Ok(all)
 }
 
 /// Issues the controller's certificate. The pair is replaced as one.
-fn issue_own(files: &Files, names: &[String], life: Duration) -> Result<()> {
+fn issue_own(files: &Files, names: &[String], life: Duration, clock: &dyn Clock) -> Result<()> {
+    // The key that waits may be that of the certificate which is installed.
+    let pair = files.pair();
+    pair.recover().map_err(|source| Error::File { path: pair.key.clone(), source })?;
     let uri = Some(daemon::peer::CONTROLLER_URI.to_owned());
     let usage = Usage { common: "pve-sandbox controller", names, uri, life, role: Role::Daemon };
-    let leaf = load(files, "ca")?.leaf(&usage)?;
-    put(&files.pair(), &leaf.key, &leaf.certificate)
+    let leaf = load(files, "ca")?.leaf_by(clock, &usage)?;
+    put(&pair, &leaf.key, &leaf.certificate)
 }
 
 /// Returns the names in the certificate of an earlier `init`, or none without such a certificate.

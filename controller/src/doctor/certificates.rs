@@ -4,8 +4,11 @@
 use std::path::Path;
 
 use daemon::{
-    doctor::{Check, certificate},
-    peer::CONTROLLER_NAME,
+    doctor::{
+        Check,
+        certificate::{self, Now},
+    },
+    peer::{CONTROLLER_NAME, Validity},
 };
 
 use super::{RESTART, config_option, data_dir};
@@ -59,9 +62,9 @@ pub(super) fn look(path: &Path, config: &Config, host_names: &[String]) -> Vec<L
 }
 
 /// Judges a certificate. Where the next start makes a new one, it is no failure that there is none.
-pub(super) fn judge(looked: &Looked, now_ms: u64) -> Vec<Check> {
+pub(super) fn judge(looked: &Looked, now: Now) -> Vec<Check> {
     let Looked { listed: Listed { expected, maker }, facts } = looked;
-    let checks = certificate::check(expected, facts, now_ms);
+    let checks = certificate::check(expected, facts, now);
     match maker {
         Maker::NextStart => mended_at_start(checks),
         Maker::Operator => checks,
@@ -70,11 +73,11 @@ pub(super) fn judge(looked: &Looked, now_ms: u64) -> Vec<Check> {
 
 /// Judges a certificate of a controller that does not run. It renews its own before it serves, where nothing else is
 /// wrong with that.
-pub(super) fn judge_before_start(looked: &Looked, now_ms: u64) -> Vec<Check> {
-    let checks = judge(looked, now_ms);
-    let validity = looked.facts.validity.as_ref();
-    let has_ended = validity.is_ok_and(|validity| validity.not_after_ms <= now_ms);
-    match looked.listed.expected.name == OWN && has_ended && checks.len() == 1 {
+pub(super) fn judge_before_start(looked: &Looked, now: Now) -> Vec<Check> {
+    let checks = judge(looked, now);
+    let is_invalid = |life: &Validity| life.not_after_ms <= now.ms || !life.has_begun(now.ms);
+    let is_invalid = looked.facts.validity.as_ref().is_ok_and(is_invalid);
+    match looked.listed.expected.name == OWN && is_invalid && checks.len() == 1 {
         true => mended_at_start(checks),
         false => checks,
     }
@@ -109,6 +112,7 @@ fn list(path: &Path, config: &Config, host_names: &[String], ground: Ground<'_>)
         Some(_) if is_to_make("ca.crt") => setup.clone(),
         Some(_) => format!("{remove}pve-sandbox-controller init{names}{option}; {RESTART}"),
     };
+    let at_start = format!("{RESTART}; it renews it at its start");
     let own = certificate::Expected {
         name: OWN,
         certificate: files.certificate(),
@@ -118,7 +122,8 @@ fn list(path: &Path, config: &Config, host_names: &[String], ground: Ground<'_>)
         names: vec![CONTROLLER_NAME.to_owned(), "localhost".to_owned()],
         replace: init.clone(),
         rename: init,
-        overdue: Some(format!("{RESTART}; it renews it at its start")),
+        overdue: Some(at_start.clone()),
+        early: Some(at_start),
         restart: RESTART.to_owned(),
     };
     let of_a_ca = |name: &'static str, file: &str| certificate::Expected {
@@ -129,6 +134,7 @@ fn list(path: &Path, config: &Config, host_names: &[String], ground: Ground<'_>)
         names: Vec::new(),
         replace: if is_to_make(&format!("{file}.crt")) { setup.clone() } else { rotate.clone() },
         overdue: None,
+        early: None,
         ..own.clone()
     };
     let of_callers = of_a_ca("client-ca", "client-ca");
@@ -171,12 +177,15 @@ fn public(config: &Config, own: &certificate::Expected) -> Option<certificate::E
         names: Vec::new(),
         replace: format!("renew it where it comes from; then: {RESTART}"),
         overdue: None,
+        early: None,
         ..own.clone()
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use daemon::doctor::State;
+
     use super::*;
 
     fn listed(tls: &str, ground: Ground<'_>) -> Vec<certificate::Expected> {
@@ -221,6 +230,30 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn own_certificate_of_a_clock_that_was_ahead_is_renewed_by_the_next_start() {
+        const DAY_MS: u64 = 24 * 3_600_000;
+        let own = listed("", SOUND).into_iter().find(|one| one.name == OWN).expect("listed");
+        let (not_before_ms, not_after_ms) = (30 * DAY_MS, 37 * DAY_MS);
+        let facts = certificate::Facts {
+            validity: Ok(Validity { serial: "1".into(), not_before_ms, not_after_ms }),
+            names: own.names.clone(),
+            key: Ok(0o600),
+            fits: true,
+            next_fits: false,
+            signed: Ok(()),
+            ca: Some(Ok(4000 * DAY_MS)),
+        };
+        let looked = Looked { listed: Listed { expected: own, maker: Maker::Operator }, facts };
+        let now = Now { ms: DAY_MS, synchronised: Some(true) };
+        let [failed, warning] = [judge(&looked, now), judge_before_start(&looked, now)];
+        assert_eq!((failed.len(), failed[0].state), (1, State::Failed), "{failed:?}");
+        assert_eq!((warning.len(), warning[0].state), (1, State::Warning), "{warning:?}");
+        for check in failed.into_iter().chain(warning) {
+            assert!(check.remedy.is_some_and(|remedy| remedy.starts_with(RESTART)));
         }
     }
 }

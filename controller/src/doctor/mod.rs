@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use daemon::doctor::{Check, Report, State, reach};
+use daemon::doctor::{Check, Report, State, certificate::Now, reach};
 use nix::unistd;
 use proto::visibility::Visibility;
 
@@ -28,7 +28,7 @@ const RESTART: &str = "systemctl restart pve-sandbox-controller";
 /// Observations of a controller whose configuration can be used.
 #[derive(Debug)]
 struct Facts {
-    now_ms: u64,
+    now: Now,
     certificates: Vec<certificates::Looked>,
     /// Names in the controller's certificate; `None` where they cannot be read.
     names: Option<Vec<String>>,
@@ -55,7 +55,7 @@ pub async fn run(path: &Path, timedatectl: &Path) -> Report {
     let mut checks = configuration(path, &config);
     checks.push(reach::clock(synchronised));
     if let Ok(config) = &config {
-        let facts = look(path, config).await;
+        let facts = look(path, config, synchronised).await;
         checks.extend(self::checks(path, config, &facts));
     }
     Report::new(checks)
@@ -106,17 +106,17 @@ pub fn of_files(path: &Path, config: &Config) -> Report {
         return Report::new(vec![Check { state: State::Warning, ..check }]);
     }
     let looked = certificates::look(path, config, &setup::host_names());
-    let now_ms = SystemClock.now_ms();
-    let judge = |one| certificates::judge_before_start(one, now_ms);
+    let now = Now { ms: SystemClock.now_ms(), synchronised: None };
+    let judge = |one| certificates::judge_before_start(one, now);
     Report::new(looked.iter().flat_map(judge).collect())
 }
 
-async fn look(path: &Path, config: &Config) -> Facts {
+async fn look(path: &Path, config: &Config, synchronised: Option<bool>) -> Facts {
     let host_names = setup::host_names();
     let certificates = certificates::look(path, config, &host_names);
     let now_ms = SystemClock.now_ms();
     Facts {
-        now_ms,
+        now: Now { ms: now_ms, synchronised },
         certificates,
         names: ca::names(&config.data_dir).ok(),
         host_names,
@@ -176,7 +176,7 @@ fn configuration(path: &Path, config: &Result<Config, Error>) -> Vec<Check> {
 fn checks(path: &Path, config: &Config, facts: &Facts) -> Vec<Check> {
     let mut checks = Vec::new();
     for looked in &facts.certificates {
-        checks.extend(certificates::judge(looked, facts.now_ms));
+        checks.extend(certificates::judge(looked, facts.now));
     }
     checks.extend(names(config, facts));
     checks.extend(database(config, facts));

@@ -98,7 +98,7 @@ impl Enrolment {
 
     /// Returns the SHA-256 of the CA's certificate, hex.
     pub fn fingerprint(&self) -> String {
-        crate::token::hex(&self.signer.fingerprint())
+        data_encoding::HEXLOWER.encode(&self.signer.fingerprint())
     }
 
     /// Makes a one-time token for a node. `ttl_s` 0 means the usual life.
@@ -142,6 +142,7 @@ impl Enrolment {
             issued: Issued {
                 serial: agent.validity.serial.clone(),
                 not_after_ms: agent.validity.not_after_ms,
+                in_use: None,
             },
             now_ms,
         };

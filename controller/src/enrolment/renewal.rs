@@ -1,9 +1,11 @@
-//! Renews the certificates of the nodes at half of their lives, over the connections that there are.
+//! Renews the certificates of the nodes at half of their lives, and those that are not valid yet, over the connections
+//! that there are.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, stream};
-use proto::sandbox::v1::EventKind;
+use futures_util::{StreamExt as _, future::ready, stream};
+use proto::{name::NodeName, sandbox::v1::EventKind};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Enrolment, refused};
@@ -14,6 +16,8 @@ use crate::{
 
 /// Longest time between two looks.
 const LOOK: Duration = Duration::from_mins(1);
+/// Longest time until a renewal that failed is tried again: each one makes keys on the node, and a row in the store.
+const AGAIN: Duration = Duration::from_hours(1);
 /// Most renewals at once.
 const AT_ONCE: usize = 8;
 
@@ -39,28 +43,34 @@ impl Enrolment {
 
     async fn renew_all(&self, stop: &CancellationToken) {
         // Often enough for the shortest lives, which tests have.
-        let pause = (self.signer.lives().agent / 20).min(LOOK);
+        let life = self.signer.lives().agent;
+        let pause = (life / 20).min(LOOK);
+        let again = (life / 160).clamp(pause, AGAIN);
+        let mut failed = BTreeMap::new();
         loop {
             if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return;
             }
             if !self.nodes.epoch.fenced() {
                 // A renewal that has begun ends: the store knows of the certificate already.
-                self.look().await;
+                failed.retain(|_, at: &mut Instant| at.elapsed() < again);
+                self.look(&mut failed).await;
             }
         }
     }
 
-    async fn look(&self) {
+    /// Renews what is due, but for the nodes of `failed`, and adds those whose renewal fails now.
+    async fn look(&self, failed: &mut BTreeMap<NodeName, Instant>) {
         let (now_ms, certificates) = (self.clock.now_ms(), self.nodes.certificates());
         let due = |node: &Arc<Node>| {
             let shown = certificates.shown(&node.name);
-            node.down().is_none() && shown.is_some_and(|shown| shown.renew_ms() <= now_ms)
+            let is_due = shown.is_some_and(|shown| shown.is_due(now_ms));
+            is_due && node.down().is_none() && !failed.contains_key(&node.name)
         };
-        let due = self.nodes.all().into_iter().filter(due);
+        let due: Vec<_> = self.nodes.all().into_iter().filter(due).collect();
         let renewals = stream::iter(due).map(async |node| {
             match self.renew(&node).await {
-                Ok(()) => {}
+                Ok(()) => return None,
                 // Left alone. An overdue renewal is told below.
                 Err(error @ Failure::TooOld) => {
                     tracing::debug!(node = %node.name, %error, "certificate not renewed");
@@ -69,8 +79,10 @@ impl Enrolment {
                     tracing::warn!(node = %node.name, %error, "certificate not renewed");
                 }
             }
+            Some((node.name.clone(), Instant::now()))
         });
-        renewals.buffer_unordered(AT_ONCE).collect::<()>().await;
+        failed
+            .extend(renewals.buffer_unordered(AT_ONCE).filter_map(ready).collect::<Vec<_>>().await);
         for (node, shown) in self.nodes.overdue_certificates() {
             let log = &self.nodes.log;
             log.append(Event {
@@ -90,15 +102,16 @@ impl Enrolment {
         let agent = self.signer.agent(name, &requests.agent).map_err(refused)?;
         let hop = requests.ingress.map(|csr| self.signer.ingress(name, &csr));
         let hop = hop.transpose().map_err(refused)?;
+        let certificates = self.nodes.certificates();
         let issued = Issued {
             serial: agent.validity.serial.clone(),
             not_after_ms: agent.validity.not_after_ms,
+            in_use: certificates.shown(name).map(|shown| shown.serial),
         };
         let stored = self.store.add_certificate(name, issued, self.clock.now_ms()).await;
         if !stored.map_err(crate::sandbox::Error::from)? {
             return Err(Failure::Revoked);
         }
-        let certificates = self.nodes.certificates();
         certificates.issued(name, &agent.validity);
         let hop = hop.map(|hop| hop.pem);
         let restart = node.client.install_certificates(epoch, agent.pem, hop).await;

@@ -69,7 +69,9 @@ impl Enrolment {
         for (node, answer) in answers {
             match answer {
                 Ok(()) => drop(told.insert(node, (revoked.clone(), now))),
-                Err(error) => tracing::warn!(%node, %error, "the node was not told who is revoked"),
+                Err(error) => {
+                    tracing::warn!(%node, %error, "the list of revoked nodes was not sent to the node");
+                }
             }
         }
         told.retain(|node, _| self.nodes.get(node).is_some());

@@ -1,13 +1,11 @@
 //! One-time tokens of nodes: `pvesj_ID_SECRET`. Only the hash of the secret is stored.
 
+use daemon::mac;
+use data_encoding::HEXLOWER;
 use proto::{Reason, id::Invalid, name::NodeName};
 use sha2::{Digest as _, Sha256};
 
-use crate::{
-    sandbox::Error,
-    store::enrolments::NodeToken,
-    token::{hex, same},
-};
+use crate::{sandbox::Error, store::enrolments::NodeToken};
 
 const PREFIX: &str = "pvesj_";
 const ID_BYTES: usize = 6;
@@ -31,7 +29,7 @@ pub fn issue(node: &NodeName, ttl_s: u32, now_ms: u64) -> Result<(String, NodeTo
     let (mut id, mut secret) = ([0; ID_BYTES], [0; SECRET_BYTES]);
     getrandom::fill(&mut id).expect("the kernel gives random bytes");
     getrandom::fill(&mut secret).expect("the kernel gives random bytes");
-    let (id, secret) = (hex(&id), hex(&secret));
+    let (id, secret) = (HEXLOWER.encode(&id), HEXLOWER.encode(&secret));
     let token = NodeToken {
         hash: Sha256::digest(secret.as_bytes()).to_vec(),
         node: node.clone(),
@@ -57,7 +55,7 @@ pub(super) fn split(text: &str) -> Option<(&str, &str)> {
 /// Returns true when the secret belongs to this token, and the token to this node and this time. Whether
 /// it is used already is decided where it is used.
 pub(super) fn verify(token: &NodeToken, secret: &str, node: &NodeName, now_ms: u64) -> bool {
-    let right = same(&Sha256::digest(secret.as_bytes()), &token.hash);
+    let right = mac::is_equal(&Sha256::digest(secret.as_bytes()), &token.hash);
     right && token.node == *node && token.expires_ms > now_ms
 }
 

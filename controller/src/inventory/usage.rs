@@ -1,5 +1,7 @@
 //! Sums of what the living sandboxes of a team have.
 
+use std::fmt;
+
 use proto::spec::Size;
 
 /// Number of sandboxes, and the sums of their sizes.
@@ -13,6 +15,13 @@ pub struct Usage {
     pub memory_mib: u64,
     /// Disks, GiB: those that were asked for, and those of the snapshots, where nodes tell them.
     pub disk_gib: u64,
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sandboxes, cpu_cores, memory_mib, disk_gib } = self;
+        write!(f, "{sandboxes} sandboxes, {cpu_cores} cores, {memory_mib} MiB, {disk_gib} GiB")
+    }
 }
 
 impl Usage {

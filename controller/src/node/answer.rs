@@ -1,6 +1,6 @@
 //! Decodes the answer to a call, or its absence, into one of `node::Error`.
 
-use std::{io, time::Duration};
+use std::{error::Error as _, io, time::Duration};
 
 use daemon::chain::with_causes;
 use proto::{Reason, sandbox::v1 as api};
@@ -70,7 +70,8 @@ pub(super) fn decode(call: Call, status: &Status) -> Error {
                 let message = message.to_owned();
                 Error::Refused { reason, message, retry_after: None, files_written: None }
             }
-            Code::OutOfRange | Code::ResourceExhausted => {
+            // With a source it is the connection's end, and says nothing about the call.
+            Code::OutOfRange | Code::ResourceExhausted if status.source().is_none() => {
                 let (retry_after, files_written) = (None, None);
                 Error::Refused { reason: Reason::TooLarge, message, retry_after, files_written }
             }
@@ -87,6 +88,8 @@ pub(super) fn decode(call: Call, status: &Status) -> Error {
             | Code::Internal
             | Code::Unavailable
             | Code::DataLoss
+            | Code::OutOfRange
+            | Code::ResourceExhausted
             | Code::Unauthenticated => unanswered(call, chain(status)),
         },
     }

@@ -13,8 +13,8 @@ use tonic::transport::Channel;
 
 use super::Error;
 
-/// Most bulk connections to one node.
-const CONNECTIONS_MAX: usize = 16;
+/// Most bulk connections to one node. The agent's memory bounds them: docs/connections.md has the product.
+const CONNECTIONS_MAX: usize = 10;
 /// Most streams of one connection. The agent allows more.
 const CONNECTION_STREAMS_MAX: usize = 64;
 /// Most streams of one node, over all its connections. A team gets at most half of them, and less

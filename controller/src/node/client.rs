@@ -299,7 +299,7 @@ impl Client {
         epoch: u64,
         owner: &StreamOwner,
         input: S,
-    ) -> Result<impl Stream<Item = Result<api::ExecResponse>> + Send + use<S>>
+    ) -> Result<impl Stream<Item = Result<wire::ExecResponse>> + Send + use<S>>
     where
         S: Stream<Item = api::ExecRequest> + Send + 'static,
     {
@@ -313,10 +313,8 @@ impl Client {
         let (input, gone) = output::input(&lease, input);
         let output = call(Call::Exec, START, lease.agent.exec(Request::new(input))).await?;
         let hang_up = HangUp { agent: lease.agent.clone(), stream_id, input: gone };
-        Ok(Output::new(&lease, output, hang_up).map(|message| match message {
-            Ok(message) => Ok(message.message.unwrap_or_default()),
-            Err(status) => Err(decode(Call::Exec, &status)),
-        }))
+        let output = Output::new(&lease, output, hang_up);
+        Ok(output.map(|message| message.map_err(|status| decode(Call::Exec, &status))))
     }
 
     /// Makes a name for a stream, unique at the agent: each controller has an epoch of its own.

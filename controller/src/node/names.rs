@@ -10,8 +10,8 @@ use super::{
 };
 
 impl Client {
-    /// Changes the node's directory of names; returns the digest of all names that it has then. `None` of an agent of
-    /// before, which has no such call.
+    /// Changes the node's directory of names; returns the digest of all names that it has then. `None` from an
+    /// older agent, which has no such call.
     pub async fn set_names(&self, request: wire::SetNamesRequest) -> Result<Option<u64>> {
         let mut client = self.names();
         let answer = async {

@@ -308,6 +308,11 @@ impl Nodes {
         }
     }
 
+    /// Records, before the watches start, a number that a node has given to a sandbox.
+    pub fn gave_vmid(&self, node: &NodeName, vmid: u32) {
+        self.vmids.lock().gave(node, vmid);
+    }
+
     /// Starts the watches: the cache holds what the store knows.
     pub fn loaded(&self) {
         self.loaded.cancel();
@@ -469,7 +474,9 @@ impl Nodes {
             fleet.set_vmids_overlap(slot, overlap.is_some());
             drop(fleet);
             match overlap {
-                Some(overlap) if !was_held_back => tracing::error!(node = %name, "{overlap}"),
+                Some(overlap) if !was_held_back => tracing::error!(
+                    node = %name, %overlap, "node shares vmids with another one and gets no new sandboxes"
+                ),
                 None if was_held_back => {
                     tracing::info!(node = %name, "no other node has the node's vmids any more");
                 }

@@ -3,8 +3,9 @@
 //!
 //! The range belongs to the node that has sandboxes from it, else to the one that is known longer. What was decided once
 //! stays so while the controller runs: a node that is down, or joins again, keeps its range. A node tells its range when it
-//! connects: one that is away since the controller's start, and one that has changed its range while it had sandboxes,
-//! holds back nobody.
+//! connects. Until then it keeps the numbers of the sandboxes that it has made, as far as the store knows them: it may be
+//! away since the controller's start. Numbers of sandboxes that moved to it say nothing about its range. A node that has
+//! changed its range while it had sandboxes holds back nobody.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,6 +35,13 @@ impl VmidRange {
 
     const fn overlaps(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
+    }
+
+    /// Returns the smallest range with those of the numbers that it has, if it has any.
+    fn around(self, numbers: &BTreeSet<u32>) -> Option<Self> {
+        let mut inside = numbers.range(self.first..=self.last);
+        let first = *inside.next()?;
+        Some(Self { first, last: inside.next_back().copied().unwrap_or(first) })
     }
 }
 
@@ -85,6 +93,8 @@ pub(super) struct VmidRanges {
     known: BTreeMap<NodeName, u64>,
     next: u64,
     claims: BTreeMap<NodeName, Claim>,
+    /// Numbers of the sandboxes that a node has made, until it tells its range.
+    given: BTreeMap<NodeName, BTreeSet<u32>>,
 }
 
 impl VmidRanges {
@@ -101,6 +111,11 @@ impl VmidRanges {
         }
     }
 
+    /// Records a number that a node has given to a sandbox, from before the node tells its range.
+    pub(super) fn gave(&mut self, node: &NodeName, vmid: u32) {
+        self.given.entry(node.clone()).or_default().insert(vmid);
+    }
+
     /// Returns the range that a node has told last.
     pub(super) fn of(&self, node: &NodeName) -> Option<VmidRange> {
         self.claims.get(node).map(|claim| claim.range)
@@ -115,7 +130,8 @@ impl VmidRanges {
         is_used: bool,
     ) -> BTreeSet<NodeName> {
         let before = self.of(node);
-        if before == range {
+        let given = self.given.remove(node).unwrap_or_default();
+        if before == range && given.is_empty() {
             return BTreeSet::new();
         }
         // With another range than before it comes last: no node takes the numbers of another one by a change of its own.
@@ -131,6 +147,7 @@ impl VmidRanges {
         let changed = before.into_iter().chain(range);
         let mut touched: BTreeSet<_> =
             changed.flat_map(|range| self.overlapping(node, range)).cloned().collect();
+        touched.extend(self.with_any(&given));
         touched.insert(node.clone());
         touched
     }
@@ -138,18 +155,36 @@ impl VmidRanges {
     /// Drops a node that was forgotten. Returns the nodes whose overlap may be another one now.
     pub(super) fn forget(&mut self, node: &NodeName) -> BTreeSet<NodeName> {
         self.known.remove(node);
-        let Some(claim) = self.claims.remove(node) else { return BTreeSet::new() };
-        self.overlapping(node, claim.range).cloned().collect()
+        let given = self.given.remove(node).unwrap_or_default();
+        let mut touched = self.with_any(&given);
+        if let Some(claim) = self.claims.remove(node) {
+            touched.extend(self.overlapping(node, claim.range).cloned());
+        }
+        touched
     }
 
     /// Returns what keeps new sandboxes from a node, if anything does.
     pub(super) fn overlap(&self, node: &NodeName) -> Option<Overlap> {
         let own = self.claims.get(node)?;
-        let others = self.overlapping(node, own.range);
-        let others = others.filter_map(|other| Some((other, self.claims.get(other)?)));
-        let before = others.filter(|(_, other)| other.precedence < own.precedence);
-        let (node, other) = before.min_by_key(|(_, other)| other.precedence)?;
-        Some(Overlap { own: own.range, other: other.range, node: node.clone() })
+        let told = self.overlapping(node, own.range).filter_map(|other| {
+            let claim = self.claims.get(other)?;
+            Some((claim.precedence, claim.range, other))
+        });
+        let given = self.given.iter().filter_map(|(other, numbers)| {
+            // One that is not known any more comes last.
+            let position = self.known.get(other).copied().unwrap_or(u64::MAX);
+            let precedence = Precedence { is_unused: false, position };
+            Some((precedence, own.range.around(numbers)?, other))
+        });
+        let before = told.chain(given).filter(|(precedence, ..)| *precedence < own.precedence);
+        let (_, other, node) = before.min_by_key(|(precedence, ..)| *precedence)?;
+        Some(Overlap { own: own.range, other, node: node.clone() })
+    }
+
+    /// Returns the nodes whose range has any of these numbers.
+    fn with_any(&self, numbers: &BTreeSet<u32>) -> BTreeSet<NodeName> {
+        let has = |(_, claim): &(&NodeName, &Claim)| claim.range.around(numbers).is_some();
+        self.claims.iter().filter(has).map(|(node, _)| node.clone()).collect()
     }
 
     /// Returns the other nodes that have numbers of a range.
@@ -253,6 +288,54 @@ mod tests {
         ranges.add(&node("a"));
         ranges.told(&node("a"), told(FIRST), false);
         assert_eq!(held(&ranges), pair("a", "b"));
+    }
+
+    #[test]
+    fn numbers_that_a_node_has_given_are_kept_until_it_tells_its_range() {
+        let mut ranges = known(&["away", "here", "other"]);
+        for vmid in [100_004, 100_001, 900_000] {
+            ranges.gave(&node("away"), vmid);
+        }
+        assert_eq!(ranges.told(&node("here"), told(FIRST), false), [node("here")].into());
+        ranges.told(&node("other"), told(SECOND), false);
+        assert_eq!(held(&ranges), pair("here", "away"));
+        let why = ranges.overlap(&node("here")).expect("held back").to_string();
+        assert!(why.contains("100001-100004 of away"), "{why}");
+        // It is back with another range.
+        let touched = ranges.told(&node("away"), told((300_000, 300_099)), false);
+        assert_eq!(touched, ["away", "here"].map(node).into());
+        assert_eq!(held(&ranges), []);
+    }
+
+    #[test]
+    fn numbers_that_a_node_has_given_hold_back_as_its_range_would() {
+        // Both have sandboxes, so the one that is known longer keeps the range, with the other one away or not.
+        for (first, held_back) in [("away", pair("here", "away")), ("here", Vec::new())] {
+            let second = if first == "away" { "here" } else { "away" };
+            let mut ranges = known(&[first, second]);
+            ranges.gave(&node("away"), 100_001);
+            ranges.told(&node("here"), told(FIRST), true);
+            assert_eq!(held(&ranges), held_back, "{first} is known longer");
+        }
+        // A forgotten one keeps nothing.
+        let mut ranges = known(&["away", "here"]);
+        ranges.gave(&node("away"), 100_001);
+        ranges.told(&node("here"), told(FIRST), false);
+        assert_eq!(ranges.forget(&node("away")), [node("here")].into());
+        assert_eq!(held(&ranges), []);
+        // One that is in no configuration any more holds back only who has no sandboxes.
+        for is_used in [true, false] {
+            let mut ranges = known(&["here"]);
+            ranges.gave(&node("away"), 100_001);
+            ranges.told(&node("here"), told(FIRST), is_used);
+            assert_eq!(held(&ranges).is_empty(), is_used);
+        }
+        // An agent that tells no range.
+        let mut ranges = known(&["away", "here"]);
+        ranges.gave(&node("away"), 100_001);
+        ranges.told(&node("here"), told(FIRST), false);
+        assert_eq!(ranges.told(&node("away"), None, false), ["away", "here"].map(node).into());
+        assert_eq!(held(&ranges), []);
     }
 
     #[test]

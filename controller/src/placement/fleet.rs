@@ -48,7 +48,7 @@ impl Fleet {
             held: Vec::new(),
             labels: Vec::new(),
             ledger: Ledger::default(),
-            usage_model: UsageModel::new(limits.cpu_habit, limits.memory_habit),
+            usage_model: UsageModel::new(limits.assumed_cpu_use, limits.assumed_memory_use),
             period_ms: REPORT_PERIOD_MS,
             random: SplitMix64::new(seed),
         }

@@ -54,10 +54,12 @@ pub struct Limits {
     pub storage_free_min: f64,
     /// Initial estimate of the cores that a sandbox uses in the long run, as a share of its size;
     /// later learnt.
-    pub cpu_habit: f64,
+    #[serde(alias = "cpu_habit")]
+    pub assumed_cpu_use: f64,
     /// Initial estimate of the memory that a sandbox uses in the long run, as a share of its size;
     /// later learnt.
-    pub memory_habit: f64,
+    #[serde(alias = "memory_habit")]
+    pub assumed_memory_use: f64,
 }
 
 impl Default for Limits {
@@ -67,8 +69,8 @@ impl Default for Limits {
             cpu_overcommit: 0.0,
             memory_used_max: 0.9,
             storage_free_min: 0.05,
-            cpu_habit: 0.14,
-            memory_habit: 0.40,
+            assumed_cpu_use: 0.14,
+            assumed_memory_use: 0.40,
         }
     }
 }

@@ -14,6 +14,18 @@ const SNAPSHOT: &str = "base_v1";
 /// Time of the decisions, milliseconds.
 const NOW: u64 = 1_000_000;
 
+#[test]
+fn limits_are_read_under_their_earlier_names_too() {
+    let now = r#"{"assumed_cpu_use": 0.2, "assumed_memory_use": 0.3}"#;
+    let earlier = r#"{"cpu_habit": 0.2, "memory_habit": 0.3}"#;
+    let read = |text| serde_json::from_str::<Limits>(text).expect("limits");
+    assert_eq!(read(now), read(earlier));
+    assert_eq!(
+        read(now),
+        Limits { assumed_cpu_use: 0.2, assumed_memory_use: 0.3, ..Limits::default() }
+    );
+}
+
 /// A node in a test.
 #[derive(Debug, Clone)]
 struct Node {

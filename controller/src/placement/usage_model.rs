@@ -61,8 +61,8 @@ impl UsageModel {
         let seconds = super::view::as_f64(passed_ms) / 1000.0;
         let weight = 1.0 - (-seconds / MEMORY_OF_IT_S).exp();
         if cores >= CORES_MIN && memory > 0.0 {
-            let learn = |habit: &mut f64, share: f64, (min, max): (f64, f64)| {
-                *habit = (*habit + (share - *habit) * weight).clamp(min, max);
+            let learn = |estimate: &mut f64, share: f64, (min, max): (f64, f64)| {
+                *estimate = (*estimate + (share - *estimate) * weight).clamp(min, max);
             };
             learn(&mut self.cpu, cores_used / cores, CPU);
             learn(&mut self.memory, memory_used / memory, MEMORY);

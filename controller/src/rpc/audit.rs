@@ -5,10 +5,10 @@ use daemon::{
     status::Refusal,
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use proto::{Reason, id::Invalid, sandbox::v1::*};
+use proto::{Reason, id::Invalid, sandbox::v1::*, time::timestamp};
 use tonic::Status;
 
-use super::{convert::timestamp, sandbox::Messages};
+use super::sandbox::Messages;
 use crate::{
     audit::{Audit, AuditError, AuditFilter, AuditQuery},
     sandbox::{Error, Sandboxes},

@@ -37,7 +37,7 @@ use super::pace::OpenCalls;
 /// Most concurrent calls without a token on one connection.
 const OPEN_MAX: usize = 4;
 /// Most concurrent calls of one connection whose token is not cached and is being looked up.
-const STRANGERS_MAX: usize = 8;
+const UNKNOWN_CALLERS_MAX: usize = 8;
 /// Most calls of one connection that wait for their turn (`pace`): it may be a proxy, whose streams others need.
 const WAITING_MAX: usize = 256;
 /// Time for a peer's first byte after the handshake: in all our protocols the client begins.
@@ -53,7 +53,7 @@ enum Owner {
 }
 
 #[derive(Debug)]
-struct Row {
+struct Entry {
     owner: Owner,
     calls: Arc<AtomicUsize>,
     close: CancellationToken,
@@ -63,35 +63,36 @@ struct Row {
 #[derive(Debug, Default)]
 struct Table {
     next: u64,
-    rows: BTreeMap<u64, Row>,
+    entries: BTreeMap<u64, Entry>,
 }
 
 impl Table {
     /// Picks the oldest connection of the owner with the most, among teams or among anonymous ones;
     /// one without calls under way first.
     fn victim(&self, teams: bool) -> Option<u64> {
-        let sort = |row: &Row| matches!(row.owner, Owner::Team(_)) == teams;
+        let sort = |entry: &Entry| matches!(entry.owner, Owner::Team(_)) == teams;
         let mut counts: HashMap<&Owner, usize> = HashMap::new();
-        for row in self.rows.values().filter(|row| sort(row)) {
-            *counts.entry(&row.owner).or_default() += 1;
+        for entry in self.entries.values().filter(|entry| sort(entry)) {
+            *counts.entry(&entry.owner).or_default() += 1;
         }
         let most = counts.values().max()?;
-        let of_most = |row: &Row| sort(row) && counts.get(&row.owner) == Some(most);
-        let rows = self.rows.iter().filter(|(_, row)| of_most(row));
+        let of_most = |entry: &Entry| sort(entry) && counts.get(&entry.owner) == Some(most);
+        let entries = self.entries.iter().filter(|(_, entry)| of_most(entry));
         // Ids increase: the lowest is the oldest.
-        let oldest = rows.min_by_key(|(id, row)| (row.calls.load(Ordering::Relaxed) > 0, **id));
+        let oldest =
+            entries.min_by_key(|(id, entry)| (entry.calls.load(Ordering::Relaxed) > 0, **id));
         oldest.map(|(id, _)| *id)
     }
 
     fn close(&mut self, id: u64) {
-        if let Some(row) = self.rows.remove(&id) {
-            tracing::debug!(owner = ?row.owner, "connection closed to make room");
-            row.close.cancel();
+        if let Some(entry) = self.entries.remove(&id) {
+            tracing::debug!(owner = ?entry.owner, "connection closed to make room");
+            entry.close.cancel();
         }
     }
 
     fn of_teams(&self) -> usize {
-        self.rows.values().filter(|row| matches!(row.owner, Owner::Team(_))).count()
+        self.entries.values().filter(|entry| matches!(entry.owner, Owner::Team(_))).count()
     }
 }
 
@@ -121,19 +122,19 @@ impl Connections {
         let address = peer.map(|peer| daemon::listen::network(peer.ip()));
         let (close, calls) = (CancellationToken::new(), Arc::<AtomicUsize>::default());
         let mut table = self.table.lock();
-        while table.rows.len() >= self.max
+        while table.entries.len() >= self.max
             && let Some(victim) = table.victim(false).or_else(|| table.victim(true))
         {
             table.close(victim);
         }
         let id = table.next;
         table.next += 1;
-        let (owner, row_calls) = (Owner::Nobody(address), Arc::clone(&calls));
-        table.rows.insert(id, Row { owner, calls: row_calls, close: close.clone() });
+        let (owner, entry_calls) = (Owner::Nobody(address), Arc::clone(&calls));
+        table.entries.insert(id, Entry { owner, calls: entry_calls, close: close.clone() });
         drop(table);
         Connection {
             io,
-            row: RowHandle(Arc::new(Inner {
+            handle: ConnectionHandle(Arc::new(Inner {
                 id,
                 peer,
                 client,
@@ -141,7 +142,7 @@ impl Connections {
                 team: OnceLock::new(),
                 calls,
                 open: Arc::new(Semaphore::new(OPEN_MAX)),
-                strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+                unknown_callers: Arc::new(Semaphore::new(UNKNOWN_CALLERS_MAX)),
                 open_calls: OpenCalls::default(),
                 waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             })),
@@ -152,8 +153,8 @@ impl Connections {
 
     fn belongs_to(&self, id: u64, team: Team) {
         let mut table = self.table.lock();
-        let Some(row) = table.rows.get_mut(&id) else { return };
-        row.owner = Owner::Team(team);
+        let Some(entry) = table.entries.get_mut(&id) else { return };
+        entry.owner = Owner::Team(team);
         if table.of_teams() > self.max - self.max / 8
             && let Some(victim) = table.victim(true)
         {
@@ -162,9 +163,9 @@ impl Connections {
     }
 }
 
-/// Entry of a connection in the table; requests carry it in their extensions.
+/// Handle of a connection in the table; requests carry it in their extensions.
 #[derive(Debug, Clone)]
-pub(super) struct RowHandle(Arc<Inner>);
+pub(super) struct ConnectionHandle(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -175,7 +176,7 @@ struct Inner {
     team: OnceLock<Team>,
     calls: Arc<AtomicUsize>,
     open: Arc<Semaphore>,
-    strangers: Arc<Semaphore>,
+    unknown_callers: Arc<Semaphore>,
     open_calls: OpenCalls,
     waiting: Arc<Semaphore>,
 }
@@ -190,7 +191,7 @@ impl Drop for Busy {
     }
 }
 
-impl RowHandle {
+impl ConnectionHandle {
     /// Assigns the connection to the team of its first valid token.
     pub(super) fn belongs_to(&self, team: &Team) {
         if self.0.team.set(team.clone()).is_ok() {
@@ -215,12 +216,12 @@ impl RowHandle {
     }
 
     /// Takes a place for a call that waits for its turn; `None` when all are taken.
-    pub(super) fn waiting(&self) -> Option<OwnedSemaphorePermit> {
+    pub(super) fn waiting_permit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.waiting).try_acquire_owned().ok()
     }
 
     /// Takes a permit for a call without a token; `None` when all are taken.
-    pub(super) fn open(&self) -> Option<OwnedSemaphorePermit> {
+    pub(super) fn open_call_permit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.open).try_acquire_owned().ok()
     }
 
@@ -238,8 +239,8 @@ impl RowHandle {
     }
 
     /// Takes a permit for a call whose token must be looked up; `None` when all are taken.
-    pub(super) fn stranger(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0.strangers).try_acquire_owned().ok()
+    pub(super) fn unknown_caller_permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.unknown_callers).try_acquire_owned().ok()
     }
 }
 
@@ -247,7 +248,7 @@ impl RowHandle {
 #[derive(Debug)]
 pub(super) struct Connection<IO> {
     io: IO,
-    row: RowHandle,
+    handle: ConnectionHandle,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Timeout until the first byte.
     silent: Option<Pin<Box<Sleep>>>,
@@ -255,15 +256,15 @@ pub(super) struct Connection<IO> {
 
 impl<IO> Drop for Connection<IO> {
     fn drop(&mut self) {
-        self.row.0.connections.table.lock().rows.remove(&self.row.0.id);
+        self.handle.0.connections.table.lock().entries.remove(&self.handle.0.id);
     }
 }
 
 impl<IO: Connected> Connected for Connection<IO> {
-    type ConnectInfo = RowHandle;
+    type ConnectInfo = ConnectionHandle;
 
-    fn connect_info(&self) -> RowHandle {
-        self.row.clone()
+    fn connect_info(&self) -> ConnectionHandle {
+        self.handle.clone()
     }
 }
 
@@ -342,7 +343,7 @@ mod tests {
     async fn connections_without_a_token_give_way_and_never_displace_a_team() {
         let connections = Connections::new(8);
         let (mut red, _far) = connect(&connections);
-        red.row.belongs_to(&team("red"));
+        red.handle.belongs_to(&team("red"));
         let mut crowd: Vec<_> = (0..30).map(|_| connect(&connections)).collect();
         let mut open = 0;
         for (connection, _) in &mut crowd {
@@ -351,21 +352,21 @@ mod tests {
         assert_eq!(open, 7, "the newest");
         assert!(!is_closed(&mut crowd[29].0).await);
         assert!(!is_closed(&mut red).await);
-        assert_eq!(connections.table.lock().rows.len(), 8);
+        assert_eq!(connections.table.lock().entries.len(), 8);
         drop(crowd);
-        assert_eq!(connections.table.lock().rows.len(), 1);
+        assert_eq!(connections.table.lock().entries.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_team_with_the_most_connections_makes_room_for_other_teams() {
         let connections = Connections::new(16);
         let mut red: Vec<_> = (0..16).map(|_| connect(&connections)).collect();
-        let busy = red[0].0.row.busy();
+        let busy = red[0].0.handle.busy();
         for (connection, _) in &red {
-            connection.row.belongs_to(&team("red"));
+            connection.handle.belongs_to(&team("red"));
         }
         let (mut blue, _far) = connect(&connections);
-        blue.row.belongs_to(&team("blue"));
+        blue.handle.belongs_to(&team("blue"));
         assert!(!is_closed(&mut blue).await);
         assert!(!is_closed(&mut red[0].0).await, "a call is under way on it");
         assert!(is_closed(&mut red[1].0).await, "the oldest without a call");
@@ -379,7 +380,7 @@ mod tests {
         let connections = Connections::new(64);
         let mut red: Vec<_> = (0..40).map(|_| connect(&connections)).collect();
         for (connection, _) in &red {
-            connection.row.belongs_to(&team("red"));
+            connection.handle.belongs_to(&team("red"));
         }
         // Each opens as the last one closes, or stays until it must make room.
         let mut held = std::collections::VecDeque::new();
@@ -392,16 +393,16 @@ mod tests {
                 held.pop_front();
             }
         }
-        assert_eq!(connections.table.lock().rows.len(), 64);
+        assert_eq!(connections.table.lock().entries.len(), 64);
         for (connection, _) in &mut red {
             assert!(!is_closed(connection).await, "a team's");
         }
         drop(held);
-        assert_eq!(connections.table.lock().rows.len(), 40);
-        // What has made room is gone for good: its end removes no row of another.
+        assert_eq!(connections.table.lock().entries.len(), 40);
+        // What has made room is gone for good: its end removes no entry of another.
         let (mut late, _far) = connect(&connections);
         assert!(!is_closed(&mut late).await);
-        assert_eq!(connections.table.lock().rows.len(), 41);
+        assert_eq!(connections.table.lock().entries.len(), 41);
     }
 
     #[tokio::test(start_paused = true)]

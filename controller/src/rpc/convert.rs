@@ -1,8 +1,6 @@
 //! Converts domain types to wire types, where the two differ.
 
-use std::time::{Duration, UNIX_EPOCH};
-
-use proto::{agent::v1 as agent, sandbox::v1 as wire};
+use proto::{agent::v1 as agent, sandbox::v1 as wire, time::timestamp};
 
 use crate::{
     node::NodeStatus,
@@ -47,10 +45,6 @@ pub(super) fn access_link(
         expires_at: made.expires_at,
         port: made.port,
     }
-}
-
-pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
-    (UNIX_EPOCH + Duration::from_millis(ms)).into()
 }
 
 /// Converts an event with its revision.

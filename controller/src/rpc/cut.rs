@@ -19,7 +19,7 @@ use crate::{
 /// Guards and audit entry that a call with a token keeps until its last byte.
 #[derive(Debug)]
 pub(super) struct Held {
-    pub(super) _permit: Permit,
+    pub(super) _permit: Arc<Permit>,
     pub(super) _busy: Busy,
     pub(super) open: OpenCall,
     pub(super) ticket: Ticket,

@@ -6,13 +6,13 @@ use daemon::status::Refusal;
 use proto::{
     Reason,
     sandbox::v1::{enrolment_service_server::EnrolmentService, *},
+    time::timestamp,
 };
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::{
     calls::Call,
-    convert,
     sandbox::{Answer, split},
 };
 use crate::enrolment::Enrolment;
@@ -48,8 +48,6 @@ impl EnrolmentService for Rpc {
         let place = self.joins.clone().acquire_owned().await;
         let call = request.extensions().get::<Call>().cloned();
         let join = async move {
-            // Not the caller's: who hangs up and calls again has the work of both under way.
-            let _place = place;
             let request = request.into_inner();
             if let Some(call) = &call {
                 call.about(&request);
@@ -60,7 +58,7 @@ impl EnrolmentService for Rpc {
             }
             done
         };
-        Ok(Response::new(to_its_end(join).await?))
+        Ok(Response::new(to_its_end(place, join).await?))
     }
 
     async fn create_node_token(
@@ -72,7 +70,7 @@ impl EnrolmentService for Rpc {
         let issue = enrolment.create_token(&caller, &node, ttl_s).await?;
         Ok(Response::new(CreateNodeTokenResponse {
             token: issue.text.reveal(),
-            expires_at: Some(convert::timestamp(issue.expires_ms)),
+            expires_at: Some(timestamp(issue.expires_ms)),
             ca_sha256: enrolment.fingerprint(),
             names: enrolment.names().to_vec(),
         }))
@@ -81,17 +79,25 @@ impl EnrolmentService for Rpc {
     async fn revoke_node(&self, request: Request<RevokeNodeRequest>) -> Answer<RevokeNodeResponse> {
         let (caller, RevokeNodeRequest { node }) = split(request)?;
         let enrolment = self.enrolment()?.clone();
-        let living = to_its_end(async move { enrolment.revoke(&caller, &node).await }).await?;
+        let permit = caller.permit.clone();
+        let revoke = async move { enrolment.revoke(&caller, &node).await };
+        let living = to_its_end(permit, revoke).await?;
         let sandboxes = u32::try_from(living).unwrap_or(u32::MAX);
         Ok(Response::new(RevokeNodeResponse { sandboxes }))
     }
 }
 
-/// Runs a change on a task of its own: a caller who hangs up must not leave it in the store alone.
+/// Runs a change on a task of its own: a caller who hangs up must not leave it in the store alone. The change keeps
+/// the place of its call until its end: whoever hangs up and calls again has the work of both under way.
 async fn to_its_end<T: Send + 'static>(
+    place: impl Send + 'static,
     change: impl Future<Output = crate::sandbox::Result<T>> + Send + 'static,
 ) -> Result<T, Status> {
-    let done = tokio::spawn(change).await;
+    let task = async move {
+        let _place = place;
+        change.await
+    };
+    let done = tokio::spawn(task).await;
     let done = done.map_err(|_| Status::unavailable("the controller is stopping"))?;
     Ok(done?)
 }

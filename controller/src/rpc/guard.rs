@@ -22,7 +22,7 @@ use tower::{Layer, Service};
 use super::{
     auth::{self, Credentials, Tokens},
     calls::{Made, Recorder, Ticket},
-    connections::RowHandle,
+    connections::ConnectionHandle,
     cut::{self, Held},
     pace::{Crowded, Pace},
     permits::{Full as NoRoom, Permit, Permits},
@@ -110,18 +110,22 @@ where
         let rules = Arc::clone(&self.rules);
         let version = request.version();
         Box::pin(async move {
-            let Some(row) = request.extensions().get::<RowHandle>().cloned() else {
+            let Some(connection) = request.extensions().get::<ConnectionHandle>().cloned() else {
                 return Ok(unread(Status::internal("a call came over no connection"), version));
             };
             let path = request.uri().path();
             let Some(method) = scope::method(path) else {
-                rules.wait_to_refuse(&row).await;
+                rules.wait_to_refuse(&connection).await;
                 let message = format!("there is no method {path}");
                 return Ok(unread(Status::unimplemented(message), version));
             };
             match method.need {
-                Need::Open | Need::OneTime => open(&rules, method, &row, request, inner).await,
-                Need::Token | Need::Scope(_) => known(&rules, method, &row, request, inner).await,
+                Need::Open | Need::OneTime => {
+                    open(&rules, method, &connection, request, inner).await
+                }
+                Need::Token | Need::Scope(_) => {
+                    known(&rules, method, &connection, request, inner).await
+                }
             }
         })
     }
@@ -132,7 +136,7 @@ where
 async fn open<S>(
     rules: &Rules,
     method: Method,
-    row: &RowHandle,
+    connection: &ConnectionHandle,
     mut request: Request<Body>,
     mut inner: S,
 ) -> Result<Response<Body>, S::Error>
@@ -141,13 +145,13 @@ where
 {
     let version = request.version();
     // The call writes its entry itself, when it knows whether its one-time token is good.
-    if let Some(call) = rules.recorder.begin(method, None, row.peer()) {
+    if let Some(call) = rules.recorder.begin(method, None, connection.peer()) {
         request.extensions_mut().insert(call);
     }
-    let in_turn = rules.wait_to_handle(row).await;
-    let Some(_place) = in_turn.ok().and_then(|()| row.open()) else {
+    let in_turn = rules.wait_to_handle(connection).await;
+    let Some(_place) = in_turn.ok().and_then(|()| connection.open_call_permit()) else {
         rules.recorder.count_refused();
-        rules.wait_to_refuse(row).await;
+        rules.wait_to_refuse(connection).await;
         let message = "too many calls without a token on this connection; try again in a moment";
         return Ok(unread(no_room(message.to_owned()), version));
     };
@@ -177,7 +181,7 @@ where
 async fn known<S>(
     rules: &Rules,
     method: Method,
-    row: &RowHandle,
+    connection: &ConnectionHandle,
     mut request: Request<Body>,
     mut inner: S,
 ) -> Result<Response<Body>, S::Error>
@@ -187,32 +191,33 @@ where
     let version = request.version();
     // Only the headers, not the request: its body must not be shared between threads.
     let credentials = Credentials::of(request.headers());
-    let Admitted { caller, permit, open } = match rules.admit(method, row, &credentials).await {
+    let admitted = rules.admit(method, connection, &credentials).await;
+    let Admitted { caller, permit, open } = match admitted {
         Ok(admitted) => admitted,
         Err(Denied { status, by }) => {
             match by {
                 Known::Caller(caller) => {
-                    rules.recorder.refuse(method, &caller, row.peer(), &status);
+                    rules.recorder.refuse(method, &caller, connection.peer(), &status);
                 }
                 Known::Team => rules.recorder.count_refused(),
                 Known::Nothing => {
                     rules.recorder.count_refused();
                     // Where the store fails, it is not the caller who asks too often.
                     if status.code() != Code::Unavailable {
-                        rules.wait_to_refuse(row).await;
+                        rules.wait_to_refuse(connection).await;
                     }
                 }
             }
             return Ok(unread(*status, version));
         }
     };
-    let call = rules.recorder.begin(method, Some(&caller), row.peer());
+    let call = rules.recorder.begin(method, Some(&caller), connection.peer());
     if let Some(call) = &call {
         request.extensions_mut().insert(call.clone());
     }
     request.extensions_mut().insert(caller);
     let ticket = Ticket::new(call);
-    let mut held = Held { _permit: permit, _busy: row.busy(), open, ticket };
+    let mut held = Held { _permit: permit, _busy: connection.busy(), open, ticket };
     let ending = held.open.ending();
     if method.shape == Shape::Stream {
         request = request.map(|body| cut::request(body, ending.clone()));
@@ -240,7 +245,7 @@ where
 /// Call that is admitted.
 struct Admitted {
     caller: Caller,
-    permit: Permit,
+    permit: Arc<Permit>,
     open: OpenCall,
 }
 
@@ -270,10 +275,10 @@ impl Rules {
     async fn admit(
         &self,
         method: Method,
-        row: &RowHandle,
+        connection: &ConnectionHandle,
         credentials: &Credentials,
     ) -> Result<Admitted, Denied> {
-        let shown = credentials.shown(row.client())?;
+        let shown = credentials.shown(connection.client())?;
         let early = match self.tokens.team(shown) {
             Some(team) => Some(self.permit(&team, method.shape)?),
             None => None,
@@ -281,7 +286,7 @@ impl Rules {
         let turn = match &early {
             Some(_) => None,
             None => {
-                let place = row.stranger().ok_or_else(|| {
+                let place = connection.unknown_caller_permit().ok_or_else(|| {
                     let message = "too many calls with unknown tokens on this connection";
                     no_room(message.to_owned())
                 })?;
@@ -290,10 +295,10 @@ impl Rules {
         };
         let token = self.tokens.verify(shown).await?;
         drop(turn);
-        row.belongs_to(&token.team);
+        connection.belongs_to(&token.team);
         let open = self.tokens.begin_call(&token);
         let store::Token { team, id, user, scopes, .. } = token;
-        let caller = Caller { team, token: id, user, scopes };
+        let mut caller = Caller { team, token: id, user, scopes, permit: None };
         if let Need::Scope(needed) = method.need
             && !caller.scopes.allow(needed)
         {
@@ -310,21 +315,25 @@ impl Rules {
             Some(permit) => permit,
             None => self.permit(&caller.team, method.shape)?,
         };
+        let permit = Arc::new(permit);
+        caller.permit = Some(permit.clone());
         Ok(Admitted { caller, permit, open })
     }
 
     /// Waits until a caller without a valid token may be refused. Where too many wait, its connection is closed.
-    async fn wait_to_refuse(&self, row: &RowHandle) {
-        let Some(_place) = row.waiting() else { return row.close_if_anonymous() };
+    async fn wait_to_refuse(&self, connection: &ConnectionHandle) {
+        let Some(_place) = connection.waiting_permit() else {
+            return connection.close_if_anonymous();
+        };
         if self.pace.refusal().await == Err(Crowded) {
-            row.close_if_anonymous();
+            connection.close_if_anonymous();
         }
     }
 
     /// Waits until a call that needs no token may be handled.
-    async fn wait_to_handle(&self, row: &RowHandle) -> Result<(), Crowded> {
-        let _place = row.waiting().ok_or(Crowded)?;
-        self.pace.open_call(row.open_calls()).await
+    async fn wait_to_handle(&self, connection: &ConnectionHandle) -> Result<(), Crowded> {
+        let _place = connection.waiting_permit().ok_or(Crowded)?;
+        self.pace.open_call(connection.open_calls()).await
     }
 
     fn permit(&self, team: &proto::name::Team, shape: Shape) -> Result<Permit, Denied> {

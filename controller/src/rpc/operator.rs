@@ -144,9 +144,7 @@ impl OperatorService for Rpc {
     async fn forget_node(&self, request: Request<ForgetNodeRequest>) -> Answer<ForgetNodeResponse> {
         let witness = calls::witness(&request);
         let (caller, request) = split(request)?;
-        let ForgetNodeRequest { node, lost, dry_run } = request;
-        let forgotten = self.sandboxes.forget_node(&caller, &node, (lost, dry_run), &witness);
-        let sandboxes = forgotten.await?;
+        let sandboxes = self.sandboxes.forget_node(&caller, &request, &witness).await?;
         Ok(Response::new(ForgetNodeResponse { sandboxes }))
     }
 

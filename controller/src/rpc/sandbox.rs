@@ -247,9 +247,8 @@ impl SandboxService for Rpc {
     ) -> Answer<PruneSandboxesResponse> {
         let witness = calls::witness(&request);
         let (caller, ask) = split(request)?;
-        let PruneSandboxesRequest { older_than, paused, dry_run } = ask;
-        let pruned = self.sandboxes.prune(&caller, older_than, (paused, dry_run), &witness);
-        Ok(Response::new(PruneSandboxesResponse { sandboxes: pruned.await? }))
+        let sandboxes = self.sandboxes.prune(&caller, ask, &witness).await?;
+        Ok(Response::new(PruneSandboxesResponse { sandboxes }))
     }
 
     async fn compare_sandboxes(

@@ -4,12 +4,10 @@ use proto::{
     name::{Team as TeamName, UserLabel},
     sandbox::v1::*,
     scope::Scopes,
+    time::timestamp,
 };
 
-use super::{
-    convert,
-    tokens::{page_size, team_or_own},
-};
+use super::tokens::{page_size, team_or_own};
 use crate::{
     access::{Access, ssh_keys},
     sandbox::{Caller, Error, Result},
@@ -86,7 +84,7 @@ pub(super) async fn remove(
 fn key(key: store::SshKey) -> SshKey {
     let store::SshKey { token, key, added_by } = key;
     // 0 is never.
-    let time = |ms: u64| (ms != 0).then(|| convert::timestamp(ms));
+    let time = |ms: u64| (ms != 0).then(|| timestamp(ms));
     SshKey {
         fingerprint: ssh_keys::fingerprint(&token).unwrap_or_default(),
         id: token.id,

@@ -1,6 +1,9 @@
 //! Tokens: converts the request, calls `access`, converts the answer.
 
-use proto::{id::Invalid, name::Team as TeamName, sandbox::v1::*, scope::Scopes, token::Format};
+use proto::{
+    id::Invalid, name::Team as TeamName, sandbox::v1::*, scope::Scopes, time::timestamp,
+    token::Format,
+};
 
 use crate::{
     access::Access,
@@ -76,7 +79,7 @@ pub(super) async fn revoke(
 
 fn token(token: store::Token) -> Token {
     // 0 is never.
-    let time = |ms: u64| (ms != 0).then(|| super::convert::timestamp(ms));
+    let time = |ms: u64| (ms != 0).then(|| timestamp(ms));
     Token {
         certificate: crate::token::is_of_key(&token),
         ssh_key: crate::token::ssh_fingerprint(&token).is_some(),

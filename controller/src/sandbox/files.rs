@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt, stream};
 use proto::{
     Reason,
     agent::v1::{files_request::Message as Ask, files_response::Message as Said},
-    exec::{check_chunk, check_owner, check_path, check_user},
+    exec::{PIECE_BYTES_MAX, check_chunk, check_owner, check_path, check_user},
     id::Invalid,
     name::Team,
     sandbox::v1::{
@@ -19,11 +19,11 @@ use proto::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 use super::{
-    Error, RETRY, Result, Sandboxes,
+    Error, REST, RETRY, Result, Sandboxes,
     exec::{Target, owner},
 };
 use crate::node::{self, Node};
@@ -307,27 +307,32 @@ enum Progress {
     Wrong(Error),
 }
 
-/// Returns the bytes of an archive. An error goes to `progress` and the stream stays open: its end
-/// would say that the archive is complete.
+/// Returns the bytes of an archive, in pieces for an agent. An error goes to `progress` and the stream stays open: its
+/// end would say that the archive is complete.
 fn data<S>(input: S, progress: watch::Sender<Progress>) -> impl Stream<Item = Ask> + Send + 'static
 where
     S: Stream<Item = Result<UploadArchiveRequest>> + Send + Unpin + 'static,
 {
-    stream::unfold((input, progress), |(mut input, progress)| async move {
+    stream::unfold((input, progress, Bytes::new()), |(mut input, progress, mut rest)| async move {
         let error = loop {
+            if !rest.is_empty() {
+                let piece = rest.split_to(rest.len().min(PIECE_BYTES_MAX));
+                progress.send_replace(Progress::Since(Instant::now()));
+                return Some((Ask::Data(piece), (input, progress, rest)));
+            }
             match input.next().await {
                 Some(Ok(message)) => match message.message {
-                    Some(upload_archive_request::Message::Data(bytes)) => {
+                    Some(upload_archive_request::Message::Data(bytes)) if !bytes.is_empty() => {
                         if let Err(invalid) = check_chunk("data", &bytes) {
                             break Error::from(invalid);
                         }
-                        progress.send_replace(Progress::Since(Instant::now()));
-                        return Some((Ask::Data(bytes), (input, progress)));
+                        rest = bytes;
                     }
                     Some(upload_archive_request::Message::Start(_)) => {
                         break Invalid::new("start", "must be the first message only").into();
                     }
-                    None => {}
+                    // No progress.
+                    Some(upload_archive_request::Message::Data(_)) | None => sleep(REST).await,
                 },
                 Some(Err(error)) => break error,
                 None => {
@@ -347,4 +352,31 @@ fn stopping() -> Error {
 
 fn silent() -> String {
     format!("its agent said nothing for {} s", SILENCE.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn archive_goes_on_in_small_pieces_and_a_message_of_nothing_is_no_progress() {
+        let message = |bytes: usize| {
+            let data = upload_archive_request::Message::Data(vec![7; bytes].into());
+            Ok(UploadArchiveRequest { message: Some(data) })
+        };
+        let nothing = (0..10).map(|_| message(0)).collect::<Vec<_>>();
+        let input = stream::iter(nothing).chain(stream::iter([message(200_000)]));
+        let (progress, seen) = watch::channel(Progress::Since(Instant::now()));
+        let mut data = Box::pin(data(input, progress));
+        timeout(9 * REST, data.next()).await.map(drop).expect_err("nothing was sent");
+        assert!(!seen.has_changed().expect("it goes on"));
+        let mut sizes = Vec::new();
+        while let Some(message) = data.next().await {
+            let Ask::Data(piece) = message else { panic!("{message:?}") };
+            sizes.push(piece.len());
+            assert!(matches!(*seen.borrow(), Progress::Since(_)));
+        }
+        assert_eq!(sizes, [PIECE_BYTES_MAX, PIECE_BYTES_MAX, PIECE_BYTES_MAX, 3392]);
+        assert!(matches!(*seen.borrow(), Progress::Whole(_)));
+    }
 }

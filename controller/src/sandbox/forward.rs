@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use proto::{
     Reason,
-    exec::check_chunk,
+    exec::{check_chunk, pieces},
     forward::Target,
     id::Invalid,
     name::{Port, Team},
@@ -17,18 +17,21 @@ use proto::{
         forward_request, forward_response,
     },
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Error, RETRY, Result, Sandboxes, exec::owner};
+use super::{Error, REST, RETRY, Result, Sandboxes, exec::owner};
 use crate::node::{self, Node};
 
 /// Longest wait for the first message.
 const FIRST: Duration = Duration::from_secs(10);
 /// Time after which a silent stream gets a message without content.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// Buffered messages for a slow end.
-const AHEAD: usize = 4;
+/// Buffered messages for a slow end. What is behind them waits in the window of its stream.
+const AHEAD: usize = 1;
 /// Longest wait until a stream that was broken off has ended at the node.
 const HANG_UP: Duration = Duration::from_secs(15);
 
@@ -254,19 +257,24 @@ where
     S: Stream<Item = Result<ForwardRequest>> + Send + Unpin,
 {
     while let Some(message) = input.next().await {
-        let message = message?.message;
-        match &message {
-            Some(forward_request::Message::Data(data)) => check_chunk("data", data)?,
+        match message?.message {
+            Some(forward_request::Message::Data(data)) if !data.is_empty() => {
+                check_chunk("data", &data)?;
+                for piece in pieces(data) {
+                    let message = Some(forward_request::Message::Data(piece));
+                    if to.send(ForwardRequest { message }).await.is_err() {
+                        // The node's next message says why.
+                        return std::future::pending().await;
+                    }
+                }
+            }
             Some(forward_request::Message::Open(_)) => {
                 return Err(Invalid::new("open", "must be the first message, and only that").into());
             }
             Some(forward_request::Message::Eof(true)) => break,
-            // From a later version of the caller.
-            Some(forward_request::Message::Eof(false)) | None => continue,
-        }
-        if to.send(ForwardRequest { message }).await.is_err() {
-            // The node's next message says why.
-            return std::future::pending().await;
+            // Nothing, or from a later version of the caller.
+            Some(forward_request::Message::Data(_) | forward_request::Message::Eof(false))
+            | None => sleep(REST).await,
         }
     }
     Ok(())

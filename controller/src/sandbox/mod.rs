@@ -13,9 +13,10 @@ mod names;
 mod operate;
 mod quota;
 mod read;
+mod retention;
 mod startup;
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
+use std::{any::Any, borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use daemon::{keyed_lock::KeyedLock, sync::Mutex};
 use proto::{
@@ -39,6 +40,7 @@ use crate::{
     store::{self, Store},
 };
 
+pub(crate) use exec::StdinMemory;
 pub use exec::{Output, Responses};
 pub use exposure::Exposure;
 pub use files::Piece;
@@ -55,6 +57,12 @@ pub const WAIT_MAX: Duration = Duration::from_secs(20);
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
 /// Retry hint while a node does not answer.
 const RETRY: Duration = Duration::from_secs(2);
+/// Pause after a message of a caller's stream that carries no bytes. Such messages fill nothing, so nothing else would
+/// slow down a caller that sends them without an end.
+const REST: Duration = Duration::from_millis(10);
+
+/// Place of a call among the calls of its team that are under way, given back when the last clone is dropped.
+pub(crate) type Permit = Arc<dyn Any + Send + Sync>;
 
 /// Authenticated caller.
 #[derive(Debug, Clone)]
@@ -67,6 +75,8 @@ pub struct Caller {
     pub user: Option<UserLabel>,
     /// Scopes of the token.
     pub scopes: Scopes,
+    /// Permit of the call, which what goes on without its caller keeps; `None` where calls have none.
+    pub(crate) permit: Option<Permit>,
 }
 
 /// Result of an operation, or of a part of one.
@@ -244,7 +254,11 @@ pub struct Sandboxes {
     names: KeyedLock<u64>,
     /// Locks of request_ids, by hash, held while a creation is admitted and recorded.
     requests: KeyedLock<u64>,
+    /// Locks of creations under way, each held by the deletion that cancels it.
+    cancelling: KeyedLock<SandboxId>,
     quotas: Arc<Quotas>,
+    /// Memory for the stdin that is kept of commands.
+    stdin: StdinMemory,
     lost_exposures: LostExposures,
     started: Instant,
     tasks: TaskTracker,
@@ -274,7 +288,9 @@ impl Sandboxes {
             writers: TeamSlots::new(create::WRITERS),
             names: KeyedLock::default(),
             requests: KeyedLock::default(),
+            cancelling: KeyedLock::default(),
             quotas: Arc::new(Quotas::new(options.limits.clone())),
+            stdin: StdinMemory::default(),
             lost_exposures: LostExposures::default(),
             options,
             retention,
@@ -383,9 +399,31 @@ impl Sandboxes {
             }
             node::Error::Nonsense(why) => {
                 tracing::error!(node = %node.name, why, "agent sent an invalid answer");
-                Error::new(Reason::Invariant, format!("node {} answered nonsense", node.name))
+                let message = format!("node {} sent an answer of the wrong kind", node.name);
+                Error::new(Reason::Invariant, message)
             }
         }
+    }
+
+    /// Returns the memory for the stdin that is kept of commands.
+    #[cfg(test)]
+    pub(crate) fn stdin_memory(&self) -> &StdinMemory {
+        &self.stdin
+    }
+
+    /// Runs a change on a task of its own, so that it goes on to its end when its caller hangs up: nothing is left
+    /// between two steps that must both happen. The change keeps the permit of its call until then: whoever hangs up
+    /// and calls again has no more changes under way than a caller who waits.
+    fn to_its_end<T: Send + 'static>(
+        &self,
+        permit: Option<Permit>,
+        change: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> impl Future<Output = Result<T>> + Send {
+        let task = self.tasks.spawn(async move {
+            let _permit = permit;
+            change.await
+        });
+        async move { task.await.unwrap_or_else(|_| Err(stopping())) }
     }
 
     fn log(&self) -> &Log {

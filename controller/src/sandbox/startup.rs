@@ -1,16 +1,14 @@
 //! Start-up: loads the stored sandboxes and continues creations that were under way with the code
-//! that began them. Also the two background tasks of the store: write-behind and retention.
+//! that began them. Also begins the two background tasks of the store: write-behind, which is here, and retention.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use prost::Message;
 use proto::{
     Reason,
     id::Invalid,
-    name::Team,
     sandbox::v1::{CreateSandboxRequest, Failure, Phase, Sandbox},
 };
-use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
     Sandboxes,
@@ -18,19 +16,13 @@ use super::{
     quota::Creator,
 };
 use crate::{
-    events,
     inventory::Entry,
     node::CreateOrder,
     store::{self, KnownState, Row, State},
 };
 
-/// Retention of an ended sandbox and its request_id.
-const RETENTION: Duration = Duration::from_hours(24);
-const SWEEP: Duration = Duration::from_mins(10);
 /// Most rows in one write.
 const BATCH: usize = 256;
-/// Most events removed in one write.
-const PRUNE: u32 = 2000;
 
 impl Sandboxes {
     pub(super) async fn load(self: &Arc<Self>) -> Result<(), store::Error> {
@@ -69,7 +61,7 @@ impl Sandboxes {
         // A row without a digest was rebuilt from a node: nobody asked for it here.
         if !row.digest.is_empty() {
             let (team, user, at_ms) = (&row.team, row.user.as_ref(), row.created_ms);
-            self.quotas.recall(Creator { team, user, at_ms });
+            self.quotas.recall(Creator { team, user, at_ms }, self.clock.now_ms());
         }
         match row.state {
             State::Placing => self.resume_creation(row, request, sandbox),
@@ -77,6 +69,13 @@ impl Sandboxes {
                 // Without a report of its node only the intent is known: it may not run.
                 if sandbox.phase() == Phase::Creating {
                     sandbox.set_phase(Phase::Unreachable);
+                }
+                // Made there, and not moved, adopted or recovered: the number is from the node's own range.
+                let made_there = row.node.filter(|node| {
+                    !row.digest.is_empty() && row.ended_ms == 0 && node.as_str() == sandbox.node
+                });
+                if let (Some(node), 1..) = (made_there, sandbox.vmid) {
+                    self.nodes.gave_vmid(&node, sandbox.vmid);
                 }
                 self.nodes.cache.restore(row.id, row.team, sandbox, row.ended_ms);
             }
@@ -154,43 +153,6 @@ impl Sandboxes {
                 false
             }
         }
-    }
-
-    async fn retention_loop(&self) {
-        let mut ticks = interval(SWEEP);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            let retention_ms = daemon::clock::millis(RETENTION);
-            let before_ms = self.clock.now_ms().saturating_sub(retention_ms);
-            match self.store.forget(before_ms).await {
-                Ok(ids) => self.nodes.cache.forget(&ids),
-                Err(error) => tracing::error!(%error, "could not remove old creations"),
-            }
-            if let Err(error) = self.prune_events().await {
-                tracing::error!(%error, "could not remove old events");
-            }
-        }
-    }
-}
-
-impl Sandboxes {
-    /// Removes old events, and those beyond the shares of the teams, in batches, so that other
-    /// writes come in between.
-    async fn prune_events(&self) -> Result<(), store::Error> {
-        let keep_ms = daemon::clock::millis(self.retention.keep);
-        let before_ms = self.clock.now_ms().saturating_sub(keep_ms);
-        while self.store.prune_events(before_ms, PRUNE).await? > 0 {}
-        let counts = self.store.event_counts().await?;
-        let max_of = |team: &Team| self.quotas.events_max(team);
-        for (share, mut many) in events::surplus(counts, max_of, self.retention.max) {
-            while many > 0 {
-                let batch = u32::try_from(many).unwrap_or(u32::MAX).min(PRUNE);
-                self.store.drop_events(share.clone(), batch).await?;
-                many -= u64::from(batch);
-            }
-        }
-        Ok(())
     }
 }
 

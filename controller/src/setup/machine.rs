@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::{IpAddr, Ipv6Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     path::Path,
 };
 
@@ -51,10 +51,23 @@ pub(super) fn host_names() -> Vec<String> {
     names
 }
 
-/// Puts the names of a certificate in the order in which nodes use them. Never reads PVE's cluster file system, which
-/// may be stuck: the controller starts all the same.
-pub(super) fn best_first(names: Vec<String>) -> Vec<String> {
-    ordered(names, &addresses(way_out()))
+/// Puts the names of a certificate in the order in which nodes use them; those at which `listen` serves nobody are last.
+/// Never reads PVE's cluster file system, which may be stuck: the controller starts all the same.
+pub(super) fn best_first(names: Vec<String>, listen: IpAddr) -> Vec<String> {
+    let mut names = ordered(names, &addresses(way_out()));
+    names.sort_by_key(|name| !serves(listen, name));
+    names
+}
+
+/// Returns true where a server that listens on `listen` takes connections to a name. `0.0.0.0` takes none of IPv6;
+/// `::` takes both kinds.
+pub(super) fn serves(listen: IpAddr, name: &str) -> bool {
+    listen != IpAddr::V4(Ipv4Addr::UNSPECIFIED) || name.parse::<Ipv6Addr>().is_err()
+}
+
+/// Returns true for a machine whose best address is one of IPv6.
+pub(super) fn is_best_reached_by_ipv6() -> bool {
+    names().first().is_some_and(|name| name.parse::<Ipv6Addr>().is_ok())
 }
 
 /// Puts what only this machine reaches last. The first of the rest stays where it is a name, which an operator has put
@@ -75,7 +88,10 @@ fn ordered(mut names: Vec<String>, addresses: &Addresses) -> Vec<String> {
 }
 
 fn addresses(best: Option<IpAddr>) -> Addresses {
-    let found = getifaddrs().into_iter().flatten().filter_map(|interface| {
+    let interfaces = getifaddrs().inspect_err(|error| {
+        tracing::warn!(%error, "the addresses of this machine cannot be read");
+    });
+    let found = interfaces.into_iter().flatten().filter_map(|interface| {
         let address = interface.address?;
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
         let address = v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))?;
@@ -280,6 +296,16 @@ mod tests {
         let elsewhere = ["203.0.113.1", "pve1"];
         assert_eq!(ordered(&elsewhere), elsewhere, "a machine that has moved");
         assert_eq!(ordered(&[]), [""; 0]);
+    }
+
+    #[test]
+    fn names_that_the_listener_does_not_serve_are_last() {
+        let any = |text: &str| text.parse().expect("an address");
+        let names = ["2001:db8::1", "10.0.0.1", "pve1"].map(str::to_owned).to_vec();
+        let mut v4 = names.clone();
+        v4.sort_by_key(|name| !serves(any("0.0.0.0"), name));
+        assert_eq!(v4, ["10.0.0.1", "pve1", "2001:db8::1"]);
+        assert!(names.iter().all(|name| serves(any("::"), name)));
     }
 
     #[test]

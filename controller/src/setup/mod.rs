@@ -10,7 +10,7 @@ mod rotate;
 
 use std::{
     fs, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -58,10 +58,10 @@ const CONTEXT: &str = "local";
 /// Arguments of `setup`.
 #[derive(Debug, Args)]
 pub struct Setup {
-    /// Only say what would be done.
+    /// Show what would be done, and do nothing.
     #[arg(long)]
     dry_run: bool,
-    /// The configuration; written if it is missing.
+    /// Configuration file; written if it is missing.
     #[arg(long, default_value = "/etc/pve-sandbox/controller.toml")]
     config: PathBuf,
     /// Domain of the sandboxes' host names, such as sandbox.example.com.
@@ -193,6 +193,10 @@ impl Setup {
         }
         if let (Some(listen), None) = (self.ssh, document.get("ssh")) {
             document["ssh"]["listen"] = value(listen.to_string());
+        }
+        if document.get("listen").is_none() && machine::is_best_reached_by_ipv6() {
+            // The default takes no connection of IPv6; this takes both kinds.
+            document["listen"] = value("[::]:7443");
         }
         let text = document.to_string();
         let config = Config::parse(&self.config, &text)?;
@@ -423,8 +427,8 @@ pub(crate) fn host_names() -> Vec<String> {
 }
 
 /// Puts the names of the controller's certificate in the order in which nodes use them.
-pub(crate) fn best_first(names: Vec<String>) -> Vec<String> {
-    machine::best_first(names)
+pub(crate) fn best_first(names: Vec<String>, listen: IpAddr) -> Vec<String> {
+    machine::best_first(names, listen)
 }
 
 /// Returns the user that the service runs as, if there is one on this machine.

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use daemon::{doctor::reach, systemctl};
+use data_encoding::HEXLOWER;
 
 use super::{Report, Setup, UNIT, join_loop, joined, machine};
 use crate::{
@@ -13,7 +14,6 @@ use crate::{
     config::Config,
     enrolment,
     store::{enrolments::Enrolments as _, sqlite::Sqlite},
-    token,
 };
 
 /// Program of a node's agent.
@@ -31,7 +31,8 @@ const WOULD: &str = "would ";
 /// of this machine where it listens everywhere.
 pub(super) fn reachable(listen: SocketAddr, names: &[String]) -> String {
     let port = listen.port();
-    match names.first().filter(|_| listen.ip().is_unspecified()) {
+    let mut served = names.iter().filter(|name| machine::serves(listen.ip(), name));
+    match served.next().filter(|_| listen.ip().is_unspecified()) {
         Some(name) if name.contains(':') => format!("[{name}]:{port}"),
         Some(name) => format!("{name}:{port}"),
         None => reach::local(listen).to_string(),
@@ -63,7 +64,7 @@ impl Setup {
         let (text, row) = enrolment::issue(&node, 0, SystemClock.now_ms())?;
         Sqlite::open(&path)?.add_node_token(row).await?;
         let signer = ca::Signer::load(&config.data_dir, ca::Lives::default())?;
-        let pin = token::hex(&signer.fingerprint());
+        let pin = HEXLOWER.encode(&signer.fingerprint());
         let controller = format!("https://{}", reachable(config.listen, &machine::names()));
         let words = self.words(&["join", &controller, "--ca-sha256", &pin]);
         report.step(&what, || Ok(systemctl::run_program(&agent, &words, &[(JOIN_TOKEN, &text)])?))

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 use daemon::systemctl;
+use data_encoding::HEXLOWER;
 
 use super::{Host, UNIT, give_to_owner, join_loop, joined, machine, start};
 use crate::{
@@ -18,16 +19,15 @@ use crate::{
     clock::SystemClock,
     config::Config,
     store::enrolments::Enrolment,
-    token,
 };
 
 /// Arguments of `ca rotate`.
 #[derive(Debug, Args)]
 pub struct Rotate {
-    /// The configuration.
+    /// Configuration file.
     #[arg(long, default_value = "/etc/pve-sandbox/controller.toml")]
     config: PathBuf,
-    /// Only say what would be done.
+    /// Show what would be done, and do nothing.
     #[arg(long)]
     dry_run: bool,
 }
@@ -84,7 +84,7 @@ fn report(
     names: &[String],
     (enrolled, keeps_client_ca): (&[Enrolment], bool),
 ) -> Result<Vec<String>> {
-    let fingerprint = token::hex(&Signer::load(data, Lives::default())?.fingerprint());
+    let fingerprint = HEXLOWER.encode(&Signer::load(data, Lives::default())?.fingerprint());
     let new = ca::Files::new(data).ca();
     let mut lines = vec![
         format!("the old CA is {}; it has a key: remove it when nothing needs it", old.display()),

@@ -150,7 +150,7 @@ async fn join(config: &Config, node: &str) {
         node,
         address: "192.0.2.12:7445".to_owned(),
         pool: "10.100.1.0/24".to_owned(),
-        issued: Issued { serial: "01".to_owned(), not_after_ms: u64::MAX / 2 },
+        issued: Issued { serial: "01".to_owned(), not_after_ms: u64::MAX / 2, in_use: None },
         now_ms: SystemClock.now_ms(),
     };
     assert!(store.admit(admission).await.expect("stored"));
@@ -253,7 +253,10 @@ async fn one_address_that_the_controller_listens_on_is_used_for_the_context_and_
 #[test]
 fn agent_of_this_machine_joins_where_the_controller_listens() {
     let names = ["10.0.0.9".to_owned()];
-    let cases: [(&str, &[String], &str); 6] = [
+    let both = ["2001:db8::1".to_owned(), "10.0.0.9".to_owned()];
+    let cases: [(&str, &[String], &str); 8] = [
+        ("0.0.0.0:7443", &both, "10.0.0.9:7443"),
+        ("[::]:7443", &both, "[2001:db8::1]:7443"),
         ("0.0.0.0:7443", &names, "10.0.0.9:7443"),
         ("[::]:7443", &["2001:db8::1".to_owned()], "[2001:db8::1]:7443"),
         ("0.0.0.0:7443", &[], "127.0.0.1:7443"),

@@ -35,6 +35,7 @@ pub(super) async fn look_up(shared: &Shared, user: &str, key: &PublicKey) -> Opt
         token: token.id.clone(),
         user: token.user.clone(),
         scopes: token.scopes,
+        permit: None,
     };
     Some(Login { caller, token, sandbox })
 }

@@ -24,9 +24,11 @@ impl Tables {
         }
     }
 
-    /// Adds a certificate, and drops those that have ended.
+    /// Adds a certificate of a node, and drops those of it that have ended.
     pub(super) fn add(&mut self, node: &NodeName, issued: Issued, now_ms: u64) {
-        self.certificates.retain(|_, (_, not_after_ms)| *not_after_ms > now_ms);
+        self.certificates.retain(|serial, (of, not_after_ms)| {
+            of != node || *not_after_ms > now_ms || Some(serial) == issued.in_use.as_ref()
+        });
         self.certificates.insert(issued.serial, (node.clone(), issued.not_after_ms));
     }
 }

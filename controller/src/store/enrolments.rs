@@ -50,6 +50,9 @@ pub struct Issued {
     pub serial: String,
     /// End of its life, milliseconds since 1970.
     pub not_after_ms: u64,
+    /// Number of the one that the node uses until it has this one. So long it counts, also when it seems to have ended:
+    /// the clock may be ahead, and then the node refuses this one.
+    pub in_use: Option<String>,
 }
 
 /// A node that is admitted.
@@ -88,7 +91,8 @@ pub trait Enrolments: Send + Sync {
     /// Returns the nodes that joined, ordered by name; forgotten and revoked ones, too.
     async fn enrolments(&self) -> Result<Vec<Enrolment>>;
 
-    /// Adds a certificate of a node before the node gets it. False when the node is revoked.
+    /// Adds a certificate of a node before the node gets it, and drops those of the node that have ended. False when the
+    /// node is revoked.
     async fn add_certificate(&self, node: &NodeName, issued: Issued, now_ms: u64) -> Result<bool>;
 
     /// Revokes a node and all certificates that it has, whether it joined or not.

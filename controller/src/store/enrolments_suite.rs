@@ -32,7 +32,11 @@ fn admission(token: &str, node: &str, key: u8, now_ms: u64) -> Admission {
         node: name(node),
         address: format!("{node}:7445"),
         pool: "10.100.1.0/24".into(),
-        issued: Issued { serial: format!("{token}{key}{now_ms}"), not_after_ms: now_ms + 5000 },
+        issued: Issued {
+            serial: format!("{token}{key}{now_ms}"),
+            not_after_ms: now_ms + 5000,
+            in_use: None,
+        },
         now_ms,
     }
 }
@@ -69,7 +73,8 @@ async fn new_token_voids_the_unused_ones_of_its_node(store: &dyn Store) {
 }
 
 async fn revoked_node_keeps_no_certificate(store: &dyn Store) {
-    let issued = |serial: &str, at| Issued { serial: serial.into(), not_after_ms: at };
+    let issued =
+        |serial: &str, at| Issued { serial: serial.into(), not_after_ms: at, in_use: None };
     let add =
         async |issued| store.add_certificate(&name("n1"), issued, 3000).await.expect("answered");
     assert!(add(issued("s1", 9000)).await);
@@ -86,9 +91,12 @@ async fn revoked_node_keeps_no_certificate(store: &dyn Store) {
     let known = one(store, "n1").await;
     assert_eq!((known.revoked_ms, known.only_listed), (0, true));
     assert_eq!(known.serials, ["d43300"]);
-    // What has ended is removed with the next one.
+    // What has ended is removed with the next one, unless the node uses it.
+    let next = Issued { in_use: Some("d43300".into()), ..issued("s2", 99_000) };
+    assert!(store.add_certificate(&name("n1"), next, 9000).await.expect("added"));
+    assert_eq!(one(store, "n1").await.serials, ["d43300", "s2"]);
     assert!(store.add_certificate(&name("n1"), issued("s3", 99_000), 9000).await.expect("added"));
-    assert_eq!(one(store, "n1").await.serials, ["s3"]);
+    assert_eq!(one(store, "n1").await.serials, ["s2", "s3"]);
 }
 
 async fn forgotten_node_leaves_its_addresses(store: &dyn Store) {

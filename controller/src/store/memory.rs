@@ -363,6 +363,10 @@ impl Store for Memory {
         Ok(self.tables().before_last(&filter, count))
     }
 
+    async fn event_hours(&self, newest: u32) -> Result<Vec<u64>> {
+        Ok(self.tables().event_hours(newest))
+    }
+
     async fn prune_events(&self, before_ms: u64, limit: u32) -> Result<u64> {
         Ok(self.claimed_tables()?.prune(before_ms, limit))
     }

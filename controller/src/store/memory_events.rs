@@ -1,10 +1,10 @@
 //! Log of events of the store in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{name::Team, sandbox::v1::EventKind};
 
-use super::{Event, EventPage, Filter, memory::Tables};
+use super::{Event, EventPage, Filter, HOUR_MS, memory::Tables};
 
 impl Tables {
     /// Appends events that are not there yet; returns the last revision.
@@ -68,6 +68,13 @@ impl Tables {
         let newest = self.events.iter().rev().filter(|(_, event)| filter.admits(event));
         let first = newest.take(count as usize).last();
         first.map_or(self.revision, |(revision, _)| revision - 1)
+    }
+
+    /// Returns the hours of the newest events, the latest first.
+    pub(super) fn event_hours(&self, newest: u32) -> Vec<u64> {
+        let events = self.events.values().rev().take(newest as usize);
+        let hours: BTreeSet<u64> = events.map(|event| event.at_ms / HOUR_MS).collect();
+        hours.into_iter().rev().collect()
     }
 
     /// Removes old events; returns their number.

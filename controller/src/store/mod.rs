@@ -38,6 +38,8 @@ pub use events::{Event, EventPage, Filter, Why};
 
 /// Creations in one page.
 pub const ROWS: u32 = 500;
+/// Length of an hour, milliseconds.
+pub const HOUR_MS: u64 = 3_600_000;
 
 /// Result of a call of the store.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -209,6 +211,9 @@ pub trait Store: AccessStore + enrolments::Enrolments {
 
     /// Returns the revision before the last `count` events; with 0, the last revision.
     async fn before_last(&self, filter: Filter, count: u32) -> Result<u64>;
+
+    /// Returns the hours since 1970 in which there are events, of the `newest` ones; the latest hour first.
+    async fn event_hours(&self, newest: u32) -> Result<Vec<u64>>;
 
     /// Removes at most `limit` of the oldest events that are from before `before_ms`. Returns how
     /// many. Later revisions continue the sequence.

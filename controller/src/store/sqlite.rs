@@ -390,6 +390,10 @@ impl Store for Sqlite {
         self.read(move |db| events::before_last(db, &filter, count)).await
     }
 
+    async fn event_hours(&self, newest: u32) -> Result<Vec<u64>> {
+        self.read(move |db| retention::hours(db, newest)).await
+    }
+
     async fn prune_events(&self, before_ms: u64, limit: u32) -> Result<u64> {
         self.write_as_claimed(move |db| retention::prune(db, before_ms, limit)).await
     }

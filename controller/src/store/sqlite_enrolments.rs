@@ -36,7 +36,10 @@ fn to_enrolment(row: &Row<'_>) -> rusqlite::Result<Enrolment> {
 }
 
 fn add(db: &Connection, node: &NodeName, issued: &Issued, now_ms: u64) -> rusqlite::Result<()> {
-    db.prepare_cached("DELETE FROM certificates WHERE not_after_ms <= ?1")?.execute([now_ms])?;
+    db.prepare_cached(
+        "DELETE FROM certificates WHERE node = ?1 AND not_after_ms <= ?2 AND serial IS NOT ?3",
+    )?
+    .execute(params![node.as_str(), now_ms, issued.in_use])?;
     db.prepare_cached("INSERT INTO certificates VALUES (?1, ?2, ?3)")?
         .execute(params![issued.serial, node.as_str(), issued.not_after_ms])
         .map(drop)

@@ -4,6 +4,7 @@ use proto::{name::Team, sandbox::v1::EventKind};
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::{
+    HOUR_MS,
     events::{Filter, kind_named},
     rows::parsed,
 };
@@ -68,6 +69,16 @@ fn set_gone(db: &Connection, share: &str, revision: u64) -> rusqlite::Result<()>
     )?
     .execute(params![share, revision])
     .map(drop)
+}
+
+/// Returns the hours of the newest events, the latest first.
+pub(super) fn hours(db: &Connection, newest: u32) -> rusqlite::Result<Vec<u64>> {
+    db.prepare_cached(
+        "SELECT DISTINCT at_ms / ?1 AS hour FROM events \
+         WHERE revision > (SELECT coalesce(max(revision), 0) FROM events) - ?2 ORDER BY hour DESC",
+    )?
+    .query_map(params![HOUR_MS, newest], |row| row.get(0))?
+    .collect()
 }
 
 /// Removes the oldest events, at most `limit`: those before the first that is not older than

@@ -392,6 +392,22 @@ async fn file_of_the_first_schema_is_migrated() {
     assert_eq!(store.events(0, Filter::default(), 9).await.expect("page").events.len(), 1);
 }
 
+#[tokio::test]
+async fn hours_of_the_newest_events_come_latest_first() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let sqlite = Sqlite::open(&dir.path().join("c.db")).expect("open");
+    let memory = Memory::new();
+    let stores: [&dyn Store; 2] = [&memory, &sqlite];
+    for store in stores {
+        let hours = async |newest| store.event_hours(newest).await.expect("read");
+        assert_eq!(hours(9).await, [0_u64; 0]);
+        let at = |hour: u64| Event { at_ms: hour * HOUR_MS + 1, ..event(1, EventKind::Paused) };
+        store.put_states(vec![], [3, 7, 5, 7].map(at).to_vec()).await.expect("written");
+        assert_eq!(hours(9).await, [7, 5, 3]);
+        assert_eq!(hours(2).await, [7, 5], "of the last two");
+    }
+}
+
 /// Counts the events of each share one by one.
 fn recount(path: &std::path::Path) -> Vec<(String, u64)> {
     let raw = rusqlite::Connection::open(path).expect("open");

@@ -20,6 +20,8 @@ use crate::node::{Origin, StreamOwner, calls::Call};
 const LIMIT: Duration = Duration::from_secs(2);
 /// Share of a team that is alone: half of the places for calls of callers.
 const SHARE: usize = 128;
+/// Share of a team that is alone: half of the streams of a node.
+const STREAMS: usize = 320;
 
 async fn on_n1(api: &mut Api, request_id: &str) -> String {
     let request = CreateSandboxRequest { node: "n1".into(), ..request(request_id) };
@@ -86,6 +88,23 @@ async fn slow_calls_of_a_team_hold_up_no_other_team_and_none_of_its_creations() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn change_counts_as_a_call_until_its_end_though_its_caller_hangs_up() {
+    let mut lab = Lab::new().await;
+    lab.limits.team_calls_max = Some(2);
+    lab.start().await;
+    let id = on_n1(&mut lab.api(), "r1").await;
+    lab.agents[0].faults(|faults| faults.unanswered = Some(Call::StopSandbox));
+    for _ in 0..2 {
+        let mut api = lab.api();
+        let stop = api.stop_sandbox(StopSandboxRequest { id: id.clone(), grace: None });
+        timeout(Duration::from_secs(1), stop).await.expect_err("its node does not answer");
+    }
+    assert_eq!(reason(lab.get(&id).await), Reason::TooManyCalls);
+    sleep(Duration::from_mins(1)).await;
+    lab.get(&id).await.expect("both have ended");
+}
+
+#[tokio::test(start_paused = true)]
 async fn usage_is_refused_and_not_left_out_when_the_share_is_used_up() {
     let lab = Lab::new().await;
     let id = on_n1(&mut lab.api(), "r1").await;
@@ -122,7 +141,7 @@ async fn streams_that_are_left_all_at_once_hold_up_no_call() {
     for n in 0..4 {
         ids.push(on_n1(&mut lab.api(), &format!("r{n}")).await);
     }
-    for n in 0..512 {
+    for n in 0..STREAMS {
         let id = &ids[n % ids.len()];
         let start = message(exec_request::Message::Start(argv(id, &["sleep"])));
         let zeros = stream::repeat(Bytes::from(vec![0; 64 * 1024]));
@@ -137,7 +156,7 @@ async fn streams_that_are_left_all_at_once_hold_up_no_call() {
     drop(left);
     // Each of them is hung up by a call, none of which is answered.
     sleep(Duration::from_secs(2)).await;
-    assert_eq!(lab.agents[0].swallowed(), 512);
+    assert_eq!(lab.agents[0].swallowed(), STREAMS);
     timeout(LIMIT, node.client.hello(0)).await.expect("in time").expect("an answer");
     let blue = token(&lab.store, "blue", "sandbox").await;
     timeout(LIMIT, on_n1(&mut lab.api_as(&blue), "b1")).await.expect("in time");

@@ -2,7 +2,7 @@
 
 use proto::{Reason, sandbox::v1::*};
 
-use super::*;
+use super::{nodes::HeldDisk, *};
 use crate::node::fake::Cut;
 
 #[tokio::test(start_paused = true)]
@@ -411,6 +411,62 @@ async fn creation_under_way_can_be_deleted() {
     holder.up();
     lab.until(&accepted.id, Phase::Deleted).await;
     assert!(lab.living().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletion_of_a_creation_under_way_goes_on_when_its_caller_hangs_up() {
+    // The creation goes on for long, or it comes up before the store has written down that nobody wants it.
+    for boot in [Duration::from_mins(1), Duration::from_secs(4)] {
+        let disk = Arc::new(HeldDisk::default());
+        let lab = Lab::over(Arc::new(Memory::on(Arc::clone(&disk) as _))).await;
+        for agent in &lab.agents {
+            agent.faults(|faults| faults.boot = boot);
+        }
+        let wait = Some(prost_types::Duration::default());
+        let asked = CreateSandboxRequest { wait, ..request("r1") };
+        let made = create(&mut lab.api(), asked).await.expect("accepted");
+        assert_eq!(made.phase(), Phase::Creating);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        disk.0.send_replace(true);
+        let mut api = lab.api();
+        let delete = api.delete_sandbox(DeleteSandboxRequest { id: made.id.clone() });
+        let hung_up = tokio::time::timeout(Duration::from_secs(1), delete).await;
+        hung_up.expect_err("the store waits for its disk");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        disk.0.send_replace(false);
+        lab.until(&made.id, Phase::Deleted).await;
+        assert_eq!(lab.living(), [], "{boot:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletions_of_one_creation_whose_callers_hang_up_are_one_deletion() {
+    let disk = Arc::new(HeldDisk::default());
+    let lab = Lab::over(Arc::new(Memory::on(Arc::clone(&disk) as _))).await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.boot = Duration::from_mins(1));
+    }
+    let wait = Some(prost_types::Duration::default());
+    let asked = CreateSandboxRequest { wait, ..request("r1") };
+    let made = create(&mut lab.api(), asked).await.expect("accepted");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    disk.0.send_replace(true);
+    let channel = lab.channel();
+    let hung_up = (0..100).map(|_| async {
+        let mut api: Api =
+            SandboxServiceClient::with_interceptor(channel.clone(), bearer(&lab.red));
+        let delete = api.delete_sandbox(DeleteSandboxRequest { id: made.id.clone() });
+        let answer = tokio::time::timeout(Duration::from_secs(1), delete).await;
+        answer.expect_err("the store waits for its disk");
+    });
+    futures_util::future::join_all(hung_up).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    disk.0.send_replace(false);
+    lab.until(&made.id, Phase::Deleted).await;
+    super::events::settled(&lab).await;
+    let events = super::events::of(&lab, &made.id, 0).await;
+    let asked = events.iter().filter(|event| event.kind() == EventKind::DeleteAsked);
+    assert_eq!((asked.count(), lab.living()), (1, vec![]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -54,6 +54,24 @@ async fn bytes_go_both_ways_and_each_half_ends_apart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn large_messages_are_cut_for_the_node_and_empty_ones_are_not_passed_on() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let nothing = (0..20).flat_map(|_| [data(b""), message(Message::Eof(false))]);
+    let all = [open(&sandbox.id, 7)].into_iter().chain(nothing).chain([data(&[7; 200_000])]);
+    let input = stream::iter(all.collect::<Vec<_>>());
+    let mut answer = lab.api().forward(input).await.expect("open").into_inner();
+    let mut sizes = Vec::new();
+    // The server returns each message as it comes.
+    while let Some(said) = answer.next().await {
+        if let Some(Said::Data(data)) = said.expect("no error").message {
+            sizes.push(data.len());
+        }
+    }
+    assert_eq!(sizes, [64 * 1024, 64 * 1024, 64 * 1024, 3392]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn refusals_are_typed_and_another_team_finds_nothing() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");

@@ -43,7 +43,7 @@ async fn state(lab: &Lab, id: &str) -> State {
 }
 
 #[tokio::test(start_paused = true)]
-async fn creation_whose_request_is_lost_is_called_off_and_fails() {
+async fn creation_whose_request_is_lost_is_cancelled_and_fails() {
     let memory = Arc::new(Memory::new());
     let (mut lab, begun) = under_way(&memory, BOOT, Vec::new()).await;
     restart_without_key(&mut lab, &memory).await;
@@ -115,7 +115,7 @@ async fn lost_creation_without_a_node_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lost_creation_waits_for_its_node_and_is_called_off_there() {
+async fn lost_creation_waits_for_its_node_and_is_cancelled_there() {
     let memory = Arc::new(Memory::new());
     let (mut lab, begun) = under_way(&memory, Duration::from_mins(20), Vec::new()).await;
     let holder = lab.holder(&begun.id).clone();

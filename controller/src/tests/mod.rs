@@ -27,6 +27,7 @@ mod pause;
 mod ports;
 mod quotas;
 mod resize;
+mod retention;
 mod revocation;
 mod sessions;
 mod ssh;
@@ -88,6 +89,16 @@ impl Clock for PausedClock {
     }
 }
 
+/// Clock that a test sets ahead of the other by milliseconds.
+#[derive(Debug)]
+struct AheadClock(PausedClock, Arc<AtomicU64>);
+
+impl Clock for AheadClock {
+    fn now_ms(&self) -> u64 {
+        self.0.now_ms() + self.1.load(Ordering::Relaxed)
+    }
+}
+
 /// SplitMix64.
 #[derive(Debug)]
 struct Seeded(AtomicU64);
@@ -124,6 +135,8 @@ struct Lab {
     urls: Urls,
     /// Beginning of the clock, which a restart does not set back.
     born: tokio::time::Instant,
+    /// How far the controller's clock is ahead, milliseconds.
+    ahead_ms: Arc<AtomicU64>,
     /// Whether only the first node is configured and the others must be discovered.
     discover: bool,
 }
@@ -157,6 +170,7 @@ impl Lab {
                 .expect("template")
                 .into(),
             born: tokio::time::Instant::now(),
+            ahead_ms: Arc::default(),
             discover: false,
         };
         lab.start().await;
@@ -174,7 +188,7 @@ impl Lab {
             store: self.store.clone(),
             audit: self.audit.clone(),
             connector: Arc::new(Dialler(self.net.clone())),
-            clock: Arc::new(PausedClock(self.born)),
+            clock: Arc::new(AheadClock(PausedClock(self.born), self.ahead_ms.clone())),
             random: Arc::new(Seeded(AtomicU64::new(self.starts))),
             nodes: node::Options {
                 seeds,
@@ -200,6 +214,11 @@ impl Lab {
 
     fn now_ms(&self) -> u64 {
         PausedClock(self.born).now_ms()
+    }
+
+    /// Sets the controller's clock ahead, or back to the right time.
+    fn set_ahead(&self, by: Duration) {
+        self.ahead_ms.store(daemon::clock::millis(by), Ordering::Relaxed);
     }
 
     fn channel(&self) -> Channel {

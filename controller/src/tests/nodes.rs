@@ -14,7 +14,7 @@ use crate::{
 
 /// Disk whose syncs wait while it is held.
 #[derive(Debug, Default)]
-struct HeldDisk(watch::Sender<bool>);
+pub(super) struct HeldDisk(pub(super) watch::Sender<bool>);
 
 #[async_trait::async_trait]
 impl Disk for HeldDisk {

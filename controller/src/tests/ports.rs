@@ -218,6 +218,20 @@ async fn port_that_an_older_agent_opened_without_an_answer_is_closed_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn port_that_an_older_agent_opened_is_closed_again_though_its_caller_hung_up() {
+    let lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    let agent = lab.holder(&id);
+    agent.faults(|faults| (faults.mute, faults.forgets_visibility) = (true, true));
+    let exposed = lab.exposed(&id, 80, Visibility::Team);
+    let hung_up = tokio::time::timeout(Duration::from_secs(1), exposed).await;
+    hung_up.expect_err("no answer");
+    lab.until_seen(&id, |view| !view.services.is_empty()).await;
+    agent.faults(|faults| faults.mute = false);
+    lab.until_seen(&id, |view| view.services.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn port_that_is_exposed_again_as_public_stays_open() {
     let lab = Lab::new().await;
     let id = lab.create("r1").await.expect("made").id;

@@ -118,7 +118,7 @@ async fn repeated_request_does_not_count_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn creation_that_was_called_off_counts_until_its_node_is_forgotten() {
+async fn cancelled_creation_counts_until_its_node_is_forgotten() {
     let mut lab = Lab::limited("sandboxes=1").await;
     for (node, ip) in [("n1", "10.0.0.1"), ("n2", "10.0.0.2")] {
         lab.agents[0].add_member(node, ip);

@@ -108,6 +108,94 @@ async fn broken_connections_lose_and_repeat_nothing() {
     agent.break_streams([]);
 }
 
+fn stdin(bytes: usize) -> ExecRequest {
+    message(exec_request::Message::Stdin(vec![7; bytes].into()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn stdin_of_nothing_is_not_passed_on_and_large_pieces_are_cut() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let nothing = (0..20).flat_map(|_| [stdin(0), message(exec_request::Message::StdinEof(false))]);
+    let input = [start(argv(&sandbox.id, &["cat", "3"]))].into_iter().chain(nothing);
+    let input = input.chain([stdin(200_000), message(exec_request::Message::StdinEof(true))]);
+    let output = lab.api().exec(stream::iter(input.collect::<Vec<_>>())).await.expect("started");
+    let heard = Heard::of(output.into_inner()).await;
+    assert_eq!((heard.exits.as_slice(), heard.stdout.len()), (&[3][..], 200_000));
+    let sizes = lab.holder(&sandbox.id).stdin_sizes();
+    assert_eq!(sizes, [64 * 1024, 64 * 1024, 64 * 1024, 3392]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stdin_that_is_kept_stays_within_the_share_of_its_team() {
+    const COMMANDS: usize = 40;
+    const MIB: usize = 1024 * 1024;
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let red = "red".parse().expect("a team");
+    let memory = lab.domain().stdin_memory();
+    let mut callers = Vec::new();
+    for n in 0..COMMANDS {
+        // Takes all of it, and the node never tells that.
+        let start = start(named(&sandbox.id, &format!("c{n}"), &["drink"]));
+        let input = [start].into_iter().chain((0..4).map(|_| stdin(256 * 1024)));
+        // A caller that goes ends its stream, too: to stop reading ends no call.
+        let (more, rest) = mpsc::channel(1);
+        let input = stream::iter(input.collect::<Vec<_>>()).chain(ReceiverStream::new(rest));
+        callers.push((more, lab.api().exec(input).await.expect("started")));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let sent: usize = lab.holder(&sandbox.id).stdin_sizes().iter().sum();
+    assert_eq!(sent, COMMANDS * MIB, "it reaches its commands all the same");
+    let used = memory.used(&red);
+    assert!(used <= 32 * MIB && used > 30 * MIB, "{used}");
+    drop(callers);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(memory.used(&red), 0);
+
+    // What the node has told is not kept.
+    let input = [start(named(&sandbox.id, "told", &["cat"]))].into_iter();
+    let input = input.chain((0..4).map(|_| stdin(256 * 1024))).collect::<Vec<_>>();
+    let input = stream::iter(input).chain(stream::pending());
+    let mut output = lab.api().exec(input).await.expect("started").into_inner();
+    let mut heard = Heard::default();
+    while heard.stdout.len() < MIB {
+        heard.take(output.next().await.expect("open").expect("no error"));
+    }
+    assert_eq!(memory.used(&red), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn command_whose_stdin_could_not_be_kept_is_lost_with_its_connection() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let agent = lab.holder(&sandbox.id);
+    let red = "red".parse().expect("a team");
+    let memory = lab.domain().stdin_memory();
+    for (exec_id, is_full) in [("kept", false), ("not-kept", true)] {
+        let others = is_full.then(|| memory.take_all(&red));
+        let by_others = memory.used(&red);
+        // Reads nothing, so most of its stdin is on the way.
+        let input = [start(named(&sandbox.id, exec_id, &["sleep"]))].into_iter();
+        let input = input.chain((0..4).map(|_| stdin(256 * 1024))).collect::<Vec<_>>();
+        let input = stream::iter(input).chain(stream::pending());
+        let output = lab.api().exec(input).await.expect("started").into_inner();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(memory.used(&red) > by_others, !is_full);
+        lab.net.cut_bulk(agent.name());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if !is_full {
+            let (id, exec_id) = (sandbox.id.clone(), exec_id.to_owned());
+            let kill = SignalExecRequest { id, exec_id, signal: 9 };
+            lab.api().signal_exec(kill).await.expect("signalled");
+        }
+        let heard = Heard::of(output).await;
+        let expected = if is_full { (0, Some(Reason::ExecLost)) } else { (1, None) };
+        assert_eq!((heard.exits.len(), heard.error), expected, "{exec_id}");
+        drop(others);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn both_outputs_are_complete_over_broken_connections() {
     let lab = Lab::new().await;

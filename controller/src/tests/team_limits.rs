@@ -1,12 +1,13 @@
 //! Limits of teams beyond creations: commands, their output, streams, events and changes.
 
 use bytes::Bytes;
+use futures_util::stream;
 use proto::{Reason, limits::TeamLimits, sandbox::v1::*};
 use tokio_stream::StreamExt;
 use tonic::Streaming;
 
 use super::{
-    exec::{argv, command},
+    exec::{argv, command, message},
     quotas::{exceeded, text},
     *,
 };
@@ -127,6 +128,29 @@ async fn command_that_was_refused_does_not_count() {
     let usage = lab.usage("red").await;
     assert_eq!((usage.execs, usage.running_execs), (0, 0));
     lab.recounted();
+}
+
+#[tokio::test(start_paused = true)]
+async fn start_counts_whose_caller_hangs_up_before_the_answer() {
+    for exec_id in ["a", ""] {
+        let lab = Lab::limited("execs=1/1m").await;
+        let id = lab.create("r1").await.expect("made").id;
+        let holder = lab.holder(&id);
+        holder.faults(|faults| faults.mute_execs = true);
+        let start = message(exec_request::Message::Start(named(&id, exec_id, &["sleep"])));
+        let mut api = lab.api();
+        let call = api.exec(stream::iter([start]).chain(stream::pending()));
+        tokio::time::timeout(Duration::from_secs(1), call).await.map(drop).expect_err("no answer");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(holder.commands(), 1, "it runs all the same");
+        holder.faults(|faults| faults.mute_execs = false);
+        assert_eq!(lab.usage("red").await.execs, 1, "{exec_id:?}");
+        assert_eq!(reason(lab.run(named(&id, "b", &["sleep"])).await), Reason::RateExceeded);
+        // The one with a name is known by it.
+        let running = u64::from(!exec_id.is_empty());
+        assert_eq!(lab.usage("red").await.running_execs, running);
+        lab.recounted();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -100,3 +100,43 @@ async fn range_of_vmids_stays_with_the_node_that_has_sandboxes_from_it() {
     }
     assert_eq!(create(&mut lab.api(), on("n2", "r2")).await.expect("made").node, "n2");
 }
+
+/// Returns why a node is not ready, once it has reported.
+async fn why_not_ready(lab: &Lab, agent: &FakeAgent) -> Option<String> {
+    let nodes = lab.domain().nodes();
+    let mut news = nodes.news();
+    let reported = async {
+        loop {
+            let mut statuses = nodes.statuses().into_iter();
+            let status = statuses.find(|node| node.name == *agent.name()).expect("known");
+            if status.report.is_some() {
+                return status.not_ready;
+            }
+            news.changed().await.expect("the registry lives");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), reported).await.expect("it reports")
+}
+
+#[tokio::test(start_paused = true)]
+async fn numbers_of_a_node_that_is_away_over_a_restart_are_not_given_again() {
+    let mut lab = Lab::new().await;
+    let made = create(&mut lab.api(), on("n1", "r1")).await.expect("made");
+    for agent in &lab.agents[..2] {
+        agent.tells_vmids(made.vmid, made.vmid + 99);
+    }
+    lab.agents[0].down();
+    until_up(&lab, &lab.agents[0], false).await;
+    lab.start().await;
+    let why = why_not_ready(&lab, &lab.agents[1]).await.expect("held back");
+    assert!(why.contains(&format!("{0}-{0} of n1", made.vmid)), "{why}");
+    assert_eq!(why_not_ready(&lab, &lab.agents[2]).await, None);
+
+    // It is back, with the same range, and then with another one.
+    lab.agents[0].up();
+    until_up(&lab, &lab.agents[0], true).await;
+    assert_eq!(not_ready(&lab).await.len(), 1);
+    lab.agents[0].tells_vmids(700_000, 700_099);
+    reconnect(&lab, &lab.agents[0]).await;
+    assert_eq!(not_ready(&lab).await, []);
+}

@@ -13,6 +13,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     sync::Arc,
     time::Duration,
 };
@@ -44,6 +45,13 @@ pub struct CommandUse {
     pub running: u64,
     /// Output that the nodes keep, bytes.
     pub kept_bytes: u64,
+}
+
+impl fmt::Display for CommandUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { running, kept_bytes } = self;
+        write!(f, "{running} commands, {kept_bytes} bytes of output")
+    }
 }
 
 /// Place of a command.

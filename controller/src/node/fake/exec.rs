@@ -56,6 +56,8 @@ pub(super) struct Execs {
     sessions: BTreeMap<(String, String), Arc<Session>>,
     /// Number of commands that were started.
     pub(super) started: u32,
+    /// Sizes of the messages with stdin that came on streams.
+    stdin_sizes: Vec<usize>,
     runner: Option<Runner>,
 }
 
@@ -109,9 +111,9 @@ impl Session {
         self.change(|state| state.stdout.extend_from_slice(bytes));
     }
 
-    /// Runs the command: `cat` returns its stdin, `sleep` waits for a signal, `yes` never stops,
-    /// `drip` writes a byte when the one before was sent, `count` writes as many bytes as its
-    /// second word says; any other ends with its second word as exit code.
+    /// Runs the command: `cat` returns its stdin, `drink` takes it and says nothing, `sleep` waits for a signal, `yes`
+    /// never stops, `drip` writes a byte when the one before was sent, `count` writes as many bytes as its second word
+    /// says; any other ends with its second word as exit code.
     async fn run(self: Arc<Self>, runner: Option<Runner>) {
         if let Some(program) = runner.and_then(|runner| runner(&self.start)) {
             return self.run_program(program).await;
@@ -137,6 +139,16 @@ impl Session {
                     break;
                 }
                 self.print(&bytes).await;
+            },
+            Some("drink") => loop {
+                let some = |state: &mut State| !state.stdin.is_empty() || state.eof;
+                let bytes =
+                    self.until(|state| some(state).then(|| std::mem::take(&mut state.stdin))).await;
+                // What waits for room in stdin sees it.
+                self.changed.send_modify(|n| *n += 1);
+                if bytes.is_empty() {
+                    break;
+                }
             },
             Some("sleep") => {
                 let signal = self.until(|state| state.signal).await;
@@ -237,6 +249,7 @@ impl Session {
             };
             match message.message.and_then(|message| message.message) {
                 Some(In::Stdin(bytes)) => {
+                    line.agent.world.lock().execs.stdin_sizes.push(bytes.len());
                     let room = |state: &mut State| (state.stdin.len() < AHEAD).then_some(());
                     self.until(room).await;
                     if line.is_broken() {
@@ -258,7 +271,7 @@ impl Session {
     async fn send(
         self: Arc<Self>,
         started: api::ExecStarted,
-        out: mpsc::Sender<Out>,
+        out: mpsc::Sender<(Out, u64)>,
         line: Arc<Line>,
         hung_up: CancellationToken,
     ) {
@@ -268,7 +281,8 @@ impl Session {
         let mut message = Some(Out::Started(started));
         while let Some(next) = message {
             let over = matches!(next, Out::Exit(_));
-            let sent = hung_up.run_until_cancelled(out.send(next));
+            let taken = self.state.lock().taken;
+            let sent = hung_up.run_until_cancelled(out.send((next, taken)));
             if line.broken() || !matches!(sent.await, Some(Ok(()))) || over {
                 break;
             }
@@ -354,6 +368,11 @@ impl FakeAgent {
         self.world.lock().execs.started
     }
 
+    /// Returns the sizes of the messages with stdin that came on streams.
+    pub fn stdin_sizes(&self) -> Vec<usize> {
+        self.world.lock().execs.stdin_sizes.clone()
+    }
+
     /// Breaks streams of commands: the next one after the first number of messages, and so on.
     pub fn break_streams(&self, after: impl IntoIterator<Item = u32>) {
         self.world.lock().breaks = after.into_iter().collect::<VecDeque<_>>();
@@ -397,11 +416,11 @@ impl FakeAgent {
         Ok(session)
     }
 
-    /// Starts a command, or attaches to one.
+    /// Starts a command, or attaches to one. Each message comes with the stdin that the command has taken by then.
     pub(super) async fn exec(
         self: &Arc<Self>,
         mut input: Streaming<ExecRequest>,
-    ) -> Result<mpsc::Receiver<Out>, Status> {
+    ) -> Result<mpsc::Receiver<(Out, u64)>, Status> {
         let first = input.message().await?.unwrap_or_default();
         let (stream_id, first) = (first.stream_id, first.message.and_then(|m| m.message));
         let (id, start, offsets) = match first {
@@ -420,6 +439,9 @@ impl FakeAgent {
             Ok(start) => self.launch(start, sandbox.boot)?,
             Err(exec_id) => self.session(&id, &exec_id)?,
         };
+        if self.world.lock().faults.mute_execs {
+            std::future::pending::<()>().await;
+        }
         let (stdin_offset, stdout, stderr) = {
             let state = session.state.lock();
             (state.taken, state.stdout.len() as u64, state.stderr.len() as u64)

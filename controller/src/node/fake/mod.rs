@@ -63,6 +63,8 @@ pub struct Faults {
     pub forgets_output: bool,
     /// Other changing calls are carried out but not answered.
     pub mute: bool,
+    /// Commands are started but their callers not answered.
+    pub mute_execs: bool,
     /// Call that is neither carried out nor answered, however often it comes.
     pub unanswered: Option<Call>,
     /// Reason with which files are not written.

@@ -154,9 +154,11 @@ impl AgentService for Service {
 
     async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Answer<Self::ExecStream> {
         let answer = self.0.exec(request.into_inner()).await?;
-        let wrap =
-            |message| ExecResponse { message: Some(api::ExecResponse { message: Some(message) }) };
-        Ok(Response::new(ReceiverStream::new(answer).map(move |m| Ok(wrap(m))).boxed()))
+        let wrap = |(message, stdin_offset)| {
+            let message = Some(api::ExecResponse { message: Some(message) });
+            Ok(ExecResponse { message, stdin_offset })
+        };
+        Ok(Response::new(ReceiverStream::new(answer).map(wrap).boxed()))
     }
 
     /// Only a running sandbox freezes.

@@ -1,5 +1,7 @@
 //! Deletes a sandbox, at any point of its life. Final.
 
+use std::sync::Arc;
+
 use proto::{
     Reason,
     id::SandboxId,
@@ -25,9 +27,33 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When there is none, or its node cannot be asked: it is not deleted then.
-    pub async fn delete(&self, caller: &Caller, id: &str) -> Result<Sandbox> {
+    pub async fn delete(self: &Arc<Self>, caller: &Caller, id: &str) -> Result<Sandbox> {
         let deadline = Instant::now() + WAIT;
         let mut entry = self.find(&caller.team, id)?;
+        // One deletion cancels a creation, which may take long. The others wait here: whoever hangs up leaves nothing
+        // behind.
+        let mut turn = None;
+        if entry.creating {
+            let next = timeout_at(deadline, self.cancelling.lock(entry.id)).await;
+            turn = Some(next.map_err(|_| being_cancelled(&entry.id))?);
+            entry = self.entry(&entry.id)?;
+        }
+        // A task of its own: the store must not know alone that a creation is cancelled, and what comes up all the same
+        // is deleted.
+        let (this, caller) = (Arc::clone(self), caller.clone());
+        let deleted = self.to_its_end(caller.permit.clone(), async move {
+            let _turn = turn;
+            this.delete_entry(&caller, entry, deadline).await
+        });
+        deleted.await
+    }
+
+    async fn delete_entry(
+        &self,
+        caller: &Caller,
+        mut entry: Entry,
+        deadline: Instant,
+    ) -> Result<Sandbox> {
         self.may_change()?;
         if !entry.ended() {
             self.log_request(caller, &entry, DELETE);
@@ -56,7 +82,8 @@ impl Sandboxes {
             }
             answer => answer,
         };
-        self.finish_change(&entry, &node, DELETE, answer).await
+        let answer = answer.map(|sandbox| (sandbox, ()));
+        self.finish_change(&entry, &node, DELETE, answer).await.map(|(sandbox, ())| sandbox)
     }
 
     /// Cancels a creation and waits until nothing of it is left, or until it turns out to be up.
@@ -81,8 +108,7 @@ impl Sandboxes {
                 () = self.stop.cancelled() => false,
             };
             if !changed {
-                let message = format!("{} is being cancelled; ask again", entry.id);
-                return Err(Error::new(Reason::OutcomeUnknown, message).retry(RETRY));
+                return Err(being_cancelled(&entry.id));
             }
         }
     }
@@ -91,4 +117,10 @@ impl Sandboxes {
         let name = proto::id::SandboxRef::Id(*id);
         self.nodes.cache.get(&name).ok_or_else(|| Error::not_found(&name))
     }
+}
+
+/// Builds the error about a creation whose cancellation takes longer than its caller may wait.
+fn being_cancelled(id: &SandboxId) -> Error {
+    let message = format!("{id} is being cancelled; ask again");
+    Error::new(Reason::OutcomeUnknown, message).retry(RETRY)
 }

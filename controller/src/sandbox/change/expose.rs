@@ -74,21 +74,27 @@ impl Sandboxes {
             self.check_guards(caller, &request.id)?;
         }
         let service = Exposed { name: name.clone(), port, wanted, default };
-        let expose = |calls: SandboxCalls, epoch: u64, id: SandboxId| async move {
+        let expose = move |calls: SandboxCalls, epoch: u64, id: SandboxId| async move {
             let sandbox = calls.expose(epoch, &id, &service).await?;
             if is_guarded && is_too_open(&sandbox, port, wanted) {
                 return Err(close_again(&calls, epoch, &id, &service).await);
             }
             Ok(sandbox)
         };
-        let before = self.find(&caller.team, &request.id)?;
-        self.lost_exposures.end(before.id, port);
-        let exposed = self.change(caller, &request.id, EXPOSE, expose).await;
-        let is_lost = exposed.as_ref().is_err_and(|error| error.reason == Reason::OutcomeUnknown);
-        if is_lost && is_guarded && openness(&before.sandbox, port) == Openness::Closed {
-            self.close_if_everybody_reaches(before.id, port, name.clone());
-        }
-        Ok((exposed?, name))
+        // A task of its own: what follows a lost answer is also for a caller who hung up before.
+        let (this, caller, id) = (Arc::clone(self), caller.clone(), request.id.clone());
+        let exposed = self.to_its_end(caller.permit.clone(), async move {
+            let before = this.find(&caller.team, &id)?;
+            this.lost_exposures.end(before.id, port);
+            let exposed = this.change(&caller, &id, EXPOSE, expose).await;
+            let is_lost =
+                exposed.as_ref().is_err_and(|error| error.reason == Reason::OutcomeUnknown);
+            if is_lost && is_guarded && openness(&before.sandbox, port) == Openness::Closed {
+                this.close_if_everybody_reaches(before.id, port, name.clone());
+            }
+            Ok((exposed?, name))
+        });
+        exposed.await
     }
 
     /// Closes a port that was closed before its exposure got no answer, if the next report shows it open to
@@ -167,28 +173,23 @@ impl Sandboxes {
     /// # Errors
     /// When there is no such service, or the sandbox's node does not do it.
     pub async fn hide(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         id: &str,
         name: &str,
     ) -> Result<(Sandbox, Vec<HttpService>)> {
         let name: ServiceName = name.parse()?;
-        let mut closed = Vec::new();
-        let (service, services) = (&name, &mut closed);
-        let hide = |calls: SandboxCalls, epoch, id| async move {
-            let (sandbox, hidden) = calls.hide(epoch, &id, service).await?;
-            *services = hidden;
-            Ok(sandbox)
+        let service = name.clone();
+        let hide = move |calls: SandboxCalls, epoch, id| async move {
+            calls.hide(epoch, &id, &service).await
         };
-        let hidden = self.change(caller, id, HIDE, hide).await;
-        let sandbox =
-            hidden.map_err(|error| match (error.reason, self.find(&caller.team, id)) {
-                (Reason::ServiceNotFound, Ok(entry)) => {
-                    Error::new(error.reason, format!("{} has no service {name}", entry.id))
-                }
-                (_, _) => error,
-            })?;
-        Ok((sandbox, closed))
+        let hidden = self.change_with(caller, id, HIDE, hide).await;
+        hidden.map_err(|error| match (error.reason, self.find(&caller.team, id)) {
+            (Reason::ServiceNotFound, Ok(entry)) => {
+                Error::new(error.reason, format!("{} has no service {name}", entry.id))
+            }
+            (_, _) => error,
+        })
     }
 }
 

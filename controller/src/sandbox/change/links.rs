@@ -1,10 +1,12 @@
 //! Makes credentials for open ports, and makes those of a port void. The sandbox's node signs and checks them:
 //! no controller can, and none is needed for that.
 
+use std::sync::Arc;
+
 use proto::{
     agent::v1 as agent,
     duration,
-    id::Invalid,
+    id::{Invalid, SandboxId},
     name::Port,
     sandbox::v1::{AccessKind, CreateAccessLinkRequest, RevokeAccessRequest, Sandbox},
 };
@@ -25,7 +27,7 @@ impl Sandboxes {
     /// # Errors
     /// When there is no such service, it takes no such credential, or the sandbox's node does not do it.
     pub async fn create_access_link(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         request: &CreateAccessLinkRequest,
     ) -> Result<(Sandbox, agent::CreateAccessLinkResponse)> {
@@ -33,19 +35,14 @@ impl Sandboxes {
             .map_err(|_| Invalid::new("kind", "must be LINK or TOKEN"))?;
         duration::check("ttl", request.ttl)?;
         self.check_guards(caller, &request.id)?;
-        let mut made = agent::CreateAccessLinkResponse::default();
-        let answer = &mut made;
         let (service, kind, ttl) = (request.service.clone(), request.kind, request.ttl);
         let user = caller.user.as_ref().map(ToString::to_string).unwrap_or_default();
-        let link = |calls: SandboxCalls, epoch, id: proto::id::SandboxId| async move {
+        let link = move |calls: SandboxCalls, epoch, id: SandboxId| async move {
             let id = id.to_string();
             let wanted = agent::CreateAccessLinkRequest { epoch, id, service, kind, ttl, user };
-            let (sandbox, link) = calls.create_access_link(wanted).await?;
-            *answer = link;
-            Ok(sandbox)
+            calls.create_access_link(wanted).await
         };
-        let sandbox = self.change(caller, &request.id, LINK, link).await?;
-        Ok((sandbox, made))
+        self.change_with(caller, &request.id, LINK, link).await
     }
 
     /// Makes all credentials of a port void and cuts its connections. Returns the sandbox and the port.
@@ -53,19 +50,16 @@ impl Sandboxes {
     /// # Errors
     /// When there is no such service, or the sandbox's node does not do it.
     pub async fn revoke_access(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         request: &RevokeAccessRequest,
     ) -> Result<(Sandbox, Port)> {
         self.check_guards(caller, &request.id)?;
-        let (mut port, service) = (0, request.service.clone());
-        let revoked = &mut port;
-        let revoke = |calls: SandboxCalls, epoch, id| async move {
-            let (sandbox, port) = calls.revoke_access(epoch, &id, service).await?;
-            *revoked = port;
-            Ok(sandbox)
+        let service = request.service.clone();
+        let revoke = move |calls: SandboxCalls, epoch, id| async move {
+            calls.revoke_access(epoch, &id, service).await
         };
-        let sandbox = self.change(caller, &request.id, REVOKE, revoke).await?;
+        let (sandbox, port) = self.change_with(caller, &request.id, REVOKE, revoke).await?;
         Ok((sandbox, Port::try_from(port)?))
     }
 }

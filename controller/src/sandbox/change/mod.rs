@@ -12,6 +12,7 @@ pub(super) use expose::LostExposures;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::TryFutureExt as _;
 use proto::{
     Progress, Reason,
     id::SandboxId,
@@ -43,29 +44,52 @@ pub(super) struct Change {
 
 impl Sandboxes {
     /// Carries out a change of a sandbox of the caller's team that is neither being created nor
-    /// deleted. `call` is made with the epoch of this controller; its place on the node is held until it ends.
+    /// deleted, to its end. `call` is made with the epoch of this controller; its place on the node is held until it
+    /// ends.
     async fn change<F>(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         id: &str,
         change: Change,
-        call: impl FnOnce(SandboxCalls, u64, SandboxId) -> F,
+        call: impl FnOnce(SandboxCalls, u64, SandboxId) -> F + Send + 'static,
     ) -> Result<Sandbox>
     where
-        F: Future<Output = Result<Sandbox, node::Error>>,
+        F: Future<Output = Result<Sandbox, node::Error>> + Send + 'static,
     {
-        self.may_change()?;
-        let (entry, node) = self.on_node(&caller.team, id)?;
-        let calls = self.calls(&node, &entry.team)?;
-        let at_ms = self.clock.now_ms();
-        self.quotas.admit_change(&caller.team, at_ms, change.is_bounded)?;
-        self.log_request(caller, &entry, change);
-        let answer = call(calls, self.nodes.epoch.get(), entry.id).await;
-        if matches!(answer, Err(node::Error::Refused { .. } | node::Error::Unreachable(_))) {
-            // It was not carried out.
-            self.quotas.take_back_change(&caller.team, at_ms);
-        }
-        self.finish_change(&entry, &node, change, answer).await
+        let call = move |calls: SandboxCalls, epoch: u64, id: SandboxId| {
+            call(calls, epoch, id).map_ok(|sandbox| (sandbox, ()))
+        };
+        self.change_with(caller, id, change, call).await.map(|(sandbox, ())| sandbox)
+    }
+
+    /// As `change`, for a call whose answer has more than the sandbox.
+    async fn change_with<T, F>(
+        self: &Arc<Self>,
+        caller: &Caller,
+        id: &str,
+        change: Change,
+        call: impl FnOnce(SandboxCalls, u64, SandboxId) -> F + Send + 'static,
+    ) -> Result<(Sandbox, T)>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<(Sandbox, T), node::Error>> + Send + 'static,
+    {
+        let (this, caller, id) = (Arc::clone(self), caller.clone(), id.to_owned());
+        let changed = self.to_its_end(caller.permit.clone(), async move {
+            this.may_change()?;
+            let (entry, node) = this.on_node(&caller.team, &id)?;
+            let calls = this.calls(&node, &entry.team)?;
+            let at_ms = this.clock.now_ms();
+            this.quotas.admit_change(&caller.team, at_ms, change.is_bounded)?;
+            this.log_request(&caller, &entry, change);
+            let answer = call(calls, this.nodes.epoch.get(), entry.id).await;
+            if matches!(answer, Err(node::Error::Refused { .. } | node::Error::Unreachable(_))) {
+                // It was not carried out.
+                this.quotas.take_back_change(&caller.team, at_ms);
+            }
+            this.finish_change(&entry, &node, change, answer).await
+        });
+        changed.await
     }
 
     /// Reserves what a sandbox takes more of its node, by the bounds that a creation has.
@@ -89,17 +113,17 @@ impl Sandboxes {
         }
     }
 
-    /// Finishes a change: returns the known state, which is at least as new as the node's answer.
-    /// The change is logged before the caller gets the answer.
-    pub(super) async fn finish_change(
+    /// Finishes a change: returns the known state, which is at least as new as the node's answer, with the rest of
+    /// that. The change is logged before the caller gets the answer.
+    pub(super) async fn finish_change<T>(
         &self,
         entry: &Entry,
         node: &Node,
         change: Change,
-        answer: Result<Sandbox, node::Error>,
-    ) -> Result<Sandbox> {
+        answer: Result<(Sandbox, T), node::Error>,
+    ) -> Result<(Sandbox, T)> {
         let may_follow = match &answer {
-            Ok(sandbox) => {
+            Ok((sandbox, _)) => {
                 self.nodes.apply(&node.name, sandbox.clone());
                 sandbox.phase().is_changing() || sandbox.progress() == Progress::Resize
             }
@@ -113,7 +137,7 @@ impl Sandboxes {
         }
         self.log_flushed().await;
         match answer {
-            Ok(sandbox) => Ok(self.view(&entry.id).unwrap_or(sandbox)),
+            Ok((sandbox, more)) => Ok((self.view(&entry.id).unwrap_or(sandbox), more)),
             Err(error) => Err(self.node_error(node, error)),
         }
     }

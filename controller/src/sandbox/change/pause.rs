@@ -1,5 +1,7 @@
 //! Pauses and resumes sandboxes: their memory is kept.
 
+use std::sync::Arc;
+
 use proto::sandbox::v1::{EventKind, Sandbox};
 
 use super::Change;
@@ -23,8 +25,13 @@ impl Sandboxes {
     /// # Errors
     /// FREEZE_FAILED when a process in it does not freeze, unless `or_stop`; when there is none, it
     /// does not run, or its node does not do it.
-    pub async fn pause(&self, caller: &Caller, id: &str, or_stop: bool) -> Result<Sandbox> {
-        self.change(caller, id, PAUSE, |calls, epoch, id| async move {
+    pub async fn pause(
+        self: &Arc<Self>,
+        caller: &Caller,
+        id: &str,
+        or_stop: bool,
+    ) -> Result<Sandbox> {
+        self.change(caller, id, PAUSE, move |calls, epoch, id| async move {
             calls.pause(epoch, &id, or_stop, WAIT).await
         })
         .await
@@ -34,7 +41,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When there is none, it is neither paused nor running, or its node does not do it.
-    pub async fn resume(&self, caller: &Caller, id: &str) -> Result<Sandbox> {
+    pub async fn resume(self: &Arc<Self>, caller: &Caller, id: &str) -> Result<Sandbox> {
         self.change(caller, id, RESUME, |calls, epoch, id| async move {
             calls.resume(epoch, &id, WAIT).await
         })

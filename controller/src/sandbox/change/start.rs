@@ -14,7 +14,7 @@ use crate::{
     inventory::Entry,
     node::{GrowthGuard, SandboxCalls},
     placement::Growth,
-    sandbox::{Caller, Result, Sandboxes, WAIT, stopping},
+    sandbox::{Caller, Result, Sandboxes, WAIT},
 };
 
 const START: Change =
@@ -36,8 +36,8 @@ impl Sandboxes {
         // A task of its own: when the caller hangs up, the node boots it all the same, and what it is to have
         // counts until then.
         let (this, caller) = (self.clone(), caller.clone());
-        let started = self.tasks.spawn(async move { this.start_counted(&caller, id).await });
-        started.await.unwrap_or_else(|_| Err(stopping()))
+        let permit = caller.permit.clone();
+        self.to_its_end(permit, async move { this.start_counted(&caller, id).await }).await
     }
 
     /// Boots a sandbox whose size is reserved until its node counts it.

@@ -1,5 +1,7 @@
 //! Stops a sandbox: its disk is kept, its memory is not.
 
+use std::sync::Arc;
+
 use proto::{
     lifetime,
     sandbox::v1::{EventKind, Sandbox},
@@ -18,13 +20,13 @@ impl Sandboxes {
     /// # Errors
     /// When `grace` is invalid, when there is no such sandbox, it is being created or deleted, or its node does not do it.
     pub async fn stop(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         id: &str,
         grace: Option<prost_types::Duration>,
     ) -> Result<Sandbox> {
         let grace = lifetime::grace(grace)?;
-        self.change(caller, id, STOP, |calls, epoch, id| async move {
+        self.change(caller, id, STOP, move |calls, epoch, id| async move {
             calls.stop(epoch, &id, grace, WAIT).await
         })
         .await

@@ -22,7 +22,6 @@ use crate::{
     sandbox::{
         Caller, Result, Sandboxes, WAIT,
         quota::{Admitted, can_keep_to},
-        stopping,
     },
 };
 
@@ -70,23 +69,24 @@ impl Sandboxes {
             sandbox.set_egress((&egress).into());
             sandbox.egress_names = egress.names();
         }
-        // What it is called may change while this waits for a name.
+        // What it is called may change while this waits for a name. That wait is the caller's alone: whoever hangs up
+        // gives up its turn.
         let id = entry.id;
+        let name = match &update.name {
+            Some(Some(name)) => Some(self.name_for(&caller.team, name, Some(id)).await?),
+            Some(None) | None => None,
+        };
         // A task of its own: when the caller hangs up, the node renames it all the same, and until the
         // answer is in the cache nobody else may take the name.
         let (this, caller) = (self.clone(), caller.clone());
-        let changed = self.tasks.spawn(async move {
-            let name = match &update.name {
-                Some(Some(name)) => Some(this.name_for(&caller.team, name, Some(id)).await?),
-                Some(None) | None => None,
-            };
+        let changed = self.to_its_end(caller.permit.clone(), async move {
             let wait = update.size.map_or(RECORD_WAIT, |_| WAIT);
             // The size may have changed during that wait.
             let has = this.nodes.cache.counted_size(&id).unwrap_or(has.into());
             let grows = update.size.map(|size| (has, size.or(has)));
             let admit = |sizes| this.admit_size(&caller.team, id, sizes);
             let admitted = grows.map(admit).transpose()?;
-            let change = |calls: SandboxCalls, epoch, id| async move {
+            let change = move |calls: SandboxCalls, epoch, id| async move {
                 calls.update(epoch, &id, request, wait).await
             };
             let changed = this.change(&caller, &id.to_string(), UPDATE, change).await;
@@ -101,7 +101,7 @@ impl Sandboxes {
             }
             changed
         });
-        changed.await.unwrap_or_else(|_| Err(stopping()))
+        changed.await
     }
 
     /// Admits a new size of a sandbox: its team may have it, and its node has room for it.

@@ -8,6 +8,7 @@ mod team_slots;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use data_encoding::HEXLOWER;
 use prost::Message;
 use proto::{
     Progress, Reason,
@@ -15,6 +16,7 @@ use proto::{
     name::Preset,
     sandbox::v1::{CreateSandboxRequest, EventKind, HttpService, Phase, Sandbox},
     spec::{Egress, Size, Spec},
+    time::timestamp,
 };
 use sha2::{Digest, Sha256};
 use tokio::{sync::oneshot, time::Instant};
@@ -172,7 +174,7 @@ impl Sandboxes {
             return Ok((accepted, None));
         }
         let Checked { caller, mut request, mut spec, digest, files, or_get: _ } = checked;
-        let Caller { team, token, user, scopes: _ } = caller;
+        let Caller { team, token, user, scopes: _, permit: _ } = caller;
         // What is repeated does not count again, also where the first call is a moment older.
         if self.quotas.is_limited(&team)
             && let Some(row) = self.store.by_request(&team, &spec.request_id).await?
@@ -400,8 +402,8 @@ fn exposes_otherwise(has: &[HttpService], wants: &[HttpService]) -> bool {
     has.len() != wants.len() || has.iter().zip(wants).any(differ)
 }
 
-/// Returns true when a request asks for an egress that a sandbox was not created with. Those of
-/// before had no other than OPEN.
+/// Returns true when a request asks for an egress that a sandbox was not created with. Older
+/// sandboxes have OPEN.
 fn reaches_otherwise((has, names): (i32, &[String]), wants: &CreateSandboxRequest) -> bool {
     let has = Egress::read(has, names, "egress").map(Option::unwrap_or_default);
     match Egress::read(wants.egress, &wants.egress_names, "egress") {
@@ -466,12 +468,6 @@ pub(super) fn shown(sandbox: Sandbox) -> CreateSandboxRequest {
     }
 }
 
-/// Converts milliseconds since 1970 to a timestamp.
-fn timestamp(ms: u64) -> prost_types::Timestamp {
-    let nanos = i32::try_from(ms % 1000).unwrap_or_default() * 1_000_000;
-    prost_types::Timestamp { seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX), nanos }
-}
-
 pub(super) fn check(request: &CreateSandboxRequest) -> Result<Spec, Invalid> {
     let spec = Spec::try_from(request)?;
     if let Some(index) = request.services.iter().position(|service| !service.url.is_empty()) {
@@ -497,5 +493,5 @@ fn wait(wait: Option<&prost_types::Duration>) -> Result<Duration, Invalid> {
 fn digest(request: &CreateSandboxRequest) -> String {
     let body = CreateSandboxRequest { wait: None, ..request.clone() };
     // Maps are ordered, so equal bodies have equal bytes.
-    crate::token::hex(&Sha256::digest(body.encode_to_vec()))
+    HEXLOWER.encode(&Sha256::digest(body.encode_to_vec()))
 }

@@ -1,10 +1,10 @@
 //! Control of a running command from outside its stream: stdin, terminal size, signals, list.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use proto::{
     agent::v1::control_exec_request::Action,
-    exec::{check_chunk, check_exec_id, check_signal, check_window},
+    exec::{PIECE_BYTES_MAX, check_chunk, check_exec_id, check_signal, check_window},
     id::Invalid,
     name::Team,
     sandbox::v1::{
@@ -12,15 +12,18 @@ use proto::{
         WriteExecStdinRequest,
     },
 };
+use tokio::time::Instant;
 
 use crate::sandbox::{Result, Sandboxes};
 
 /// Most commands on a page.
 const EXECS_MAX: usize = 1000;
+/// Time after which no other piece of stdin is begun: each takes up to 10 s, and the call is answered within 20 s.
+const PIECES: Duration = Duration::from_secs(8);
 
 impl Sandboxes {
-    /// Writes stdin of a command; returns how many bytes it has then. Repeating writes nothing
-    /// twice.
+    /// Writes stdin of a command, in pieces for its agent; returns how many bytes it has then. Repeating writes
+    /// nothing twice.
     ///
     /// # Errors
     /// When there is no such command, or the bytes do not follow those that it has.
@@ -31,8 +34,19 @@ impl Sandboxes {
     ) -> Result<u64> {
         check_chunk("data", &request.data)?;
         request.id = self.own_id(team, &request.id, &request.exec_id)?;
-        let id = request.id.clone();
-        self.control(team, &id, Action::WriteStdin(request)).await
+        let (mut rest, begun) = (std::mem::take(&mut request.data), Instant::now());
+        loop {
+            let piece = rest.split_to(rest.len().min(PIECE_BYTES_MAX));
+            let end = request.offset.saturating_add(piece.len() as u64);
+            let eof = request.eof && rest.is_empty();
+            let write = WriteExecStdinRequest { data: piece, eof, ..request.clone() };
+            let taken = self.control(team, &request.id, Action::WriteStdin(write)).await?;
+            // The caller sends again what the command does not take now.
+            if rest.is_empty() || taken < end || begun.elapsed() >= PIECES {
+                return Ok(taken);
+            }
+            request.offset = end;
+        }
     }
 
     /// Sets the terminal size of a command.

@@ -28,11 +28,12 @@ use crate::{
 };
 
 pub use self::run_to_end::Output;
+pub(crate) use self::session::StdinMemory;
 
 /// Longest wait for the first message.
 const FIRST: Duration = Duration::from_secs(10);
-/// Buffered messages for a slow caller.
-const AHEAD: usize = 4;
+/// Buffered messages for a slow caller. What is behind them waits in the window of the node's stream.
+const AHEAD: usize = 1;
 /// Node of a sandbox, and the team and sandbox that its streams count against.
 pub(super) type Target = (Arc<Node>, StreamOwner);
 

@@ -22,7 +22,7 @@ impl Sandboxes {
     /// # Errors
     /// When there is no such node or container, or it cannot be a sandbox.
     pub async fn adopt(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         node: &str,
         (vmid, team): (u32, &str),
@@ -37,19 +37,22 @@ impl Sandboxes {
             name => self.node(name)?,
         };
         let id = self.new_id(self.clock.now_ms());
-        if !dry_run {
-            can_keep_to(&node, (&self.default_egress(&team)).into())?;
-            let who = (id, team.clone());
-            self.operator_wants(caller, EventKind::AdoptAsked, who, &node);
-        }
-        let adopted = node.client.adopt(self.order(id, vmid, &team, dry_run)).await;
-        let (sandbox, volumes) = adopted.map_err(|error| self.node_error(&node, error))?;
+        let order = self.order(id, vmid, &team, dry_run);
         if dry_run {
-            return Ok((sandbox, volumes));
+            let adopted = node.client.adopt(order).await;
+            return adopted.map_err(|error| self.node_error(&node, error));
         }
-        self.nodes.apply(&node.name, sandbox.clone());
-        self.log_flushed().await;
-        Ok((self.view(&id).unwrap_or(sandbox), volumes))
+        can_keep_to(&node, (&self.default_egress(&team)).into())?;
+        let (this, caller) = (Arc::clone(self), caller.clone());
+        let adopted = self.to_its_end(caller.permit.clone(), async move {
+            this.operator_wants(&caller, EventKind::AdoptAsked, (id, team), &node);
+            let adopted = node.client.adopt(order).await;
+            let (sandbox, volumes) = adopted.map_err(|error| this.node_error(&node, error))?;
+            this.nodes.apply(&node.name, sandbox.clone());
+            this.log_flushed().await;
+            Ok((this.view(&id).unwrap_or(sandbox), volumes))
+        });
+        adopted.await
     }
 
     /// Finds the node that has a container with this vmid.

@@ -19,7 +19,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When there is no such node, or it does not answer.
-    pub async fn cordon(&self, caller: &Caller, node: &str, why: String) -> Result<()> {
+    pub async fn cordon(self: &Arc<Self>, caller: &Caller, node: &str, why: String) -> Result<()> {
         let kind = EventKind::NodeCordoned;
         self.set_scheduling(caller, node, (SchedulingState::Cordoned, kind), why).await.map(drop)
     }
@@ -28,7 +28,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When there is no such node, or it does not answer.
-    pub async fn uncordon(&self, caller: &Caller, node: &str) -> Result<()> {
+    pub async fn uncordon(self: &Arc<Self>, caller: &Caller, node: &str) -> Result<()> {
         let kind = EventKind::NodeUncordoned;
         self.set_scheduling(caller, node, (SchedulingState::Schedulable, kind), String::new())
             .await
@@ -42,7 +42,7 @@ impl Sandboxes {
     /// # Errors
     /// When there is no such node, or it does not answer.
     pub async fn drain(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         node: &str,
         why: String,
@@ -59,7 +59,7 @@ impl Sandboxes {
     }
 
     async fn set_scheduling(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         node: &str,
         (state, kind): (SchedulingState, EventKind),
@@ -67,15 +67,19 @@ impl Sandboxes {
     ) -> Result<Arc<Node>> {
         self.may_change()?;
         let node = self.node(node)?;
-        let set = node.client.set_scheduling(self.nodes.epoch.get(), state, why.clone()).await;
-        let load = set.map_err(|error| self.node_error(&node, error))?;
-        self.nodes.load_answered(&node, load);
-        self.log().append(Event {
-            node: Some(node.name.clone()),
-            detail: why,
-            ..self.log().event(kind, &caller.token)
+        let (this, token) = (Arc::clone(self), caller.token.clone());
+        let set = self.to_its_end(caller.permit.clone(), async move {
+            let set = node.client.set_scheduling(this.nodes.epoch.get(), state, why.clone()).await;
+            let load = set.map_err(|error| this.node_error(&node, error))?;
+            this.nodes.load_answered(&node, load);
+            this.log().append(Event {
+                node: Some(node.name.clone()),
+                detail: why,
+                ..this.log().event(kind, &token)
+            });
+            this.log_flushed().await;
+            Ok(node)
         });
-        self.log_flushed().await;
-        Ok(node)
+        set.await
     }
 }

@@ -27,7 +27,7 @@ impl Sandboxes {
     /// Moves the stopped sandboxes of this node within `BUDGET`. Returns the moved ones in their
     /// new state, and why others stay. `witness` hears of each that is tried.
     pub(super) async fn move_stopped(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         node: &Arc<Node>,
         witness: Witness<'_>,
@@ -55,7 +55,12 @@ impl Sandboxes {
             let result = match Instant::now() < until {
                 true => {
                     let each = Each::new(witness, entry.id.to_string(), entry.team.clone());
-                    let done = self.move_one(caller, &entry, node).await;
+                    let (this, caller) = (Arc::clone(self), caller.clone());
+                    let permit = caller.permit.clone();
+                    let (from, entry) = (Arc::clone(node), entry.clone());
+                    // A task of its own: a sandbox that its node has exported is nowhere until it is imported.
+                    let moved = async move { this.move_one(&caller, &entry, &from).await };
+                    let done = self.to_its_end(permit, moved).await;
                     each.end(&done);
                     done.map_err(|error| error.to_string())
                 }

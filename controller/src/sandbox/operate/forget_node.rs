@@ -1,9 +1,11 @@
 //! Forgets a node that will not come back.
 
+use std::sync::Arc;
+
 use proto::{
     Reason,
     name::NodeName,
-    sandbox::v1::{EventKind, Sandbox},
+    sandbox::v1::{EventKind, ForgetNodeRequest, Sandbox},
 };
 
 use super::each::{Each, Witness};
@@ -19,15 +21,14 @@ impl Sandboxes {
     ///
     /// # Errors
     /// NODE_NOT_FOUND; NODE_IN_USE when the node answers, is in the configuration, or has sandboxes
-    /// and `lost` is false.
+    /// that the request does not call lost.
     pub async fn forget_node(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
-        node: &str,
-        (lost, dry_run): (bool, bool),
+        request: &ForgetNodeRequest,
         witness: Witness<'_>,
     ) -> Result<Vec<Sandbox>> {
-        let name: NodeName = node.parse()?;
+        let name: NodeName = request.node.parse()?;
         let known = self.nodes.get(&name);
         let mut living = self.nodes.cache.living_on(&name);
         if known.is_none() && living.is_empty() {
@@ -42,18 +43,19 @@ impl Sandboxes {
         }
         if self.nodes.is_configured(&name) {
             return in_use(format!(
-                "node {name} stands in the controller's configuration: take it out there, restart \
-                 the controller, and forget it then"
+                "node {name} is in controller.toml: remove its [[node]], restart the controller, then forget it"
             ));
         }
         let view = |entry| self.nodes.cache.view(entry);
         let sandboxes: Vec<Sandbox> = living.iter().map(view).collect();
-        if dry_run {
+        if request.dry_run {
             return Ok(sandboxes);
         }
-        if !lost && !living.is_empty() {
+        if !request.lost && !living.is_empty() {
             let count = living.len();
-            return in_use(format!("node {name} has {count} sandboxes: say that they are lost"));
+            return in_use(format!(
+                "node {name} has {count} sandboxes: repeat with --lost (`lost`) to give them up"
+            ));
         }
         self.may_change()?;
         self.log().append(Event {
@@ -66,7 +68,10 @@ impl Sandboxes {
         }
         let each = |entry: &Entry| Each::new(witness, entry.id.to_string(), entry.team.clone());
         let each: Vec<_> = living.iter().map(each).collect();
-        let done = self.nodes.forget(&name).await.map_err(Error::from);
+        // A task of its own: the store must not be alone in having forgotten it.
+        let nodes = Arc::clone(&self.nodes);
+        let forget = async move { nodes.forget(&name).await.map_err(Error::from) };
+        let done = self.to_its_end(caller.permit.clone(), forget).await;
         each.into_iter().for_each(|each| each.end(&done));
         done?;
         self.log_flushed().await;

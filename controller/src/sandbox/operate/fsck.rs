@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
     time::Duration,
 };
@@ -75,25 +76,10 @@ impl Sandboxes {
         report.findings.extend(own.map(|own| overdue_own(&own, now_ms)));
         let statuses = self.nodes.statuses().into_iter();
         report.findings.extend(statuses.filter_map(|node| clocks_apart(&node, now_ms)));
-        let miscounted = self.nodes.cache.miscounted().into_iter();
-        report.findings.extend(miscounted.map(|(team, counted, again)| Finding {
-            invariant: Invariant::I12.into(),
-            node: String::new(),
-            subject: team.to_string(),
-            detail: format!(
-                "the controller counts {counted:?} of this team, and there is {again:?}"
-            ),
-        }));
-        let miscounted = self.nodes.commands.miscounted().into_iter();
-        report.findings.extend(miscounted.map(|(team, counted, again)| Finding {
-            invariant: Invariant::I12.into(),
-            node: String::new(),
-            subject: team.to_string(),
-            detail: format!(
-                "the controller counts {counted:?} for the commands of this team, and there is \
-                 {again:?}"
-            ),
-        }));
+        let sandboxes = self.nodes.cache.miscounted().into_iter();
+        report.findings.extend(sandboxes.map(|(team, had, has)| miscounted(&team, had, has)));
+        let commands = self.nodes.commands.miscounted().into_iter();
+        report.findings.extend(commands.map(|(team, had, has)| miscounted(&team, had, has)));
         report
     }
 
@@ -272,11 +258,24 @@ fn compare(entries: &[Entry]) -> Vec<Finding> {
     findings
 }
 
+/// Says that what a team has was counted wrongly while it changed.
+fn miscounted(team: &Team, counted: impl fmt::Display, again: impl fmt::Display) -> Finding {
+    Finding {
+        invariant: Invariant::I12.into(),
+        node: String::new(),
+        subject: team.to_string(),
+        detail: format!(
+            "the controller counts {counted} for this team, but a recount gives {again}"
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proto::sandbox::v1::{HttpService, NodeLoad, Visibility as Wire};
 
     use super::*;
+    use crate::inventory::{Usage, commands::CommandUse};
 
     type Services<'a> = &'a [(&'a str, u32, Wire)];
 
@@ -329,6 +328,25 @@ mod tests {
         }
         let untold = NodeStatus { report: Some((NodeLoad::default(), Duration::ZERO)), ..at(0) };
         assert_eq!(clocks_apart(&untold, now_ms), None, "an agent that does not tell");
+    }
+
+    #[test]
+    fn wrong_counts_are_told_in_words() {
+        let team: Team = "acme".parse().expect("a team");
+        let used = |sandboxes| Usage { sandboxes, cpu_cores: 6, memory_mib: 12_288, disk_gib: 60 };
+        let found = miscounted(&team, used(3), used(2));
+        assert_eq!((found.subject.as_str(), found.invariant()), ("acme", Invariant::I12));
+        assert_eq!(
+            found.detail,
+            "the controller counts 3 sandboxes, 6 cores, 12288 MiB, 60 GiB for this team, but a recount gives \
+             2 sandboxes, 6 cores, 12288 MiB, 60 GiB"
+        );
+        let ran = |running| CommandUse { running, kept_bytes: 4096 };
+        assert_eq!(
+            miscounted(&team, ran(2), ran(1)).detail,
+            "the controller counts 2 commands, 4096 bytes of output for this team, but a recount gives \
+             1 commands, 4096 bytes of output"
+        );
     }
 
     #[test]

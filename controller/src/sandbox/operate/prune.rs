@@ -1,12 +1,12 @@
 //! Deletes sandboxes that have been stopped for long, and compares sandboxes with a caller's list.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use proto::{
     id::Invalid,
     name::Team,
-    sandbox::v1::{Phase, PrunedSandbox, Sandbox},
+    sandbox::v1::{Phase, PruneSandboxesRequest, PrunedSandbox, Sandbox},
 };
 
 use super::each::{Each, Witness};
@@ -44,12 +44,12 @@ impl Sandboxes {
     /// # Errors
     /// When the time is less than an hour. A sandbox that cannot be deleted does not fail the call.
     pub async fn prune(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
-        older_than: Option<prost_types::Duration>,
-        (paused, dry_run): (bool, bool),
+        request: PruneSandboxesRequest,
         witness: Witness<'_>,
     ) -> Result<Vec<PrunedSandbox>> {
+        let PruneSandboxesRequest { older_than, paused, dry_run } = request;
         let least = || Invalid::new("older_than", "must be given, and be an hour or more");
         let age = older_than.and_then(proto::duration::read).ok_or_else(least)?;
         if age < LEAST {

@@ -1,6 +1,8 @@
 //! Recovers a container that carries our mark and is in no journal: its node's journal was lost, or
 //! an operator moved the container from another node.
 
+use std::sync::Arc;
+
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
     name::Team,
@@ -21,7 +23,7 @@ impl Sandboxes {
     /// # Errors
     /// When there is no such node, it or the other one does not answer, or one of them refuses.
     pub async fn recover(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         node: &str,
         vmid: u32,
@@ -38,16 +40,21 @@ impl Sandboxes {
         if dry_run {
             return Ok(found);
         }
-        let id = found.id.parse()?;
-        self.operator_wants(caller, EventKind::RecoverAsked, (id, found.team.parse()?), &node);
-        let egress = self.egress_before(&id, &found.team.parse()?);
-        can_keep_to(&node, (&egress).into())?;
-        self.release_elsewhere(&id, &node).await?;
-        let recovered = node.client.recover(epoch, (vmid.get(), Some(&egress)), false).await;
-        let sandbox = recovered.map_err(|error| self.node_error(&node, error))?;
-        self.nodes.apply(&node.name, sandbox.clone());
-        self.log_flushed().await;
-        Ok(self.view(&id).unwrap_or(sandbox))
+        let (id, team): (SandboxId, Team) = (found.id.parse()?, found.team.parse()?);
+        // A task of its own: what another node has released is recovered here.
+        let (this, caller) = (Arc::clone(self), caller.clone());
+        let recovered = self.to_its_end(caller.permit.clone(), async move {
+            this.operator_wants(&caller, EventKind::RecoverAsked, (id, team.clone()), &node);
+            let egress = this.egress_before(&id, &team);
+            can_keep_to(&node, (&egress).into())?;
+            this.release_elsewhere(&id, &node).await?;
+            let recovered = node.client.recover(epoch, (vmid.get(), Some(&egress)), false).await;
+            let sandbox = recovered.map_err(|error| this.node_error(&node, error))?;
+            this.nodes.apply(&node.name, sandbox.clone());
+            this.log_flushed().await;
+            Ok(this.view(&id).unwrap_or(sandbox))
+        });
+        recovered.await
     }
 
     /// Returns what a sandbox reached when it was last seen; without that, what a new one would.

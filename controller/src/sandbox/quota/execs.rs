@@ -62,6 +62,7 @@ impl Quotas {
         let mut counted = None;
         if limits.execs.and_then(Limit::max).is_some() {
             let times = state.execs.entry(team.clone()).or_default();
+            times.set_back(now_ms);
             let pace = Pace { limit: "execs", may: "start commands", has: "started" };
             check_rate(&format!("team {team}"), pace, limits.execs, times, now_ms)?;
             times.add(now_ms);
@@ -89,6 +90,7 @@ impl Quotas {
             return Ok(());
         }
         let times = state.changes.entry(team.clone()).or_default();
+        times.set_back(now_ms);
         let pace = Pace { limit: "changes", may: "change sandboxes", has: "changed" };
         if is_bounded {
             check_rate(&format!("team {team}"), pace, limit, times, now_ms)?;

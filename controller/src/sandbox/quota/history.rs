@@ -16,7 +16,7 @@ impl Times {
     /// Adds one.
     pub(super) fn add(&mut self, at_ms: u64) {
         let newest = self.0.back().copied().unwrap_or_default().max(at_ms);
-        // The wall clock may have been set back since the last one.
+        // Those of the store come in the order of its rows.
         let place = self.0.partition_point(|known| *known <= at_ms);
         self.0.insert(place, at_ms);
         let old = newest.saturating_sub(daemon::clock::millis(WINDOW_MAX));
@@ -26,9 +26,18 @@ impl Times {
         }
     }
 
-    /// Removes one of this time.
+    /// Moves what lies ahead to now: the clock was set back since. So it leaves each window as if it were done now, and
+    /// not when the clock gets there once more. Called before what is done now is counted or added.
+    pub(super) fn set_back(&mut self, now_ms: u64) {
+        for at_ms in self.0.iter_mut().rev().take_while(|at_ms| **at_ms > now_ms) {
+            *at_ms = now_ms;
+        }
+    }
+
+    /// Removes one of this time, or of the one that it was set back to.
     pub(super) fn remove(&mut self, at_ms: u64) {
-        if let Ok(place) = self.0.binary_search(&at_ms) {
+        let after = self.0.partition_point(|known| *known <= at_ms);
+        if let Some(place) = after.checked_sub(1) {
             self.0.remove(place);
         }
     }
@@ -76,6 +85,14 @@ impl History {
         self.team.remove(at_ms);
         if let Some(times) = user.and_then(|user| self.users.get_mut(user)) {
             times.remove(at_ms);
+        }
+    }
+
+    /// Moves creations of the team, and of this user, that lie ahead to now.
+    pub(super) fn set_back(&mut self, user: Option<&UserLabel>, now_ms: u64) {
+        self.team.set_back(now_ms);
+        if let Some(times) = user.and_then(|user| self.users.get_mut(user)) {
+            times.set_back(now_ms);
         }
     }
 
@@ -127,6 +144,34 @@ mod tests {
         }
 
         #[test]
+        fn wait_is_a_window_at_most_however_the_clock_is_set(
+            steps in prop::collection::vec(
+                prop_oneof![0_i64..3000, -5000_i64..0, -9_000_000_000_i64..9_000_000_000],
+                1..60,
+            ),
+            count in 1_u32..6,
+            seconds in 1_u64..10,
+        ) {
+            let (rate, mut times, mut now_ms) = (rate(count, seconds), Times::default(), 1_u64 << 40);
+            for step in steps {
+                now_ms = now_ms.saturating_add_signed(step);
+                times.set_back(now_ms);
+                match times.wait_ms(rate, now_ms) {
+                    None => {
+                        let before = times.count(rate, now_ms);
+                        times.add(now_ms);
+                        prop_assert!(before < count);
+                        prop_assert_eq!(times.count(rate, now_ms), before + 1);
+                    }
+                    Some(wait_ms) => {
+                        prop_assert!(wait_ms <= seconds * 1000, "{wait_ms}");
+                        prop_assert!(times.wait_ms(rate, now_ms + wait_ms).is_none());
+                    }
+                }
+            }
+        }
+
+        #[test]
         fn removed_creations_leave_nothing(
             all in prop::collection::vec((0_u64..100, any::<bool>()), 0..40),
         ) {
@@ -143,6 +188,18 @@ mod tests {
             }
             prop_assert_eq!(history.team, other.team);
         }
+    }
+
+    #[test]
+    fn creation_that_was_set_back_can_be_removed() {
+        let mut times = Times::default();
+        times.add(1000);
+        times.add(9000);
+        times.set_back(2000);
+        times.remove(9000);
+        assert_eq!(times.0, [1000]);
+        times.remove(999);
+        assert_eq!(times.0, [1000], "older than all that is kept");
     }
 
     #[test]

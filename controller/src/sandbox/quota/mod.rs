@@ -132,11 +132,11 @@ impl Quotas {
         }
     }
 
-    /// Adds a creation from before the start to the rates.
-    pub(super) fn recall(&self, creator: Creator<'_>) {
+    /// Adds a creation from before the start to the rates. The clock may have been set back since.
+    pub(super) fn recall(&self, creator: Creator<'_>, now_ms: u64) {
         let mut state = self.state.lock();
         let history = state.histories.entry(creator.team.clone()).or_default();
-        history.add(creator.user, creator.at_ms);
+        history.add(creator.user, creator.at_ms.min(now_ms));
     }
 
     /// Returns true when a team has any limit.
@@ -159,6 +159,7 @@ impl Quotas {
         let limits = state.limits(team, &self.defaults);
         check_usage(team, &limits, state.usage(cache, team), Usage::of(size))?;
         let history = state.histories.entry(team.clone()).or_default();
+        history.set_back(user, at_ms);
         check_rate(&format!("team {team}"), CREATES, limits.creates, &history.team, at_ms)?;
         if let Some(user) = user {
             let (who, none) = (format!("user {user} of team {team}"), Times::default());
@@ -252,4 +253,40 @@ fn check_rate(
     );
     let exceeded = Some(Box::new(Exceeded { limit, used, max }));
     Err(Error { exceeded, ..Error::new(Reason::RateExceeded, message).retry(wait) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_MS: u64 = 24 * 3_600_000;
+
+    #[test]
+    fn clock_that_was_ahead_holds_up_a_team_for_a_window_at_most() {
+        let limits = TeamLimits::stored("creates=10/1h user_creates=10/1h");
+        let (team, user) = ("red".parse().expect("team"), "ada".parse().expect("user"));
+        let (cache, size) = (Cache::default(), Size::default());
+        let creator = |at_ms| Creator { team: &team, user: Some(&user), at_ms };
+        let (now_ms, hour_ms) = (1000 * DAY_MS, 3_600_000);
+        let ahead_ms = now_ms + 30 * DAY_MS;
+        for is_restarted in [false, true] {
+            let quotas = Arc::new(Quotas::new(limits.clone()));
+            let create = |at_ms, number| {
+                let id = SandboxId::new(at_ms, &[number; 10]);
+                quotas.admit_creation(&cache, creator(at_ms), (id, size)).map(Admitted::made)
+            };
+            for number in 0..10 {
+                match is_restarted {
+                    true => quotas.recall(creator(ahead_ms), now_ms),
+                    false => create(ahead_ms, number).expect("within the rate"),
+                }
+            }
+            let refused = create(now_ms, 10).expect_err("ten in this hour");
+            assert_eq!(refused.retry_after, Some(Duration::from_millis(hour_ms)));
+            for number in 11..21 {
+                create(now_ms + hour_ms, number).expect("an hour later");
+            }
+            create(now_ms + hour_ms, 21).expect_err("each of them counts");
+        }
+    }
 }

@@ -106,7 +106,7 @@ impl Sandboxes {
         self.may_change()?;
         // A task of its own: what is stored counts, also when the caller hangs up.
         let (this, by) = (self.clone(), caller.token.clone());
-        let changed = self.tasks.spawn(async move {
+        let changed = self.to_its_end(caller.permit.clone(), async move {
             let _alone = this.quotas.changing.lock().await;
             let own = this.team(&team).own;
             let own = own.updated(&asked.limits.unwrap_or_default(), &paths)?;
@@ -115,7 +115,6 @@ impl Sandboxes {
             tracing::info!(%team, limits = %own, by, "limits of a team changed");
             Ok(this.team(&team))
         });
-        let gone = |_| Err(crate::sandbox::stopping());
-        changed.await.unwrap_or_else(gone)
+        changed.await
     }
 }

@@ -186,7 +186,16 @@ impl Sandboxes {
                 }
             }
         };
+        let up_on = match &end {
+            Outcome::Up(up) => up.node.parse::<NodeName>().ok(),
+            Outcome::Failed(_) | Outcome::Cancelled | Outcome::Gone | Outcome::Replaced => None,
+        };
         self.finish(&creation, end).await;
+        // It came up while its owner asked for its end, who may not ask again.
+        let is_unwanted = creation.cancel.is_cancelled() && !creation.expired;
+        if let Some(node) = up_on.filter(|_| is_unwanted) {
+            self.cancel_attempt(&creation, &node).await;
+        }
     }
 
     /// Stores that a forgotten node must cancel an attempt before anything else, if it comes back.

@@ -10,6 +10,7 @@
 //! started twice; stdin continues from the offset that the node has taken; each side is read only
 //! as fast as the other takes it, and the buffers here are bounded.
 
+mod kept;
 mod loss;
 
 use std::{collections::VecDeque, future::ready, pin::Pin, sync::Arc, time::Duration};
@@ -17,9 +18,11 @@ use std::{collections::VecDeque, future::ready, pin::Pin, sync::Arc, time::Durat
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use proto::{
+    Reason,
+    agent::v1 as wire,
     exec,
     id::Invalid,
-    reattach::{Received, Sent},
+    reattach::Received,
     sandbox::v1::{
         ExecAttach, ExecExit, ExecRequest, ExecResponse, ExecStart, ExecStarted, WindowSize,
         exec_request, exec_response,
@@ -31,11 +34,15 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use self::loss::{is_break, is_full};
+pub(crate) use self::kept::StdinMemory;
+use self::{
+    kept::KeptStdin,
+    loss::{is_break, is_full},
+};
 use crate::{
     inventory::commands::End as Ended,
     node::{self, Node, StreamOwner},
-    sandbox::{Error, Result, Sandboxes, quota::AdmittedExec},
+    sandbox::{Error, REST, Result, Sandboxes, quota::AdmittedExec},
 };
 
 /// Time after which a silent command gets an empty message, so that the stream is never silent.
@@ -61,7 +68,7 @@ pub(super) enum Opening {
 pub(super) struct Link {
     /// `None` once there is nothing more to send.
     to_node: Option<mpsc::Sender<ExecRequest>>,
-    output: Pin<Box<dyn Stream<Item = Result<ExecResponse, node::Error>> + Send>>,
+    output: Pin<Box<dyn Stream<Item = Result<wire::ExecResponse, node::Error>> + Send>>,
 }
 
 /// End of the stream over one connection.
@@ -74,6 +81,14 @@ enum End {
     Broken(node::Error),
 }
 
+/// Kind of a message that was taken from the caller.
+enum Took {
+    /// Bytes for stdin.
+    Bytes,
+    /// Anything else, after which the caller is not read for `REST`.
+    NoBytes,
+}
+
 /// Stream between a caller and a command.
 pub(super) struct Session {
     sandboxes: Arc<Sandboxes>,
@@ -84,11 +99,11 @@ pub(super) struct Session {
     exec_id: String,
     /// Whether the caller was told that it runs.
     started: bool,
-    /// Whether a try to start it may have started it.
+    /// Whether a try to start it may have started it, or one that is under way may.
     in_doubt: bool,
     stdout: Received,
     stderr: Received,
-    stdin: Sent,
+    stdin: KeptStdin,
     /// Last size of the terminal.
     window: Option<WindowSize>,
     /// Time since which there is no connection to the command.
@@ -120,6 +135,7 @@ impl Session {
         opening: Opening,
         admitted: Option<AdmittedExec>,
     ) -> Self {
+        let stdin = sandboxes.stdin.command(&owner.team);
         Self {
             sandboxes,
             node,
@@ -130,7 +146,7 @@ impl Session {
             in_doubt: false,
             stdout: Received::default(),
             stderr: Received::default(),
-            stdin: Sent::default(),
+            stdin,
             window: None,
             broken: None,
             admitted,
@@ -195,13 +211,17 @@ impl Session {
                 })
             }
         };
+        let was_in_doubt = self.in_doubt;
+        // Until the answer: the node starts it whether or not a caller is left to hear of it.
+        self.in_doubt |= matches!(first, Message::Start(_));
         let first = ExecRequest { message: Some(first) };
         let epoch = self.sandboxes.nodes.epoch.get();
         let messages = stream::once(ready(first)).chain(ReceiverStream::new(messages));
         let connected = self.node.client.exec(epoch, &self.owner, messages).await;
         let connected = connected.map(StreamExt::boxed);
-        self.in_doubt |=
-            matches!(connected, Ok(_) | Err(node::Error::Unknown(_) | node::Error::Silent(_)));
+        if connected.as_ref().is_err_and(never_ran) {
+            self.in_doubt = was_in_doubt;
+        }
         Ok(Link { to_node: Some(to_node), output: connected? })
     }
 
@@ -232,6 +252,7 @@ impl Session {
         // Stdin waits for the first answer, which has the offset to continue from.
         let mut ready = false;
         let mut pending: VecDeque<Message> = VecDeque::new();
+        let mut rest = Instant::now();
         let mut permit = None;
         let mut deaf = false;
         loop {
@@ -261,6 +282,8 @@ impl Session {
                         // A stream that ends without an exit code must not look like success.
                         None => return End::Failed(self.unknown("its stream ended before it did")),
                     };
+                    self.stdin.accepted(message.stdin_offset);
+                    let message = message.message.unwrap_or_default();
                     ready |= matches!(message.message, Some(exec_response::Message::Started(_)));
                     let pass = match self.pass(message, &mut pending) {
                         Ok(pass) => pass,
@@ -282,12 +305,22 @@ impl Session {
                     // The node takes no more; its next message says why.
                     None => deaf = true,
                 },
-                message = next(input), if may_read => match message {
-                    Some(message) => match message.and_then(|message| self.take(message)) {
-                        Ok(message) => pending.extend(message),
-                        Err(error) => return End::Failed(error),
-                    },
-                    None => *input = None,
+                message = next(input, rest), if may_read => match message {
+                    Some(message) => {
+                        let took = message.and_then(|message| self.take(message, &mut pending));
+                        match took {
+                            Ok(Took::Bytes) => {}
+                            Ok(Took::NoBytes) => rest = Instant::now() + REST,
+                            Err(error) => return End::Failed(error),
+                        }
+                    }
+                    None => {
+                        *input = None;
+                        // With a caller that ends its stream, a command without a name has all of its stdin.
+                        if !self.is_named() {
+                            self.stdin.end();
+                        }
+                    }
                 },
             }
         }
@@ -345,33 +378,45 @@ impl Session {
         };
         pending.extend(self.window.map(Message::Resize));
         pending.extend(missing.into_iter().map(Message::Stdin));
-        if self.stdin.eof {
+        if self.stdin.has_ended() {
             pending.push_back(Message::StdinEof(true));
         }
         tracing::info!(node = %self.node.name, exec_id = self.exec_id, "reattached to a command");
         Ok(None)
     }
 
-    /// Checks a message of the caller and keeps what may have to be sent again.
-    fn take(&mut self, message: ExecRequest) -> Result<Option<Message>> {
-        let Some(message) = message.message else { return Ok(None) };
-        match &message {
-            Message::Start(_) | Message::Attach(_) => {
+    /// Checks a message of the caller, keeps what may have to be sent again, and queues what the node gets of it:
+    /// nothing of a message that says nothing.
+    fn take(&mut self, message: ExecRequest, pending: &mut VecDeque<Message>) -> Result<Took> {
+        match message.message {
+            Some(Message::Start(_) | Message::Attach(_)) => {
                 return Err(Invalid::new("start", "must be the first message only").into());
             }
-            Message::Stdin(bytes) => {
-                exec::check_chunk("stdin", bytes)?;
-                self.stdin.keep(bytes.clone());
+            Some(Message::Stdin(bytes)) => {
+                exec::check_chunk("stdin", &bytes)?;
+                if !bytes.is_empty() {
+                    self.stdin.keep(&bytes);
+                    pending.extend(exec::pieces(bytes).map(Message::Stdin));
+                    return Ok(Took::Bytes);
+                }
             }
-            Message::StdinEof(eof) => self.stdin.eof |= eof,
-            Message::Resize(window) => {
-                exec::check_window(window)?;
-                self.window = Some(*window);
+            Some(message @ Message::StdinEof(true)) => {
+                self.stdin.end();
+                pending.push_back(message);
+            }
+            Some(Message::Resize(window)) => {
+                exec::check_window(&window)?;
+                self.window = Some(window);
+                pending.push_back(Message::Resize(window));
             }
             // A signal lost with the connection is not sent again: it might arrive twice.
-            Message::Signal(signal) => exec::check_signal(*signal)?,
+            Some(Message::Signal(signal)) => {
+                exec::check_signal(signal)?;
+                pending.push_back(Message::Signal(signal));
+            }
+            Some(Message::StdinEof(false)) | None => {}
         }
-        Ok(Some(message))
+        Ok(Took::NoBytes)
     }
 
     fn broke(&self, error: node::Error) -> End {
@@ -438,9 +483,50 @@ async fn room(
     }
 }
 
-async fn next<S: Stream + Unpin>(input: &mut Option<&mut S>) -> Option<S::Item> {
+/// Waits for the next message of the caller, which is not read before `from`.
+async fn next<S: Stream + Unpin>(input: &mut Option<&mut S>, from: Instant) -> Option<S::Item> {
     match input {
-        Some(input) => input.next().await,
+        Some(input) => {
+            if from > Instant::now() {
+                sleep_until(from).await;
+            }
+            input.next().await
+        }
         None => std::future::pending().await,
+    }
+}
+
+/// Returns true when the answer to a start proves that the command has not run, and will not.
+fn never_ran(error: &node::Error) -> bool {
+    match error {
+        node::Error::Refused { reason, .. } => *reason != Reason::ExecLost,
+        node::Error::Unreachable(_) => true,
+        node::Error::Unknown(_) | node::Error::Silent(_) | node::Error::Nonsense(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_counts_unless_the_answer_proves_that_nothing_ran() {
+        let refused = |reason| node::Error::Refused {
+            reason,
+            message: String::new(),
+            retry_after: None,
+            files_written: None,
+        };
+        assert!(never_ran(&refused(Reason::TooManyCalls)));
+        assert!(never_ran(&refused(Reason::ExecIdReused)));
+        assert!(never_ran(&node::Error::Unreachable(String::new())));
+        for doubtful in [
+            refused(Reason::ExecLost),
+            node::Error::Unknown(String::new()),
+            node::Error::Silent(String::new()),
+            node::Error::Nonsense(String::new()),
+        ] {
+            assert!(!never_ran(&doubtful), "{doubtful:?}");
+        }
     }
 }
