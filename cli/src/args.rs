@@ -25,10 +25,10 @@ pub struct Args {
     #[command(flatten)]
     pub(crate) connection: Connection,
     /// Print JSON: one object, or a list; ids are under `id`. Errors are JSON on stderr
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Output")]
     pub(crate) json: bool,
     /// Form of the output [default: a table that fits the terminal]
-    #[arg(short, long, global = true, value_name = "FORM")]
+    #[arg(short, long, global = true, value_name = "FORM", help_heading = "Output")]
     pub(crate) output: Option<Form>,
     /// The verb.
     #[command(subcommand)]
@@ -66,8 +66,8 @@ Examples:
   sandboxctl explain $id        why it is on that node
   sandboxctl rm $id             delete it, for good
 
-Sandboxes are named by an id, a part of it from either end, a vmid, @current or
-@last.
+Sandboxes are named by their name, an id, a part of it from either end, a vmid,
+@current or @last.
 
 Configuration, the first that is there wins:
   flag             --endpoint, --token, --token-file, --client-cert, --ca

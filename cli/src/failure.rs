@@ -236,7 +236,7 @@ fn unexplained(status: &Status) -> Failure {
             "check the endpoint (`sandboxctl context ls`, or SANDBOXCTL_ENDPOINT), and on that machine `systemctl status pve-sandbox-controller`",
         ),
         Code::Cancelled | Code::DeadlineExceeded => {
-            (exit::NOT_NOW, true, "try again; `sandboxctl nodes` shows whether all nodes answer")
+            (exit::NOT_NOW, true, "try again; `sandboxctl node ls` shows whether all nodes answer")
         }
         Code::Unimplemented => (
             exit::REFUSED,

@@ -38,7 +38,7 @@ pub fn of(reason: Reason) -> Hint {
         Reason::ServiceNotFound => {
             (exit::NOT_FOUND, "`sandboxctl url ID` lists the open ports of the sandbox")
         }
-        Reason::NodeNotFound => (exit::NOT_FOUND, "`sandboxctl nodes` lists the nodes"),
+        Reason::NodeNotFound => (exit::NOT_FOUND, "`sandboxctl node ls` lists the nodes"),
         Reason::ExecNotFound => {
             (exit::NOT_FOUND, "`sandboxctl ps ID` lists the commands that the sandbox runs and ran")
         }
@@ -59,11 +59,11 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::NeverFits => (
             exit::REFUSED,
-            "ask for less memory, disk or cores, or for other labels; `sandboxctl nodes` shows what there is",
+            "ask for less memory, disk or cores, or for other labels; `sandboxctl node ls` shows what there is",
         ),
         Reason::IsolationFailed => (
             exit::NOT_NOW,
-            "an operator looks why nft fails there: `sandboxctl fsck`, and the log of the node's agent",
+            "an operator looks why nft fails there: `sandboxctl admin fsck`, and the log of the node's agent",
         ),
         Reason::EgressRefused => (
             exit::REFUSED,
@@ -151,7 +151,7 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::AddressConflict => (
             exit::REFUSED,
-            "set the container's net0 to what the message says (`pct set VMID --net0 ...`), then `sandboxctl fsck`",
+            "set the container's net0 to what the message says (`pct set VMID --net0 ...`), then `sandboxctl admin fsck`",
         ),
         Reason::DhcpRefused => (
             exit::REFUSED,
@@ -167,7 +167,7 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::NodeInUse => (
             exit::REFUSED,
-            "only a node that does not answer can be forgotten; `sandboxctl nodes` shows the state of all",
+            "only a node that does not answer can be forgotten; `sandboxctl node ls` shows the state of all",
         ),
         Reason::NoCapacity => (
             exit::NOT_NOW,
@@ -175,7 +175,7 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::NodeCordoned => (
             exit::NOT_NOW,
-            "leave out --node, or give the node new sandboxes again with `sandboxctl uncordon NODE`",
+            "leave out --node, or give the node new sandboxes again with `sandboxctl node uncordon NODE`",
         ),
         Reason::NodeNumberChanged => (
             exit::NOT_NOW,
@@ -187,7 +187,7 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::StorageFull => (
             exit::NOT_NOW,
-            "delete sandboxes that are not needed, or give the node's storage more room (`sandboxctl nodes`)",
+            "delete sandboxes that are not needed, or give the node's storage more room (`sandboxctl node ls`)",
         ),
         Reason::QueueFull => (exit::NOT_NOW, "try again in a few seconds"),
         Reason::VmidsExhausted => (
@@ -234,7 +234,7 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::NodeUnreachable => (
             exit::NOT_NOW,
-            "`sandboxctl nodes` shows which node; on it, run `systemctl status pve-sandbox-agent`",
+            "`sandboxctl node ls` shows which node; on it, run `systemctl status pve-sandbox-agent`",
         ),
         Reason::NoQuorum => (
             exit::NOT_NOW,
@@ -267,7 +267,7 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::Invariant | Reason::Unspecified => (
             exit::REFUSED,
-            "this is a defect: run `sandboxctl fsck` and report its output with the daemon's log",
+            "this is a defect: run `sandboxctl admin fsck` and report its output with the daemon's log",
         ),
     };
     Hint { exit, next }

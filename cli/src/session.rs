@@ -245,7 +245,7 @@ async fn forward(
     }
     while let Some(message) = input.recv().await {
         match &message {
-            Message::Stdin(bytes) => stdin.keep(bytes.clone()),
+            Message::Stdin(bytes) => stdin.keep(bytes),
             Message::StdinEof(eof) => stdin.eof |= eof,
             Message::Start(_) | Message::Attach(_) | Message::Resize(_) | Message::Signal(_) => {}
         }

@@ -31,7 +31,7 @@ pub(crate) struct Adopt {
     /// Node that it is on [default: the one that has it]
     #[arg(long, value_name = "NODE")]
     node: Option<String>,
-    /// Do it; without this it is only told
+    /// Adopt it; without this flag only show what it would become
     #[arg(long)]
     yes: bool,
 }

@@ -13,6 +13,7 @@ use tokio::{
 use super::{
     exec::{Control, code},
     exec_id,
+    targets::One,
 };
 use crate::{
     client::Controller,
@@ -44,8 +45,9 @@ pub(crate) struct Attach {
     /// Do not send our stdin to the command
     #[arg(long)]
     no_stdin: bool,
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Exec id of the run, or its beginning
     exec_id: String,
 }
@@ -63,7 +65,7 @@ pub(super) async fn run(
     attach: Attach,
     output: Output,
 ) -> Result<u8, Failure> {
-    let Attach { no_stdin, id, exec_id } = attach;
+    let Attach { no_stdin, sandbox: One { id }, exec_id } = attach;
     let exec = exec_id::find(&controller, &id, exec_id).await?;
     if exec.exit.is_some() {
         output.note(format!(

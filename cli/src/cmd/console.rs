@@ -6,7 +6,10 @@ use std::time::Duration;
 use clap::Args;
 use proto::sandbox::v1::{Argv, exec_start};
 
-use super::exec::{self, How};
+use super::{
+    exec::{self, How},
+    targets::One,
+};
 use crate::{client::Controller, exit, failure::Failure, output::Output};
 
 /// Arguments of `console`.
@@ -34,8 +37,9 @@ pub(crate) struct Console {
         value_parser = clap::value_parser!(u32).range(1..=100_000)
     )]
     lines: u32,
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
 }
 
 /// Longest time for what is logged until now.
@@ -48,7 +52,7 @@ pub(super) async fn run(
     console: Console,
     output: Output,
 ) -> Result<u8, Failure> {
-    let Console { follow, lines, id } = console;
+    let Console { follow, lines, sandbox: One { id } } = console;
     let how = How { timeout: (!follow).then_some(LIMIT), ..How::default() };
     let start = exec::start(id, &how, Vec::new(), command(follow, lines, output.json))?;
     // What the sandbox writes is the output, whatever its form.

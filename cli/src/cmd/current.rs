@@ -23,7 +23,7 @@ Examples:
 Each controller has its own current sandbox, in $XDG_STATE_HOME/sandboxctl
 (~/.local/state).")]
 pub(crate) struct Use {
-    /// Sandbox: its id or a part of it from either end, a vmid, or @last
+    /// Sandbox: its name, its id or a part of it from either end, a vmid, or @last
     pub(super) id: Option<String>,
     /// Forget the current one
     #[arg(long, conflicts_with = "id")]

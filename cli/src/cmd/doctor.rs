@@ -51,6 +51,7 @@ async fn examine(connection: &Connection) -> Vec<Check> {
         Err(failure) => return vec![failed("context", "", &failure, HOW)],
     };
     let mut checks = vec![context(connection, &settings)];
+    let login = login(connection);
     let ca = settings.ca.as_ref().map(|path| path.display().to_string());
     let ca = ca.unwrap_or_else(|| "the system's CAs".to_owned());
     let controller = match Controller::new(&settings) {
@@ -71,14 +72,14 @@ async fn examine(connection: &Connection) -> Vec<Check> {
         }
         Err(failure) => {
             checks.push(Check::ok("connection", address, "it answers"));
-            checks.push(failed("token", "", failure, "sandboxctl login"));
+            checks.push(failed("token", "", failure, &login));
             return checks;
         }
         Ok(answer) => answer.version.clone(),
     };
     checks.push(Check::ok("connection", address, format!("it answers; its CA is {ca}")));
     checks.push(versions(&version));
-    checks.extend(token_and_nodes(&controller, &settings, &version).await);
+    checks.extend(token_and_nodes(&controller, &settings, &login, &version).await);
     checks.push(snapshots(&controller).await);
     checks
 }
@@ -91,14 +92,25 @@ fn failed(name: &'static str, subject: &str, failure: &Failure, remedy: &str) ->
 }
 
 fn context(connection: &Connection, settings: &Settings) -> Check {
-    let file = config_file::read(connection.config.as_deref()).unwrap_or_default();
-    let name = connection.context.clone().or(file.context);
-    let found = match (&connection.endpoint, name) {
+    let found = match (&connection.endpoint, context_name(connection)) {
         (Some(_), _) => "by a flag or the environment".to_owned(),
         (None, Some(name)) => format!("context {name}"),
         (None, None) => "by the configuration file".to_owned(),
     };
     Check::ok("context", &settings.address, found)
+}
+
+/// Returns the command that gives the context in use another token.
+fn login(connection: &Connection) -> String {
+    match context_name(connection) {
+        Some(name) if connection.endpoint.is_none() => format!("sandboxctl login {name}"),
+        Some(_) | None => "sandboxctl login".to_owned(),
+    }
+}
+
+fn context_name(connection: &Connection) -> Option<String> {
+    let file = || config_file::read(connection.config.as_deref()).unwrap_or_default().context;
+    connection.context.clone().or_else(file)
 }
 
 fn versions(theirs: &str) -> Check {
@@ -116,12 +128,13 @@ fn versions(theirs: &str) -> Check {
 async fn token_and_nodes(
     controller: &Controller,
     settings: &Settings,
+    login: &str,
     version: &str,
 ) -> Vec<Check> {
     let read = ListSandboxesRequest { page_size: 1, include_ended: true, ..Default::default() };
     let listed = answer(controller.sandboxes.clone().list_sandboxes(read)).await;
     if let Err(failure) = &listed {
-        return vec![failed("token", "", failure, "sandboxctl login")];
+        return vec![failed("token", "", failure, login)];
     }
     let nodes = answer(controller.operator.clone().list_nodes(ListNodesRequest {})).await;
     let nodes = match nodes {
@@ -136,7 +149,7 @@ async fn token_and_nodes(
         Some(text) => own_token(controller, text).await,
         None => None,
     };
-    let mut checks = vec![token(own.as_ref(), time::now_seconds())];
+    let mut checks = vec![token(own.as_ref(), login, time::now_seconds())];
     checks.extend(self::nodes(&nodes, version, time::now_seconds()));
     checks.push(fsck(controller).await);
     checks
@@ -159,8 +172,8 @@ async fn own_token(controller: &Controller, text: &str) -> Option<Token> {
     None
 }
 
-/// Judges our own token. Pure.
-fn token(own: Option<&Token>, now_s: i64) -> Check {
+/// Judges our own token; `login`: the command that takes a new one into use. Pure.
+fn token(own: Option<&Token>, login: &str, now_s: i64) -> Check {
     let Some(own) = own else { return Check::ok("token", "", "good, with the scope admin") };
     let scopes = own.scopes().fold(Scopes::NONE, Scopes::with);
     let subject = format!("{} of team {}", own.name, own.team);
@@ -170,7 +183,11 @@ fn token(own: Option<&Token>, now_s: i64) -> Check {
             "token",
             subject,
             format!("it expires in {}", time::seconds(left.max(0).unsigned_abs())),
-            format!("sandboxctl token create --team {} --scope admin; sandboxctl login", own.team),
+            format!(
+                "sandboxctl token create --team {} --scope {}; {login}",
+                own.team,
+                scopes.to_string().replace(' ', ","),
+            ),
         ),
         Some(_) | None => Check::ok("token", subject, format!("good, with the scopes {scopes}")),
     }
@@ -309,10 +326,16 @@ mod tests {
             expires_at,
             ..Token::default()
         };
-        let judged = |own| token(Some(&own), 1000);
+        let judged = |own| token(Some(&own), "sandboxctl login lab", 1000);
         assert_eq!(judged(own(None)).found, "good, with the scopes read admin");
         assert_eq!(judged(own(at(1000 + 8 * 24 * 3600))).state, State::Ok);
         let soon = judged(own(at(1000 + 3600)));
         assert_eq!((soon.state, soon.found.as_str()), (State::Warning, "it expires in 60m"));
+        let remedy = "sandboxctl token create --team lab --scope read,admin; sandboxctl login lab";
+        assert_eq!(
+            soon.remedy.as_deref(),
+            Some(remedy),
+            "the new token has the rights of the old one"
+        );
     }
 }

@@ -3,6 +3,7 @@
 use clap::Args;
 use proto::{sandbox::v1 as wire, spec, update};
 
+use super::targets::One;
 use crate::{
     client::{Controller, fetch, patient, promised},
     failure::Failure,
@@ -24,10 +25,10 @@ to outside end, unless they are to an address that it may still reach. A list
 takes the place of the one before. The agent of its node logs the names that it
 asked for and did not get.")]
 pub(crate) struct Egress {
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
-    /// Reach from now on
-    #[arg(value_name = "open|none|allow=NAMES")]
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
+    #[arg(value_name = "open|none|allow=NAMES", help = "What it reaches from now on")]
     egress: Option<spec::Egress>,
 }
 
@@ -45,7 +46,7 @@ pub(super) async fn run(
     args: Egress,
     output: Output,
 ) -> Result<u8, Failure> {
-    let mut sandbox = fetch(&controller, args.id).await?;
+    let mut sandbox = fetch(&controller, args.sandbox.id).await?;
     if let Some(egress) = args.egress {
         let change = wire::Sandbox {
             id: sandbox.id,

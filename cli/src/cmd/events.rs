@@ -31,10 +31,11 @@ Examples:
   sandboxctl events -f --last 0 --json  what comes, one object a line
   sandboxctl events -f --since 4711     what came after that one, and what comes
 
-With -f it goes on until Ctrl-C. When the connection breaks, it is taken up
-again for up to 60 s, and no event comes twice or is left out.")]
+With -f it goes on until Ctrl-C. When the connection breaks, it reconnects for
+up to 60 s; no event is repeated or left out.")]
 pub(crate) struct Events {
-    /// Sandbox [default: all of the team]; one that is long gone by its whole id
+    /// Sandbox: its name, its id or a part of it from either end, a vmid, @current or @last; one that is long
+    /// gone by its whole id [default: all of the team]
     #[arg(value_name = "ID")]
     pub(super) id: Option<String>,
     /// Go on with what happens from now

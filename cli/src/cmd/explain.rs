@@ -26,7 +26,8 @@ Examples:
   sandboxctl explain ID
   sandboxctl explain --dry-run --cpus 8")]
 pub(crate) struct Explain {
-    /// Sandbox whose recorded decision to show
+    /// Sandbox whose recorded decision to show: its name, its id or a part of it from either end, a vmid,
+    /// @current or @last
     #[arg(required_unless_present = "dry_run", conflicts_with = "dry_run")]
     pub(super) id: Option<String>,
     /// Decide now for a sandbox like this, and create nothing

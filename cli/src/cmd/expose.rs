@@ -7,7 +7,10 @@ use proto::{
 };
 use serde_json::json;
 
-use super::url::{note_bypass, note_missing};
+use super::{
+    targets::One,
+    url::{note_bypass, note_missing},
+};
 use crate::{
     client::{Controller, patient, promised},
     failure::Failure,
@@ -32,8 +35,9 @@ it stays as it is, or becomes what the controller's configuration says.
 
 What serves it must listen on 0.0.0.0: nothing from outside reaches 127.0.0.1.")]
 pub(crate) struct Expose {
-    /// Sandbox
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// TCP port inside it
     #[arg(value_parser = clap::value_parser!(u32).range(1..=65535))]
     port: u32,
@@ -53,7 +57,7 @@ pub(super) async fn run(
     expose: Expose,
     output: Output,
 ) -> Result<u8, Failure> {
-    let Expose { id, port, name, visibility, public } = expose;
+    let Expose { sandbox: One { id }, port, name, visibility, public } = expose;
     let visibility = if public { Some(Visibility::Public) } else { visibility };
     let request = ExposeHttpServiceRequest {
         id: id.clone(),

@@ -30,7 +30,7 @@ Examples:
 Nodes clean up by themselves every ten seconds. What carries our mark and stands
 in no journal is only told of; `recover` takes it back.")]
 pub(crate) struct Gc {
-    /// Only tell
+    /// Show what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
     /// One node [default: all]

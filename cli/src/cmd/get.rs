@@ -4,6 +4,7 @@ use clap::Args;
 use proto::Cause;
 use proto::sandbox::v1::{Sandbox, Size};
 
+use super::targets::One;
 use crate::{
     client::{Controller, fetch},
     failure::Failure,
@@ -18,13 +19,14 @@ Examples:
   sandboxctl get ID
   sandboxctl get --json ID | jq -r .ip          see `inspect` for everything")]
 pub(crate) struct Get {
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
 }
 
 pub(super) async fn run(
     controller: Controller,
-    Get { id }: Get,
+    Get { sandbox: One { id } }: Get,
     output: Output,
 ) -> Result<u8, Failure> {
     let sandbox = fetch(&controller, id).await?;

@@ -3,6 +3,7 @@
 use clap::Args;
 use proto::sandbox::v1::{HideHttpServiceRequest, HttpService};
 
+use super::targets::One;
 use crate::{
     client::{Controller, answer, fetch, promised},
     failure::Failure,
@@ -16,14 +17,15 @@ Examples:
   sandboxctl hide ID web
   sandboxctl hide ID 8080                       under all its names")]
 pub(crate) struct Hide {
-    /// Sandbox
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Name of the service, or its port
     name: String,
 }
 
 pub(super) async fn run(controller: Controller, hide: Hide, output: Output) -> Result<u8, Failure> {
-    let Hide { id, name } = hide;
+    let Hide { sandbox: One { id }, name } = hide;
     // Only an argument that looks like a port requires reading the sandbox.
     let name = if name.parse::<u16>().is_ok() {
         let sandbox = fetch(&controller, id.clone()).await?;

@@ -10,6 +10,7 @@ use proto::sandbox::v1::{
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use super::targets::Many;
 use crate::{
     client::{Controller, answer, fetch},
     failure::Failure,
@@ -28,9 +29,9 @@ Examples:
 As `get --json`, and with it: `placement` (as `explain`), `execs` (as `ps`),
 `usage` and the last 20 `events`. What cannot be read now is null.")]
 pub(crate) struct Inspect {
-    /// Sandboxes: each an id or a part of it from either end, a vmid, @current or @last
-    #[arg(required = true, value_name = "ID")]
-    pub(super) ids: Vec<String>,
+    /// Sandboxes.
+    #[command(flatten)]
+    pub(super) sandboxes: Many,
 }
 
 /// Events that are shown.
@@ -40,7 +41,7 @@ const WAIT: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(
     controller: Controller,
-    Inspect { ids }: Inspect,
+    Inspect { sandboxes: Many { ids } }: Inspect,
     output: Output,
 ) -> Result<u8, Failure> {
     let mut all = Vec::new();

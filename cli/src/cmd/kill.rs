@@ -6,7 +6,7 @@ use clap::Args;
 use proto::sandbox::v1::{ExecInfo, SignalExecRequest};
 use serde_json::json;
 
-use super::exec_id;
+use super::{exec_id, targets::One};
 use crate::{
     client::{Controller, answer},
     failure::Failure,
@@ -26,11 +26,12 @@ pub(crate) struct Kill {
     /// Signal by name or number
     #[arg(short, long, value_name = "SIGNAL", default_value = "TERM")]
     signal: SignalNumber,
-    /// All commands that are meant, if there are several
+    /// Signal every command that matches
     #[arg(short, long)]
     all: bool,
-    /// Sandbox
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Exec id of the run, or its beginning; or the name of a program that runs
     #[arg(value_name = "EXEC_ID|NAME")]
     exec_id: String,
@@ -57,7 +58,7 @@ impl FromStr for SignalNumber {
 }
 
 pub(super) async fn run(controller: Controller, kill: Kill, output: Output) -> Result<u8, Failure> {
-    let Kill { signal: SignalNumber(signal), all, id, exec_id } = kill;
+    let Kill { signal: SignalNumber(signal), all, sandbox: One { id }, exec_id } = kill;
     let execs = match is_whole(&exec_id) {
         true => vec![exec_id],
         false => meant(&exec_id::list(&controller, &id).await?, &exec_id, all)?,

@@ -8,6 +8,7 @@ use proto::sandbox::v1::{Phase, Sandbox};
 use tokio::{task::JoinSet, time::Instant};
 use tonic::{Response, Status};
 
+use super::targets::Many;
 use crate::{
     client::{Controller, Sandboxes, patient, promised},
     exit,
@@ -21,17 +22,17 @@ const AT_ONCE: usize = 32;
 /// Longest time for an operation; the nodes have shorter deadlines of their own.
 const WAIT: Duration = Duration::from_secs(300);
 
-/// One sandbox or several.
+/// Sandboxes to change, and whether to wait for their next phase.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   sandboxctl stop ID && sandboxctl start ID  the disk is kept, what ran is not
   sandboxctl ls -q --filter phase=stopped | xargs sandboxctl start
   sandboxctl stop --no-wait ID1 ID2          `wait ID --for stopped` waits later")]
-pub(crate) struct Many {
-    /// Sandboxes: each an id or a part of it from either end, a vmid, @current or @last
-    #[arg(required = true, value_name = "ID")]
-    pub(super) ids: Vec<String>,
+pub(crate) struct Change {
+    /// Sandboxes.
+    #[command(flatten)]
+    pub(super) sandboxes: Many,
     /// Do not wait for the end of what takes longer than a call
     #[arg(long)]
     pub(super) no_wait: bool,
@@ -40,7 +41,7 @@ pub(crate) struct Many {
 /// Makes the call for each sandbox, then waits until `goal` is true of it.
 pub(super) async fn change<C, F, G>(
     controller: Controller,
-    Many { ids, no_wait }: Many,
+    Change { sandboxes, no_wait }: Change,
     output: Output,
     call: C,
     goal: G,
@@ -50,7 +51,7 @@ where
     F: Future<Output = Result<Response<Option<Sandbox>>, Status>> + Send,
     G: Fn(&Sandbox) -> Result<bool, Failure> + Copy + Send + 'static,
 {
-    each(ids, output, show, false, move |id| {
+    each(sandboxes.ids, output, show, false, move |id| {
         let controller = controller.clone();
         async move {
             let deadline = Instant::now() + WAIT;

@@ -8,6 +8,7 @@ use proto::{
     update,
 };
 
+use super::targets::One;
 use crate::{
     client::{Controller, answer, fetch, promised},
     failure::Failure,
@@ -29,8 +30,9 @@ What is not named stays as it is. A node keeps to these rules whether or not the
 controller is there. What was paused or stopped by its ttl gets as much time
 again when it is resumed or started.")]
 pub(crate) struct SetLifetime {
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// The rules.
     #[command(flatten)]
     lifetime: Lifetime,
@@ -106,7 +108,7 @@ pub(super) async fn run(
     output: Output,
 ) -> Result<u8, Failure> {
     let sandbox = match args.lifetime.wire() {
-        None => fetch(&controller, args.id).await?,
+        None => fetch(&controller, args.sandbox.id).await?,
         lifetime => {
             let asked = [
                 ("lifetime.ttl", args.lifetime.ttl.is_some()),
@@ -116,7 +118,7 @@ pub(super) async fn run(
                 ("lifetime.idle_cpu", args.lifetime.idle_cpu.is_some()),
             ];
             let fields = asked.iter().filter(|(_, asked)| *asked).map(|(field, _)| *field);
-            let change = Sandbox { id: args.id, lifetime, ..Sandbox::default() };
+            let change = Sandbox { id: args.sandbox.id, lifetime, ..Sandbox::default() };
             let request = update::request(change, &fields.collect::<Vec<_>>());
             promised(answer(controller.sandboxes.clone().update_sandbox(request)).await?.sandbox)?
         }

@@ -6,6 +6,7 @@ use clap::Args;
 use proto::sandbox::v1::{AccessKind, CreateAccessLinkRequest};
 use serde_json::json;
 
+use super::targets::One;
 use crate::{
     client::{Controller, answer},
     failure::Failure,
@@ -26,8 +27,9 @@ A link is good for 5 minutes, and at most for an hour; its session lasts 12
 hours. A token is good for 24 hours, and at most for 30 days. Whoever has one
 gets in: treat it as a password. `sandboxctl revoke` makes all of a port void.")]
 pub(crate) struct Link {
-    /// Sandbox
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Port or name of the service
     #[arg(value_name = "PORT|NAME")]
     service: String,
@@ -40,7 +42,7 @@ pub(crate) struct Link {
 }
 
 pub(super) async fn run(controller: Controller, link: Link, output: Output) -> Result<u8, Failure> {
-    let Link { id, service, ttl, bare } = link;
+    let Link { sandbox: One { id }, service, ttl, bare } = link;
     let ttl = ttl.and_then(|ttl| prost_types::Duration::try_from(ttl).ok());
     let request = CreateAccessLinkRequest {
         id: id.clone(),

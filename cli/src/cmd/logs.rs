@@ -3,7 +3,7 @@
 use clap::Args;
 use tokio::sync::mpsc;
 
-use super::{exec::code, exec_id};
+use super::{exec::code, exec_id, targets::One};
 use crate::{
     client::Controller,
     failure::Failure,
@@ -28,14 +28,15 @@ pub(crate) struct Logs {
     /// Go on until the command ends, and end with its exit code
     #[arg(short, long)]
     pub(super) follow: bool,
-    /// Sandbox
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Exec id of the run, or its beginning
     exec_id: String,
 }
 
 pub(super) async fn run(controller: Controller, logs: Logs, output: Output) -> Result<u8, Failure> {
-    let Logs { follow, id, exec_id } = logs;
+    let Logs { follow, sandbox: One { id }, exec_id } = logs;
     let (exec_id, until) = match follow {
         true => (exec_id::resolve(&controller, &id, exec_id).await?, None),
         // Stops at the output's present length.

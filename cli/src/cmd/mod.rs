@@ -69,6 +69,7 @@ mod ssh_config;
 mod ssh_key;
 mod start;
 mod stop;
+mod targets;
 mod team;
 mod token;
 mod top;
@@ -139,7 +140,7 @@ pub(crate) enum User {
     /// Wait until a sandbox runs, is stopped or deleted, or listens on a port
     Wait(wait::Wait),
     /// Boot stopped sandboxes
-    Start(lifecycle::Many),
+    Start(lifecycle::Change),
     /// Stop sandboxes; their disks are kept
     Stop(stop::Stop),
     /// Freeze running sandboxes: their memory is kept, nothing in them runs

@@ -41,10 +41,10 @@ first, and out of the controller's configuration if it stands there.")]
     Forget {
         /// PVE's name of it
         node: String,
-        /// Its sandboxes are lost
+        /// Give up its sandboxes: they become DELETED
         #[arg(long)]
         lost: bool,
-        /// Only tell
+        /// Show what would be done, and do nothing
         #[arg(long)]
         dry_run: bool,
     },

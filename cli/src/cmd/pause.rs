@@ -3,7 +3,10 @@
 use clap::Args;
 use proto::sandbox::v1::{PauseSandboxRequest, Phase};
 
-use super::lifecycle::{Many, change, settled};
+use super::{
+    lifecycle::{Change, change, settled},
+    targets::Many,
+};
 use crate::{
     client::{Controller, Sandboxes},
     failure::Failure,
@@ -24,9 +27,9 @@ A paused sandbox keeps its memory, not its CPU. A request for an open port, or
 an exec, wakes it; see `wake-on`. A reboot of its node loses what was in its
 memory.")]
 pub(crate) struct Pause {
-    /// Sandboxes: each an id or a part of it from either end, a vmid, @current or @last
-    #[arg(required = true, value_name = "ID")]
-    pub(super) ids: Vec<String>,
+    /// Sandboxes.
+    #[command(flatten)]
+    pub(super) sandboxes: Many,
     /// Stop it where it cannot be frozen, instead of leaving it running
     #[arg(long)]
     or_stop: bool,
@@ -34,14 +37,15 @@ pub(crate) struct Pause {
 
 pub(super) async fn run(
     controller: Controller,
-    Pause { ids, or_stop }: Pause,
+    Pause { sandboxes, or_stop }: Pause,
     output: Output,
 ) -> Result<u8, Failure> {
     let call = move |mut client: Sandboxes, id| async move {
         let request = PauseSandboxRequest { id, or_stop };
         Ok(client.pause_sandbox(request).await?.map(|told| told.sandbox))
     };
-    change(controller, Many { ids, no_wait: false }, output, call, move |now| {
+    let asked = Change { sandboxes, no_wait: false };
+    change(controller, asked, output, call, move |now| {
         let stopped = or_stop && now.phase() == Phase::Stopped;
         if stopped { Ok(true) } else { settled(now, Phase::Paused) }
     })

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use proto::sandbox::v1::{ListPortsRequest, ListeningPort};
 use serde_json::{Value, json};
 
+use super::targets::One;
 use crate::{
     client::{Controller, read},
     failure::Failure,
@@ -32,8 +33,9 @@ Examples:
 A server on 127.0.0.1 is reached by `sandboxctl port-forward` alone.
 One on 0.0.0.0 or :: is reached by HTTP once `sandboxctl expose` has opened it.")]
 pub(crate) struct PortLs {
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Flags of the list.
     #[command(flatten)]
     listing: Listing,
@@ -49,7 +51,7 @@ const COLUMNS: &[Column] = &[
 
 pub(super) async fn run(
     controller: Controller,
-    Port::Ls(PortLs { id, listing }): Port,
+    Port::Ls(PortLs { sandbox: One { id }, listing }): Port,
     output: Output,
 ) -> Result<u8, Failure> {
     let call = || {

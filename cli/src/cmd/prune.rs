@@ -36,7 +36,7 @@ pub(crate) struct Prune {
     /// Those that have been paused for so long, too
     #[arg(long)]
     paused: bool,
-    /// Only show what would be done
+    /// Show what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
 }

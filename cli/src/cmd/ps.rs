@@ -4,7 +4,7 @@ use clap::Args;
 use proto::sandbox::v1::ExecInfo;
 use serde_json::{Value, json};
 
-use super::exec_id;
+use super::{exec_id, targets::One};
 use crate::{
     client::Controller,
     failure::Failure,
@@ -26,8 +26,9 @@ Examples:
   sandboxctl ps ID -o wide          whole exec ids and command lines
   sandboxctl ps ID --sort -started  the latest last")]
 pub(crate) struct Ps {
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Flags of the list.
     #[command(flatten)]
     listing: Listing,
@@ -45,7 +46,7 @@ const COLUMNS: &[Column] = &[
 
 pub(super) async fn run(
     controller: Controller,
-    Ps { id, listing }: Ps,
+    Ps { sandbox: One { id }, listing }: Ps,
     output: Output,
 ) -> Result<u8, Failure> {
     let execs = exec_id::list(&controller, &id).await?;

@@ -24,7 +24,7 @@ pub(crate) struct Recover {
     /// Node that it is on
     #[arg(long, value_name = "NODE")]
     node: String,
-    /// Only tell what it would become
+    /// Show what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
 }

@@ -3,6 +3,7 @@
 use clap::Args;
 use proto::{sandbox::v1::Sandbox, update};
 
+use super::targets::One;
 use crate::{
     client::{Controller, patient, promised},
     failure::Failure,
@@ -19,15 +20,16 @@ Examples:
 A name is unique among the living sandboxes of your team: letters in lower case,
 digits and dashes, at most 30, with a letter first.")]
 pub(crate) struct Rename {
-    /// Sandbox: its id or a part of it from either end, its name, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// New name; an empty one removes it
     name: String,
 }
 
 pub(super) async fn run(
     controller: Controller,
-    Rename { id, name }: Rename,
+    Rename { sandbox: One { id }, name }: Rename,
     output: Output,
 ) -> Result<u8, Failure> {
     let request = update::request(Sandbox { id, name, ..Sandbox::default() }, &["name"]);

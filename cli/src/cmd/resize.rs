@@ -6,6 +6,7 @@ use proto::{
     update,
 };
 
+use super::targets::One;
 use crate::{
     client::{Controller, patient, promised},
     failure::Failure,
@@ -24,8 +25,9 @@ Examples:
 The sandbox runs or is stopped. More memory must fit on its node; less than what
 it uses is refused. A disk never shrinks.")]
 pub(crate) struct Resize {
-    /// Sandbox: its id or a part of it from either end, its name, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Parts of the size, one at least.
     #[command(flatten)]
     size: Parts,
@@ -47,7 +49,7 @@ struct Parts {
 
 pub(super) async fn run(
     controller: Controller,
-    Resize { id, size }: Resize,
+    Resize { sandbox: One { id }, size }: Resize,
     output: Output,
 ) -> Result<u8, Failure> {
     let Parts { cpus, memory, disk } = size;

@@ -3,6 +3,7 @@
 use clap::Args;
 use proto::sandbox::v1::RevokeAccessRequest;
 
+use super::targets::One;
 use crate::{
     client::{Controller, answer, promised},
     failure::Failure,
@@ -18,8 +19,9 @@ Examples:
 The port stays open; its open connections and the forwards to it are cut.
 `sandboxctl hide` closes it.")]
 pub(crate) struct Revoke {
-    /// Sandbox
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Port or name of the service
     #[arg(value_name = "PORT|NAME")]
     service: String,
@@ -30,7 +32,7 @@ pub(super) async fn run(
     revoke: Revoke,
     output: Output,
 ) -> Result<u8, Failure> {
-    let Revoke { id, service } = revoke;
+    let Revoke { sandbox: One { id }, service } = revoke;
     let request = RevokeAccessRequest { id, service };
     let revoked = answer(controller.sandboxes.clone().revoke_access(request)).await?;
     let (sandbox, port) = (promised(revoked.sandbox)?, revoked.port);

@@ -5,8 +5,9 @@ use futures_util::future::join_all;
 use proto::sandbox::v1::{DeleteSandboxRequest, Phase, Sandbox};
 
 use super::{
-    lifecycle::{Many, change, settled},
+    lifecycle::{Change, change, settled},
     ls,
+    targets::Many,
 };
 use crate::{
     ask,
@@ -27,9 +28,9 @@ Examples:
 Several are listed first, and there is one question. Where there is no terminal
 nothing is asked.")]
 pub(crate) struct Rm {
-    /// Sandboxes: each an id or a part of it from either end, a vmid, @current or @last
-    #[arg(required = true, value_name = "ID")]
-    pub(super) ids: Vec<String>,
+    /// Sandboxes.
+    #[command(flatten)]
+    pub(super) sandboxes: Many,
     /// Do not ask
     #[arg(short, long)]
     force: bool,
@@ -42,17 +43,17 @@ pub(crate) struct Rm {
 const AT_ONCE: usize = 32;
 
 pub(super) async fn run(controller: Controller, rm: Rm, output: Output) -> Result<u8, Failure> {
-    let Rm { ids, force, no_wait } = rm;
+    let Rm { sandboxes, force, no_wait } = rm;
     let asks = !force && !output.json && ask::is_possible();
-    if asks && !is_meant(&controller, &ids, output).await? {
+    if asks && !is_meant(&controller, &sandboxes.ids, output).await? {
         output.note("nothing was deleted; -f asks nothing");
         return Ok(exit::REFUSED);
     }
     let call = |mut client: Sandboxes, id| async move {
         Ok(client.delete_sandbox(DeleteSandboxRequest { id }).await?.map(|told| told.sandbox))
     };
-    let many = Many { ids, no_wait };
-    change(controller, many, output, call, |now| settled(now, Phase::Deleted)).await
+    let asked = Change { sandboxes, no_wait };
+    change(controller, asked, output, call, |now| settled(now, Phase::Deleted)).await
 }
 
 /// Asks whether these are to be deleted, where there is something to ask.

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, str::FromStr};
 use clap::Args;
 use proto::{sandbox::v1::Sandbox, update};
 
+use super::targets::One;
 use crate::{
     client::{Controller, patient, promised},
     failure::Failure,
@@ -20,8 +21,9 @@ Examples:
 
 `sandboxctl ls --filter meta.user=ada` finds it again.")]
 pub(crate) struct Set {
-    /// Sandbox: its id or a part of it from either end, its name, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// KEY=VALUE sets a pair, KEY- removes it
     #[arg(required = true, value_name = "KEY=VALUE")]
     changes: Vec<Change>,
@@ -53,7 +55,7 @@ impl FromStr for Change {
 
 pub(super) async fn run(
     controller: Controller,
-    Set { id, changes }: Set,
+    Set { sandbox: One { id }, changes }: Set,
     output: Output,
 ) -> Result<u8, Failure> {
     let fields: Vec<_> = changes.iter().map(|change| format!("metadata.{}", change.key)).collect();

@@ -28,7 +28,7 @@ Examples:
 The same as `exec -it` with the shell that the sandbox's user database names,
 else bash or sh. The exit code is the shell's.")]
 pub(crate) struct Shell {
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
+    /// Sandbox: its name, its id or a part of it from either end, a vmid, @current or @last
     #[arg(default_value = "@current")]
     pub(super) id: String,
     /// User by name or number [default: root]

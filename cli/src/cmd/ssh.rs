@@ -5,7 +5,7 @@ use std::{io, os::unix::process::CommandExt, path::PathBuf, process::Command};
 use clap::Args;
 use proto::id::SandboxId;
 
-use super::ssh_config::Place;
+use super::{ssh_config::Place, targets::One};
 use crate::{
     client::{Controller, fetch},
     failure::Failure,
@@ -29,15 +29,16 @@ pub(crate) struct Ssh {
     /// Private key to log in with [default: those that ssh finds]
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Options of `ssh`, and the command to run [default: a login shell]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARG")]
     args: Vec<String>,
 }
 
 pub(super) async fn run(controller: Controller, ssh: Ssh, output: Output) -> Result<u8, Failure> {
-    let Ssh { identity, id, args } = ssh;
+    let Ssh { identity, sandbox: One { id }, args } = ssh;
     if output.json {
         return Err(Failure::usage(
             "ssh has no JSON output",

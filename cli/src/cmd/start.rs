@@ -2,16 +2,20 @@
 
 use proto::sandbox::v1::{Phase, StartSandboxRequest};
 
-use super::lifecycle::{Many, change, settled};
+use super::lifecycle::{Change, change, settled};
 use crate::{
     client::{Controller, Sandboxes},
     failure::Failure,
     output::Output,
 };
 
-pub(super) async fn run(controller: Controller, many: Many, output: Output) -> Result<u8, Failure> {
+pub(super) async fn run(
+    controller: Controller,
+    asked: Change,
+    output: Output,
+) -> Result<u8, Failure> {
     let call = |mut client: Sandboxes, id| async move {
         Ok(client.start_sandbox(StartSandboxRequest { id }).await?.map(|told| told.sandbox))
     };
-    change(controller, many, output, call, |now| settled(now, Phase::Running)).await
+    change(controller, asked, output, call, |now| settled(now, Phase::Running)).await
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use proto::sandbox::v1::{Phase, StopSandboxRequest};
 
-use super::lifecycle::{Many, change, settled};
+use super::lifecycle::{Change, change, settled};
 use crate::{
     client::{Controller, Sandboxes},
     failure::Failure,
@@ -24,7 +24,7 @@ Examples:
 pub(crate) struct Stop {
     /// Sandboxes to stop.
     #[command(flatten)]
-    pub(super) many: Many,
+    pub(super) asked: Change,
     /// Time to shut down by itself before it is killed, up to 10m [default: its node's, 10s]
     #[arg(long, short = 't', visible_alias = "time", value_name = "TIME", value_parser = duration_or_zero)]
     grace: Option<Duration>,
@@ -39,5 +39,5 @@ pub(super) async fn run(controller: Controller, stop: Stop, output: Output) -> R
         let request = StopSandboxRequest { id, grace };
         Ok(client.stop_sandbox(request).await?.map(|told| told.sandbox))
     };
-    change(controller, stop.many, output, call, |now| settled(now, Phase::Stopped)).await
+    change(controller, stop.asked, output, call, |now| settled(now, Phase::Stopped)).await
 }

@@ -91,7 +91,7 @@ struct Wishes {
     /// Memory of all its sandboxes, such as 80g; a bare number is MiB
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     memory: Option<Wanted<u64>>,
-    /// Disk that its sandboxes asked for, such as 2T; a bare number is GiB
+    /// Disk of all its sandboxes, such as 2T; a bare number is GiB
     #[arg(long, value_name = "SIZE", value_parser = disk)]
     disk: Option<Wanted<u64>>,
     /// Creations of the team, such as 10/hour or 100/30m
@@ -100,7 +100,7 @@ struct Wishes {
     /// Creations of each user of the team
     #[arg(long, value_name = "RATE", value_parser = rate)]
     user_creates: Option<Wanted<Rate>>,
-    /// Most that its sandboxes reach outside: open, none, allow=NAME,NAME, or default
+    /// Most that its sandboxes may reach outside: open, none, allow=NAME,NAME, or default
     #[arg(long, value_name = "open|none|allow=NAMES", value_parser = most)]
     egress: Option<Most>,
     /// Commands that the team starts, such as 600/1m

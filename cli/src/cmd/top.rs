@@ -34,7 +34,8 @@ Examples:
 CPU % is of one core. PSI is the share of time in which processes waited for
 CPU, memory and disk.")]
 pub(crate) struct Top {
-    /// Sandboxes [default: all of the team that run or are paused]
+    /// Sandboxes: each a name, an id or a part of it from either end, a vmid, @current or @last [default: all
+    /// of the team that run or are paused]
     #[arg(value_name = "ID")]
     pub(super) ids: Vec<String>,
     /// Print one reading and end

@@ -3,7 +3,7 @@
 use clap::Args;
 use proto::sandbox::v1::HttpService;
 
-use super::hide::find;
+use super::{hide::find, targets::One};
 use crate::{
     client::{Controller, fetch},
     exit,
@@ -21,15 +21,16 @@ Examples:
 Where the operator prints URLs by name, a sandbox without a name, or whose name
 and team make no host name, has its URL by id.")]
 pub(crate) struct Url {
-    /// Sandbox
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Port or name [default: all that are open]
     #[arg(value_name = "PORT|NAME")]
     service: Option<String>,
 }
 
 pub(super) async fn run(controller: Controller, url: Url, output: Output) -> Result<u8, Failure> {
-    let sandbox = fetch(&controller, url.id).await?;
+    let sandbox = fetch(&controller, url.sandbox.id).await?;
     let Some(wanted) = url.service else {
         if output.json {
             output.value(&sandbox.services.iter().map(json::service).collect::<Vec<_>>())?;

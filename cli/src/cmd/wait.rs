@@ -9,6 +9,7 @@ use proto::{
 };
 use tokio::time::{Instant, sleep};
 
+use super::targets::One;
 use crate::{
     client::{Controller, answer},
     exit,
@@ -30,8 +31,9 @@ A port counts when something listens on it on an address that others reach.
 Looking for it wakes a paused sandbox. Exit code 4: it did not come in time; 1:
 it cannot come any more.")]
 pub(crate) struct Wait {
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Goal of the wait: running, paused, stopped, deleted, or port=N
     #[arg(long = "for", value_name = "WHAT")]
     goal: Goal,
@@ -77,7 +79,7 @@ const LOOK: Duration = Duration::from_millis(500);
 const LOOK_MAX: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(controller: Controller, wait: Wait, output: Output) -> Result<u8, Failure> {
-    let Wait { id, goal, timeout } = wait;
+    let Wait { sandbox: One { id }, goal, timeout } = wait;
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let spinner = Spinner::new(output.json, format!("waiting for {id}"));
     let until = |goal| {

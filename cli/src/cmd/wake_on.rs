@@ -3,6 +3,7 @@
 use clap::Args;
 use proto::{sandbox::v1 as wire, update};
 
+use super::targets::One;
 use crate::{
     client::{Controller, fetch, patient, promised},
     failure::Failure,
@@ -19,8 +20,9 @@ Examples:
 
 What is not named stays as it is.")]
 pub(crate) struct WakeOn {
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// A request for one of its open ports
     #[arg(long, value_name = "on|off", value_parser = switch)]
     http: Option<bool>,
@@ -46,7 +48,7 @@ pub(super) async fn run(
     args: WakeOn,
     output: Output,
 ) -> Result<u8, Failure> {
-    let mut sandbox = fetch(&controller, args.id).await?;
+    let mut sandbox = fetch(&controller, args.sandbox.id).await?;
     if args.http.is_some() || args.exec.is_some() || args.ssh.is_some() {
         let wake_on = wire::WakeOn {
             http: args.http.unwrap_or_default(),

@@ -75,8 +75,11 @@ pub(crate) struct Wanted {
     /// Ask a DHCP server on the node's bridge for the address
     #[arg(long)]
     dhcp: bool,
-    /// Reach outside of itself: open, none or allow=NAME,NAME [default: as the controller says]
-    #[arg(long, value_name = "open|none|allow=NAMES")]
+    #[arg(
+        long,
+        value_name = "open|none|allow=NAMES",
+        help = "What it reaches outside: open, none or allow=NAME,NAME [default: as the controller says]"
+    )]
     egress: Option<Egress>,
     /// How long it lives.
     #[command(flatten)]
@@ -192,7 +195,7 @@ async fn only_snapshot(controller: &Controller) -> Result<String, Failure> {
     match ids.as_slice() {
         [only] => Ok(only.clone()),
         [] => Err(Failure::local("no node has a snapshot to create from")
-            .hint("on a node: `pve-sandbox-agent template init`, then `systemctl restart pve-sandbox-agent`; `sandboxctl nodes` shows whether the agents answer")
+            .hint("on a node: `pve-sandbox-agent template init`, then `systemctl restart pve-sandbox-agent`; `sandboxctl node ls` shows whether the agents answer")
             .exit(exit::NOT_FOUND)),
         several => Err(Failure::usage(
             format!("there are {} snapshots: {}", several.len(), several.join(", ")),

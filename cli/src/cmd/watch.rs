@@ -3,6 +3,7 @@
 use clap::Args;
 use proto::sandbox::v1::{Phase, Sandbox};
 
+use super::targets::One;
 use crate::{
     client::Controller,
     failure::Failure,
@@ -17,13 +18,14 @@ Examples:
   sandboxctl watch ID         a line for each change, until it is gone
   sandboxctl watch ID --json  an object on each line")]
 pub(crate) struct Watch {
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
 }
 
 pub(super) async fn run(
     controller: Controller,
-    Watch { id }: Watch,
+    Watch { sandbox: One { id } }: Watch,
     output: Output,
 ) -> Result<u8, Failure> {
     let mut last = None;

@@ -23,6 +23,7 @@ use tokio::{
 
 pub(super) use self::control::Control;
 use self::control::Signals;
+use super::targets::One;
 use crate::{
     client::{Controller, answer},
     failure::Failure,
@@ -47,8 +48,8 @@ Examples:
   sandboxctl exec --detach ID make
                                prints the exec id, for `ps`, `logs` and `kill`
 
-When the connection breaks, it is attached to again for up to 60 s, and nothing
-comes twice. The third Ctrl-C kills the command. If this program is killed, the
+When the connection breaks, exec reconnects for up to 60 s; no output is
+repeated. The third Ctrl-C kills the command. If this program is killed, the
 command runs on: see `ps` and `kill`.
 
 The exit code is the command's own: 128 + n when signal n ended it, 124 when its
@@ -69,8 +70,9 @@ pub(crate) struct Exec {
     /// A line for `bash -c`, in place of CMD
     #[arg(long, value_name = "LINE", conflicts_with = "command")]
     shell: Option<String>,
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Program and arguments, passed on as they are; `--` before it is allowed
     #[arg(trailing_var_arg = true, required_unless_present = "shell", value_name = "CMD")]
     command: Vec<OsString>,
@@ -105,7 +107,7 @@ const GRACE: Duration = Duration::from_secs(90);
 type Message = exec_request::Message;
 
 pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> Result<u8, Failure> {
-    let Exec { how, env, exec_id, detach, shell, id, command } = exec;
+    let Exec { how, env, exec_id, detach, shell, sandbox: One { id }, command } = exec;
     let ours = exec_id.is_none() && !detach;
     let command = match shell {
         Some(line) => exec_start::Command::Shell(line),

@@ -15,6 +15,7 @@ use proto::sandbox::v1::{
     AccessKind, CreateAccessLinkRequest, GetSandboxRequest, HttpService, Visibility,
 };
 
+use super::targets::One;
 use crate::{
     client::{Controller, answer, read},
     failure::Failure,
@@ -65,8 +66,9 @@ show it in a frame, may it send a request (preflight), do WebSockets pass; and
 for a team's port: may the page use its user's session.
 Ends with 1 when something fails.")]
 pub(crate) struct IngressTest {
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Port or name of one service [default: all]
     #[arg(value_name = "PORT|NAME")]
     service: Option<String>,
@@ -88,7 +90,7 @@ pub(super) async fn run(
 ) -> Result<u8, Failure> {
     let call = || {
         let (mut client, request) =
-            (controller.sandboxes.clone(), GetSandboxRequest { id: asked.id.clone() });
+            (controller.sandboxes.clone(), GetSandboxRequest { id: asked.sandbox.id.clone() });
         async move { client.get_sandbox(request).await }
     };
     let sandbox = read(call).await?.sandbox.unwrap_or_default();

@@ -30,6 +30,7 @@ use self::{
     notes::Notes,
     spec::{Remote, Spec, Word},
 };
+use super::targets::One;
 use crate::{
     client::{Controller, fetch},
     failure::Failure,
@@ -60,8 +61,9 @@ Examples:
 The port need not be open to HTTP, and its server may listen on 127.0.0.1.
 `sandboxctl port ls ID` shows what listens. Ends with Ctrl-C.")]
 pub(crate) struct PortForward {
-    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
-    pub(super) id: String,
+    /// Sandbox.
+    #[command(flatten)]
+    pub(super) sandbox: One,
     /// Port here and port in the sandbox; `-` first for stdin and stdout
     #[arg(required = true, value_name = "[LOCAL:]PORT", value_parser = spec::parse)]
     ports: Vec<Word>,
@@ -92,7 +94,7 @@ pub(super) async fn run(
     args: PortForward,
     output: Output,
 ) -> Result<u8, Failure> {
-    let PortForward { id, ports, address, reverse } = args;
+    let PortForward { sandbox: One { id }, ports, address, reverse } = args;
     if let [Word::Stdio, Word::Forward(Spec { remote, .. })] = ports.as_slice() {
         if reverse {
             let next = "leave one of the two out";
