@@ -35,7 +35,7 @@ before() {
   git rev-parse --verify --quiet "$added^" || die "$added has none before it: is this a shallow clone?"
 }
 
-# Makes a folder of programs: those of before, but one of now.
+# Makes a folder of programs: those of the earlier version, but one of this version.
 mixed() {
   dir=$work/$1
   rm -rf "$dir"
@@ -47,10 +47,10 @@ mixed() {
   echo "$dir"
 }
 
-# Runs the suite of before with the programs of a folder, in a lab of its own.
+# Runs the suite of the earlier version with the programs of a folder, in a lab of its own.
 suite() {
   echo "versions: $1, from $2"
-  # The lab is the one of before, as are its tests: both know what that version writes.
+  # The lab is that of the earlier version, as are its tests: both know what that version writes.
   (
     cd "$old"
     export LAB_BUILT=$2 LAB_DIR=$work/lab
@@ -89,7 +89,7 @@ unset CARGO_TARGET_DIR
 failed=
 agents=$(mixed new-agent pve-sandbox-agent)
 controller=$(mixed new-controller pve-sandbox-controller)
-suite "agents of now, controller of before" "$agents" || failed="$failed new-agent"
-suite "controller of now, agents of before" "$controller" || failed="$failed new-controller"
+suite "new agents, old controller" "$agents" || failed="$failed new-agent"
+suite "new controller, old agents" "$controller" || failed="$failed new-controller"
 [ -z "$failed" ] || die "failed with:$failed"
 echo "versions: both ways are green"

@@ -3,8 +3,10 @@
 //! is tested here, and so are the links between the pages and the width of help texts.
 
 mod help;
+mod hidden;
 mod in_the_lab;
 mod links;
+mod manual;
 mod procedures;
 mod sentences;
 

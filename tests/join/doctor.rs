@@ -66,12 +66,12 @@ async fn each_flaw_of_the_network_is_found_and_mended() {
     sick.sh(gone);
     another_name_server_is_found_until_it_leaves_the_address(&sick, server).await;
     sick.is_mended("isolation", "nft delete table inet pve_sandbox").await;
-    // Remedies that the operator goes on from: the bridge is chosen anew, nft says why it fails.
+    // Remedies that the operator goes on from: something has the bridge's name, nft says why it fails.
     sick.sh("mv $ROOT/net/vmbr1/bridge $ROOT/bridge.off");
     let found = sick.findings().await;
     assert_eq!((found.len(), found[0].name, found[0].state), (1, "bridge", State::Failed));
     let remedy = found[0].remedy.as_deref().unwrap_or_default();
-    assert!(remedy.starts_with("pve-sandbox-agent bridge init"), "{remedy}");
+    assert!(remedy.starts_with("ip -d link show vmbr1"), "{remedy}");
     sick.sh("mv $ROOT/bridge.off $ROOT/net/vmbr1/bridge; touch $ROOT/unlisted");
     let found = sick.findings().await;
     let names: Vec<_> = found.iter().map(|check| check.name).collect();
@@ -128,11 +128,16 @@ async fn each_flaw_of_the_clock_is_found_and_mended() {
     let sick = Sick::start().await;
     sick.is_mended("clock", "touch $ROOT/unsynchronised").await;
     // Where controller and node are apart, the node's certificate begins in the node's future.
-    sick.is_mended("certificate", "touch $ROOT/behind").await;
-    sick.sh("touch $ROOT/behind");
+    sick.is_mended("certificate", "touch $ROOT/behind $ROOT/unsynchronised").await;
+    sick.sh("touch $ROOT/behind $ROOT/unsynchronised");
     let found = sick.findings().await;
-    let [behind] = &found[..] else { panic!("{found:?}") };
+    let behind = found.iter().find(|check| check.name == "certificate").expect("a finding");
     assert!(behind.found.contains("the clock of this machine is behind"), "{behind:?}");
+    // With a clock that is right, it was the maker's that was wrong.
+    sick.sh("rm $ROOT/unsynchronised");
+    let found = sick.findings().await;
+    let [early] = &found[..] else { panic!("{found:?}") };
+    assert!(early.found.contains("made while a clock was ahead"), "{early:?}");
     sick.sh("rm $ROOT/behind; mv $ROOT/bin/timedatectl $ROOT/timedatectl");
     let found = sick.findings().await;
     let [silent] = &found[..] else { panic!("{found:?}") };
@@ -327,6 +332,29 @@ async fn each_flaw_of_storage_template_and_programs_is_found_and_mended() {
     assert_eq!(unused.remedy.as_deref(), Some("set storage = \"fast\" in agent.toml"));
     sick.sh("sed -i 's/^storage = .*/storage = \"fast\"/' $ROOT/agent.toml");
     assert_eq!(sick.findings().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn storage_that_is_not_decided_is_found_until_one_is_named() {
+    let sick = Sick::start().await;
+    // No template, and two storages whose room only PVE knows.
+    let storages = "printf 'rbd: a\\n\\tcontent rootdir\\n\\nrbd: b\\n\\tcontent rootdir\\n\\n'";
+    sick.sh(&format!(
+        "mv $ROOT/pve/nodes/n1/lxc/9000.conf $ROOT/9000.conf; {storages} > $ROOT/pve/storage.cfg"
+    ));
+    let of_storage = async || {
+        let found = sick.findings().await.into_iter();
+        found.filter(|check| check.name == "storage").collect::<Vec<_>>()
+    };
+    let found = of_storage().await;
+    let [undecided] = &found[..] else { panic!("{found:?}") };
+    assert!(undecided.found.ends_with(": a, b"), "{undecided:?}");
+    let remedy = undecided.remedy.as_deref().unwrap_or_default();
+    let edit = remedy.strip_prefix("set ").and_then(|edit| edit.split_once(", or another"));
+    let (edit, _) = edit.expect("an edit");
+    assert_eq!(edit, "storage = \"a\"");
+    sick.sh(&format!("sed -i '1i {edit}' $ROOT/agent.toml"));
+    assert_eq!(of_storage().await, []);
 }
 
 /// Runs `template init` as far as where the template goes and which number it gets; what is there already stays.

@@ -8,6 +8,7 @@
 
 mod controller;
 mod doctor;
+mod doctor_network;
 mod node;
 mod patient;
 mod repeat;
@@ -74,6 +75,7 @@ async fn bare_node_joins_with_one_line_and_its_agent_is_found() {
         error @ (Error::Line(_)
         | Error::Config(_)
         | Error::Bridge(_)
+        | Error::Listen { .. }
         | Error::Name(_)
         | Error::File(..)) => panic!("{error}"),
     }
@@ -161,6 +163,29 @@ async fn another_network_is_refused_while_a_sandbox_is_in_the_present_one_and_th
     std::fs::remove_file(&config).expect("it is moved");
     node.join(&line).await.expect("the same token");
     assert_eq!(planned(&node, None).as_deref(), Ok("172.20.0.1/24"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_of_ipv6_gets_an_agent_that_listens_there_unless_the_operator_has_set_where() {
+    let world = World::start(LIFE).await;
+    let node = Node::new("n1");
+    let before = node.config();
+    let line = Line { address: "::1".parse().ok(), ..world.line("n1").await };
+    let error = node.join(&line).await.expect_err("listen = \"127.0.0.1:PORT\"");
+    let told = error.to_string();
+    assert!(told.contains("its token is still good") && told.contains("\"[::]:"), "{told}");
+    assert_eq!(node.config(), before, "nothing was done");
+
+    // The default is not the operator's.
+    let without = before.lines().filter(|line| !line.starts_with("listen = "));
+    let without = without.collect::<Vec<_>>().join("\n") + "\n";
+    std::fs::write(node.file("agent.toml"), &without).expect("written");
+    let done = node.join(&line).await.expect("the same token");
+    assert!(done.iter().any(|step| step.starts_with("set listen = \"[::]:7445\"")), "{done:?}");
+    let after = node.config();
+    assert!(after.starts_with("listen = \"[::]:7445\"\n"), "{after}");
+    let (own, _) = without.split_once("[pve]").expect("a table");
+    assert!(after.contains(own), "{own} in {after}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

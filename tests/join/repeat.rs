@@ -138,7 +138,7 @@ impl Machine {
             node,
             address: "192.0.2.11:7445".into(),
             pool: "10.100.1.0/24".into(),
-            issued: Issued { serial: "01".into(), not_after_ms: 10_000 },
+            issued: Issued { serial: "01".into(), not_after_ms: 10_000, in_use: None },
             now_ms: 2,
         };
         assert!(store.admit(admission).await.expect("stored"), "it is enrolled");

@@ -10,7 +10,7 @@ use std::{
 };
 
 use agent::{
-    bridge,
+    bridge::{self, Plan},
     clock::{Clock as _, SystemClock},
     config::Flags,
     doctor::{self, Host},
@@ -57,7 +57,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     (
         "ifup",
         "mkdir -p $ROOT/net/$2/bridge\n\
-         printf '|-- 10.100.1.1\\n/32 host LOCAL\\n' > $ROOT/proc/net/fib_trie",
+         printf '|-- 10.100.1.1\\n/32 host LOCAL\\n' > $ROOT/proc/net/fib_trie\n\
+         grep -q \"^$2\" $ROOT/proc/net/route || \\\n\
+         printf '%s\\t0001640A\\t00000000\\t0001\\t0\\t0\\t0\\t00FFFFFF\\t0\\t0\\t0\\n' $2 >> $ROOT/proc/net/route",
     ),
     ("timedatectl", TIMEDATECTL),
     ("modprobe", "rm -f $ROOT/countless"),
@@ -233,6 +235,17 @@ impl Sick {
         doctor::run(Some(&path), &Flags::default(), &|_| None, &self.host()).await
     }
 
+    /// Runs `pve-sandbox-agent bridge init`, as its program does, but for the unit of the name server.
+    pub(crate) fn bridge_init(&self) -> Result<Plan, bridge::Error> {
+        let host = self.host();
+        let plan = bridge::plan(None, &host.bridge, &host.net)?;
+        if let Plan::Make(bridge) = &plan {
+            bridge::write(bridge, &host.bridge)?;
+            self.sh(&format!("ifup --force {}; nft -f $ROOT/etc/nat.nft", bridge.name));
+        }
+        Ok(plan)
+    }
+
     pub(crate) fn path(&self, name: &str) -> String {
         self.node.file(name).display().to_string()
     }
@@ -258,7 +271,12 @@ impl Patient for Sick {
 
     /// Runs a remedy word for word.
     async fn run(&self, remedy: &str) {
-        self.sh(remedy);
+        match remedy {
+            "pve-sandbox-agent bridge init" => {
+                self.bridge_init().expect("a bridge is made");
+            }
+            _ => self.sh(remedy),
+        }
     }
 }
 

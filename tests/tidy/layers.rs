@@ -188,6 +188,7 @@ const DAEMON: &[Rule] = &[
     ("peer", &["clock"]),
     ("replace", &[]),
     ("seal", &[]),
+    ("seldom", &["sync"]),
     ("sever", &[]),
     ("shares", &["sync"]),
     ("status", &[]),

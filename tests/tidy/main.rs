@@ -2,6 +2,7 @@
 
 mod circles;
 mod docs;
+mod documented;
 mod language;
 mod layers;
 mod packaging;

@@ -1,8 +1,10 @@
 //! Length, leftovers, and words that do not belong in a repository.
 
-use crate::source::{code, files};
+use crate::source::{code, files, shipped_with_strings};
 
 const LINES_MAX: usize = 700;
+/// Gap in a line of text that is no alignment: a text over two lines of code whose `\` is lost.
+const GAP: &str = "        ";
 
 #[test]
 fn files_are_short() {
@@ -22,6 +24,33 @@ fn no_test_is_ignored_and_no_code_is_unfinished() {
         for word in banned {
             assert!(!code.contains(word), "{}: {word}", file.path);
         }
+    }
+}
+
+/// Whether a text of this line of code has a gap in it.
+fn has_gap(line: &str) -> bool {
+    line.split_once('"').is_some_and(|(_, text)| text.trim().contains(GAP))
+}
+
+#[test]
+fn texts_have_no_gaps() {
+    let mut wrong = Vec::new();
+    for krate in ["proto", "daemon", "archive", "sftp", "agent", "controller", "cli"] {
+        for file in files(&format!("{krate}/src"), &[".rs"]) {
+            let shipped = shipped_with_strings(&file);
+            let gaps = shipped.lines().filter(|line| has_gap(line));
+            wrong.extend(gaps.map(|line| format!("{}: {}", file.path, line.trim())));
+        }
+    }
+    assert!(wrong.is_empty(), "end the line of code with a backslash:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn gap_in_a_text_is_found() {
+    assert!(has_gap(r#"    let what = "it stays            until then";"#));
+    for good in [r#"    let a = "x";            "#, r#"            "deep", "#, "let a        = 1;"]
+    {
+        assert!(!has_gap(good), "{good}");
     }
 }
 

@@ -16,7 +16,7 @@ use agent::{
         caddy::{self, Proof},
         decide::Rules,
         hold::{Holds, Limits},
-        owner_resolver::{Owners, Sources},
+        owner_resolver::{OwnerResolver, Sources},
         probe::Probe,
         routes::NodeRoutes,
         server::{self, Ingress},
@@ -137,7 +137,7 @@ impl Node {
         let clock = Arc::new(SystemClock::default());
         let sources =
             Sources { root: dir.to_owned(), memory: dir.join("owners"), peer_port: PEER_PORT };
-        let owners = Owners::new(stage.pve.node(&stage.name), clock.clone(), sources);
+        let owners = OwnerResolver::new(stage.pve.node(&stage.name), clock.clone(), sources);
         let names = Arc::new(NameDirectory::load(dir.join("names")));
         let routes = NodeRoutes::new(Arc::clone(agent.sandboxes()), Arc::new(owners), names);
         let ingress = Ingress {

@@ -21,22 +21,23 @@ use crate::{
 
 /// Product's algorithm with the shipped settings.
 pub(crate) const OURS: Algorithm =
-    Algorithm::Ours { look: Look::Sample(16), bids: false, spread: true };
+    Algorithm::Ours { look: Look::Sample(16), probes: false, spread: true };
 
 const fn ours(k: usize) -> Algorithm {
-    Algorithm::Ours { look: Look::Sample(k), bids: false, spread: true }
+    Algorithm::Ours { look: Look::Sample(k), probes: false, spread: true }
 }
 
-const FULL: Algorithm = Algorithm::Ours { look: Look::All, bids: false, spread: true };
-const UNSPREAD: Algorithm = Algorithm::Ours { look: Look::Sample(16), bids: false, spread: false };
-const BIDS: Algorithm = Algorithm::Ours { look: Look::Sample(16), bids: true, spread: true };
+const FULL: Algorithm = Algorithm::Ours { look: Look::All, probes: false, spread: true };
+const UNSPREAD: Algorithm =
+    Algorithm::Ours { look: Look::Sample(16), probes: false, spread: false };
+const PROBES: Algorithm = Algorithm::Ours { look: Look::Sample(16), probes: true, spread: true };
 
 impl Algorithm {
     /// Returns the name in the table.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Peer(peer) => peer.name().into(),
-            Self::Ours { bids: true, .. } => "ours, 16 -> bid 3".into(),
+            Self::Ours { probes: true, .. } => "ours, k=16, 3 probes".into(),
             Self::Ours { spread: false, .. } => "ours, k=16, teams not spread".into(),
             Self::Ours { look: Look::Sample(k), .. } => format!("ours, k={k}"),
             Self::Ours { look: Look::All, .. } => "ours, full scan".into(),
@@ -77,7 +78,7 @@ impl Results {
 
 fn everybody() -> Vec<Algorithm> {
     let peers = Peer::ALL.into_iter().map(Algorithm::Peer);
-    peers.chain([ours(4), ours(8), OURS, UNSPREAD, FULL, BIDS]).collect()
+    peers.chain([ours(4), ours(8), OURS, UNSPREAD, FULL, PROBES]).collect()
 }
 
 /// Choice of the seeds to run.
@@ -107,35 +108,35 @@ fn parts(seeds: Seeds) -> Vec<Part> {
         part("N=100", of_100, 5, everybody()),
         part("N=32", Scenario::of(32), 8, everybody()),
         part("N=10", Scenario::of(10), 10, everybody()),
-        part("reports every 1 s", late(1.0), 3, vec![peer(Peer::LeastCpu), OURS, BIDS]),
-        part("reports every 10 s", late(10.0), 3, vec![peer(Peer::LeastCpu), OURS, BIDS]),
-        part("reports every 20 s", late(20.0), 3, vec![peer(Peer::LeastCpu), OURS, BIDS]),
+        part("reports every 1 s", late(1.0), 3, vec![peer(Peer::LeastCpu), OURS, PROBES]),
+        part("reports every 10 s", late(10.0), 3, vec![peer(Peer::LeastCpu), OURS, PROBES]),
+        part("reports every 20 s", late(20.0), 3, vec![peer(Peer::LeastCpu), OURS, PROBES]),
         part(
             "10 controllers",
             Scenario { controllers: 10, ..of_100 },
             3,
-            vec![peer(Peer::LeastCpu), peer(Peer::E2b), ours(4), OURS, FULL, BIDS],
+            vec![peer(Peer::LeastCpu), peer(Peer::E2b), ours(4), OURS, FULL, PROBES],
         ),
         part(
             "tight: 4.3 times the cores",
             Scenario { load: 4.3, ..of_100 },
             3,
-            vec![peer(Peer::E2b), peer(Peer::Kubernetes), peer(Peer::NomadSpread), OURS, BIDS],
+            vec![peer(Peer::E2b), peer(Peer::Kubernetes), peer(Peer::NomadSpread), OURS, PROBES],
         ),
         part(
             "bursts of 80 %",
             Scenario { bursts: 0.8, ..of_100 },
             3,
-            vec![peer(Peer::E2b), OURS, BIDS],
+            vec![peer(Peer::E2b), OURS, PROBES],
         ),
         part(
             "no faults, no foreign guests",
             Scenario { faults: false, ..of_100 },
             3,
-            vec![peer(Peer::E2b), peer(Peer::Kubernetes), peer(Peer::CrsDynamic), OURS, BIDS],
+            vec![peer(Peer::E2b), peer(Peer::Kubernetes), peer(Peer::CrsDynamic), OURS, PROBES],
         ),
-        part("serial starts, N=100", serial(100), 3, vec![peer(Peer::E2b), OURS, BIDS]),
-        part("serial starts, N=10", serial(10), 10, vec![peer(Peer::E2b), OURS, BIDS]),
+        part("serial starts, N=100", serial(100), 3, vec![peer(Peer::E2b), OURS, PROBES]),
+        part("serial starts, N=10", serial(10), 10, vec![peer(Peer::E2b), OURS, PROBES]),
     ]
 }
 

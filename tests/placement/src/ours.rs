@@ -40,8 +40,8 @@ const LIMITS: Limits = Limits {
     cpu_overcommit: 0.0,
     memory_used_max: 0.97,
     storage_free_min: 0.0,
-    cpu_habit: 0.14,
-    memory_habit: 0.40,
+    assumed_cpu_use: 0.14,
+    assumed_memory_use: 0.40,
 };
 
 fn ms(seconds: f64) -> u64 {
@@ -154,19 +154,19 @@ impl Ours {
     }
 
     /// Returns the best of the nodes that were just probed; their answers were recorded as reports.
-    pub(crate) fn best_bid(
+    pub(crate) fn best_probed(
         &mut self,
         request: &Request,
-        bidders: &[usize],
+        answered: &[usize],
         now: f64,
     ) -> Option<usize> {
-        let mut bidders: Vec<_> = bidders.iter().map(|&at| node(at)).collect();
-        bidders.sort_unstable();
+        let mut answered: Vec<_> = answered.iter().map(|&at| node(at)).collect();
+        answered.sort_unstable();
         let mut random = self.random.clone();
         self.ask(request, &[], |fleet, ask| {
             let size = Size::default();
             let holder = |&node| Holder { node, size, queued: 0, queue_max: 0, cached: false };
-            let holders: Vec<_> = bidders.iter().map(holder).collect();
+            let holders: Vec<_> = answered.iter().map(holder).collect();
             let now = fleet.now(ms(now));
             let choice =
                 choose(fleet.views(), &holders, ask, &LIMITS, &now, Look::All, &mut random);

@@ -23,7 +23,7 @@ pub enum Algorithm {
         /// Number of nodes to look at.
         look: Look,
         /// Whether the best three are asked for a fresh report and a reservation before the choice.
-        bids: bool,
+        probes: bool,
         /// Whether a team's sandboxes are spread.
         spread: bool,
     },
@@ -92,7 +92,7 @@ struct World<'a> {
     on: Vec<Option<usize>>,
     hosts: Vec<Host>,
     controllers: Vec<Controller>,
-    bids: bool,
+    probes: bool,
     events: BinaryHeap<Due>,
     made: u64,
     network: Stream,
@@ -135,7 +135,7 @@ pub fn run(algorithm: Algorithm, scenario: &Scenario, seed: u64) -> Measured {
         requests: drawn.requests,
         hosts: drawn.machines.into_iter().map(Host::new).collect(),
         controllers,
-        bids: matches!(algorithm, Algorithm::Ours { bids: true, .. }),
+        probes: matches!(algorithm, Algorithm::Ours { probes: true, .. }),
         events: BinaryHeap::new(),
         made: 0,
         network: Stream::new(seed, stream::NETWORK),
@@ -279,13 +279,13 @@ impl World<'_> {
             }
             Controller::Ours(ours) => {
                 let best = ours.best(&request, &tried, now);
-                if self.bids { self.bid(id, &best, now) } else { best.first().copied() }
+                if self.probes { self.probe(id, &best, now) } else { best.first().copied() }
             }
         };
         self.tried[id] = tried;
         let Some(node) = chosen else { return self.fail(id) };
         if let Controller::Ours(ours) = &mut self.controllers[request.controller] {
-            if !self.bids {
+            if !self.probes {
                 ours.decided(id, &request, node, now);
             }
             if let Some(team) = request.burst {
@@ -298,7 +298,7 @@ impl World<'_> {
     }
 
     /// Asks the best nodes for a fresh report and a reservation, and takes the best of the answers.
-    fn bid(&mut self, id: usize, best: &[usize], now: f64) -> Option<usize> {
+    fn probe(&mut self, id: usize, best: &[usize], now: f64) -> Option<usize> {
         let request = self.requests[id];
         let Controller::Ours(ours) = &mut self.controllers[request.controller] else { return None };
         let mut answered = Vec::new();
@@ -309,7 +309,8 @@ impl World<'_> {
                 answered.push(node);
             }
         }
-        let chosen = ours.best_bid(&request, &answered, now).or_else(|| best.first().copied())?;
+        let chosen =
+            ours.best_probed(&request, &answered, now).or_else(|| best.first().copied())?;
         ours.decided(id, &request, chosen, now);
         if answered.contains(&chosen) {
             self.hosts[chosen].promised.push((id, now + PROMISE_S, request));

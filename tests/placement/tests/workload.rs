@@ -3,7 +3,7 @@
 use controller::placement::Look;
 use workload::{Algorithm, Measured, Peer, Scenario, run};
 
-const OURS: Algorithm = Algorithm::Ours { look: Look::Sample(16), bids: false, spread: true };
+const OURS: Algorithm = Algorithm::Ours { look: Look::Sample(16), probes: false, spread: true };
 
 fn mean(algorithm: Algorithm) -> Measured {
     let runs: Vec<_> = (1..=4).map(|seed| run(algorithm, &Scenario::of(10), seed)).collect();
