@@ -126,12 +126,13 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     Ok(())
 }
 
-/// Slowest of a hundred calls, in milliseconds.
+/// 99th percentiles of calls, in milliseconds.
 struct Slowest {
     exec: f64,
     get: f64,
 }
 
+/// Measures several times, and returns the middle of each figure.
 async fn slowest(id: &str) -> Result<Slowest> {
     let (mut execs, mut gets) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
