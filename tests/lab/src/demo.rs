@@ -35,7 +35,7 @@ pub fn demo(lab: &Lab) -> Result<()> {
         user.ready_nodes() == lab.nodes().map_or(0, |nodes| nodes.len())
     })
     .context("the nodes do not all report; see `lab status` and target/lab/log")?;
-    user.types(&["nodes"])?;
+    user.types(&["node", "ls"])?;
 
     heading("Six sandboxes of a Debian template");
     let made = step("sandboxctl create --count 6", |_| {
@@ -82,7 +82,7 @@ pub fn demo(lab: &Lab) -> Result<()> {
     heading("One deleted, and what there is");
     user.types(&["rm", ids.last().copied().unwrap_or(first)])?;
     user.types(&["ls"])?;
-    user.types(&["fsck"])?;
+    user.types(&["admin", "fsck"])?;
 
     heading("The lab goes on running");
     let dir = lab.layout().dir().display();
